@@ -1,0 +1,223 @@
+"""What a store promises, held against the store in memory and against PostgreSQL."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+import asyncpg
+import pytest
+import trio
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from tests.memory_store import MemoryStore
+from traksense.config import load
+from traksense.errors import DataRefusedError, DeliveriesRefusedError
+from traksense.ingest.health import Health
+from traksense.ingest.ports import WriteResult
+from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+from traksense.store.postgres import PostgresStore, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from traksense.ingest.ports import Store
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+class OpenStore(Protocol):
+    """Opens a store; with strict provisioning if asked, where only the named devices are registered."""
+
+    def __call__(self, *, registered: list[tuple[str, str, str]] | None = None) -> AsyncStore:
+        """A context manager."""
+
+
+class AsyncStore(Protocol):
+    """An async context manager of a store."""
+
+    async def __aenter__(self) -> Store: ...
+    async def __aexit__(self, *args: object) -> None: ...
+
+
+@asynccontextmanager
+async def open_postgres_store(dsn: str, *, registered: list[tuple[str, str, str]] | None = None) -> AsyncIterator[PostgresStore]:
+    """A store on a migrated database, prepared."""
+    environ = {"DATABASE_URL": dsn, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
+    async with trio_asyncio.open_loop():
+        if registered:
+            await aio_as_trio(register)(dsn, registered)
+        async with open_store(load(environ), Health(["database"])) as store, trio.open_nursery() as nursery:
+            nursery.start_soon(store.run)
+            with trio.fail_after(10):
+                await store.probe()
+            yield store
+            nursery.cancel_scope.cancel()
+
+
+async def register(dsn: str, devices: list[tuple[str, str, str]]) -> None:
+    """asyncio-flavored."""
+    connection = await asyncpg.connect(dsn)
+    for tenant, site, device in devices:
+        await connection.execute("INSERT INTO traksense.tenant (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING", tenant)
+        await connection.execute("INSERT INTO traksense.device (tenant_id, site_id, device_id) VALUES ($1, $2, $3)", tenant, site, device)
+    await connection.close()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def open_any_store(request: pytest.FixtureRequest) -> OpenStore:
+    """Each implementation in turn."""
+    if request.param == "postgres":
+        dsn: str = request.getfixturevalue("database")
+        return lambda *, registered=None: open_postgres_store(dsn, registered=registered)
+
+    @asynccontextmanager
+    async def open_memory(*, registered: list[tuple[str, str, str]] | None = None) -> AsyncIterator[MemoryStore]:
+        store = MemoryStore()
+        if registered is not None:
+            store.devices = {"/".join(names) for names in registered}
+        yield store
+
+    return open_memory
+
+
+def delivery(*items: Item, device: str = "device", payload: bytes = b"{}", rejection: Rejection | None = None) -> Delivery:
+    """A delivery of one message with these items."""
+    route = Route("tenant", "site", device, Kind.TELEM)
+    message = Message(f"traksense/{route.path}/telem", payload, 1, 1, 1, redelivered=False, received_at=NOW, route=route)
+    points = sum(len(item.points) for item in items if isinstance(item, Telemetry))
+    return Delivery(message, list(items), points, rejection)
+
+
+def telemetry(*points: Point, second: int = 0, meta: bytes | None = None) -> Telemetry:
+    """Points at so many seconds after noon."""
+    return Telemetry(NOW + timedelta(seconds=second), list(points), meta)
+
+
+async def test_store_writes_every_type_of_value(open_any_store: OpenStore) -> None:
+    """Numbers, booleans and texts of one message are stored and counted."""
+    async with open_any_store() as store:
+        result = await store.write([delivery(telemetry(Point("a", 7.3, u="°C"), Point("b", True, "bool"), Point("c", "RUN", "enum")))])
+
+    assert WriteResult(points_stored=3) == result
+
+
+async def test_store_same_batch_again_is_all_duplicates(open_any_store: OpenStore) -> None:
+    """Writing a batch twice stores it once: redelivery, and a commit of unknown outcome, are harmless."""
+    batch = [delivery(telemetry(Point("a", 1.0), Point("b", 2.0), second=n)) for n in range(5)]
+    async with open_any_store() as store:
+        first = await store.write(batch)
+        again = await store.write(batch)
+
+    assert WriteResult(points_stored=10) == first
+    assert WriteResult(points_duplicate=10, duplicates=frozenset(range(5))) == again
+
+
+async def test_store_duplicates_and_news_are_told_apart(open_any_store: OpenStore) -> None:
+    """A message of which something is new is not a duplicate; its old points are counted as such."""
+    async with open_any_store() as store:
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        result = await store.write(
+            [delivery(telemetry(Point("a", 1.0))), delivery(telemetry(Point("a", 1.0), Point("b", 2.0))), delivery(telemetry(Point("a", 1.0), second=1))]
+        )
+
+    assert WriteResult(points_stored=2, points_duplicate=2, duplicates=frozenset([0])) == result
+
+
+async def test_store_other_value_under_the_same_key_is_a_conflict(open_any_store: OpenStore) -> None:
+    """The first value is kept; that the other differed is counted apart."""
+    async with open_any_store() as store:
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        result = await store.write([delivery(telemetry(Point("a", 2.0)))])
+
+    assert WriteResult(points_conflicting=1, duplicates=frozenset([0])) == result
+
+
+async def test_store_repeats_within_a_message_and_a_batch(open_any_store: OpenStore) -> None:
+    """The same point twice in one message: the first is stored, the rest are duplicates; likewise within a batch."""
+    async with open_any_store() as store:
+        result = await store.write(
+            [delivery(telemetry(Point("a", 1.0), Point("a", 1.0), Point("a", 9.0))), delivery(telemetry(Point("a", 1.0)))]
+        )
+
+    assert WriteResult(points_stored=1, points_duplicate=2, points_conflicting=1, duplicates=frozenset([1])) == result
+
+
+async def test_store_unit_is_part_of_the_series(open_any_store: OpenStore) -> None:
+    """One name in two units is two series; no unit and an empty one too."""
+    async with open_any_store() as store:
+        result = await store.write(
+            [delivery(telemetry(Point("A", 23.35, u="Cel"), Point("A", 64.0, u="%RH"), Point("A", 1.0), Point("A", 2.0, u="")))]
+        )
+
+    assert WriteResult(points_stored=4) == result
+
+
+async def test_store_dead_letters_beside_good_messages(open_any_store: OpenStore) -> None:
+    """A batch may have both; a dead letter that comes again is no error."""
+    bad = delivery(payload=b"\x00\xff", rejection=Rejection(Reason.PARSE_ERROR, "not JSON"))
+    async with open_any_store() as store:
+        first = await store.write([bad, delivery(telemetry(Point("a", 1.0)))])
+        again = await store.write([bad, bad])
+
+    assert WriteResult(points_stored=1) == first
+    assert WriteResult() == again
+
+
+async def test_store_ack_repeat_is_a_duplicate(open_any_store: OpenStore) -> None:
+    """One row for a command: the first acknowledgement is new, every later one a duplicate."""
+    async with open_any_store() as store:
+        first = await store.write([delivery(CommandAck("c1", True, b"{}", NOW))])
+        again = await store.write([delivery(CommandAck("c1", False, b"{}", NOW + timedelta(seconds=1))), delivery(CommandAck("c2", True, b"{}"))])
+
+    assert WriteResult() == first
+    assert WriteResult(duplicates=frozenset([0])) == again
+
+
+async def test_store_event_identity(open_any_store: OpenStore) -> None:
+    """An event is known again by its id or, without one, by device, type and ts."""
+    async with open_any_store() as store:
+        first = await store.write([delivery(Event("boot", NOW, "e1")), delivery(Event("boot", NOW)), delivery(Event("alarm", NOW))])
+        again = await store.write([delivery(Event("other", NOW, "e1")), delivery(Event("boot", NOW)), delivery(Event("boot", NOW + timedelta(seconds=1)))])
+
+    assert WriteResult() == first
+    assert WriteResult(duplicates=frozenset([0, 1])) == again
+
+
+async def test_store_event_beside_points_counts_as_new(open_any_store: OpenStore) -> None:
+    """A message whose points are old but whose event is new is not a duplicate."""
+    async with open_any_store() as store:
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        result = await store.write([delivery(telemetry(Point("a", 1.0)), Event("info", NOW, "e1"))])
+
+    assert WriteResult(points_duplicate=1) == result
+
+
+async def test_store_strict_names_unknown_devices(open_any_store: OpenStore) -> None:
+    """With strict provisioning nothing of the batch is stored, and each delivery of an unknown device is named."""
+    batch = [delivery(telemetry(Point("a", 1.0)), device=name) for name in ("known", "unknown", "known")]
+    batch.append(delivery(CommandAck("c", True, b"{}"), device="unknown"))
+    async with open_any_store(registered=[("tenant", "site", "known")]) as store:
+        with pytest.raises(DeliveriesRefusedError) as caught:
+            await store.write(batch)
+        assert {1, 3} == set(caught.value.rejections)
+        assert {Reason.UNKNOWN_DEVICE} == {r.reason for r in caught.value.rejections.values()}
+        for index, rejection in caught.value.rejections.items():
+            batch[index].reject(rejection)
+        result = await store.write(batch)
+
+    assert WriteResult(points_stored=1, points_duplicate=1, duplicates=frozenset([2])) == result
+
+
+async def test_store_refuses_what_it_cannot_store(open_any_store: OpenStore) -> None:
+    """Data that the database refuses raises DataRefusedError and leaves nothing behind."""
+    poison = "poison" if "memory" in str(open_any_store) else "nul \x00 in a text"
+    good, bad = delivery(telemetry(Point("a", 1.0))), delivery(telemetry(Point("b", poison, "text")))
+    async with open_any_store() as store:
+        with pytest.raises(DataRefusedError):
+            await store.write([good, bad])
+        result = await store.write([good])
+
+    assert WriteResult(points_stored=1) == result

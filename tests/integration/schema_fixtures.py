@@ -1,0 +1,90 @@
+"""Databases for the tests of the schema: every supported PostgreSQL here, and TimescaleDB where one is given.
+
+| environment variable | effect |
+|---|---|
+| `TRAKSENSE_TEST_TIMESCALE_DSN` | superuser's DSN of a server with TimescaleDB; databases are made in it |
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from psycopg import sql
+from schema_servers import TIMESCALEDB, Database, Server, give_to_plain_owner, with_parts
+
+from traksense.tools.stack import embedded_bindir, major_of, postgres_version, system_bindirs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from traksense.tools.stack import PostgresProcess
+
+TIMESCALE_DSN = "TRAKSENSE_TEST_TIMESCALE_DSN"
+
+
+def _bindirs() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    named = os.environ.get("TRAKSENSE_TEST_POSTGRES_BINDIR")
+    for bindir in (embedded_bindir(), *system_bindirs()) if named is None else ():
+        if bindir is not None and major_of(postgres_version(bindir)) >= 15:
+            found.setdefault(f"pg{major_of(postgres_version(bindir))}", bindir)
+    return found
+
+
+_BINDIRS = _bindirs()
+
+
+@pytest.fixture(scope="session", params=[*_BINDIRS, TIMESCALEDB])
+def schema_server(
+    request: pytest.FixtureRequest, postgres_servers: Callable[[Path], PostgresProcess]
+) -> Server:
+    """Each server in turn."""
+    if request.param != TIMESCALEDB:
+        bindir = _BINDIRS[request.param]
+        return Server(postgres_servers(bindir).dsn, request.param, bindir)
+    dsn = os.environ.get(TIMESCALE_DSN)
+    if not dsn:
+        pytest.skip(f"no TimescaleDB: {TIMESCALE_DSN} is not set")
+    return Server(dsn, TIMESCALEDB, None)
+
+
+@pytest.fixture
+def bare(schema_server: Server) -> Iterator[Database]:
+    """A fresh database without a schema; its superuser migrates."""
+    yield from _database(schema_server)
+
+
+@pytest.fixture
+def migrated(bare: Database) -> Database:
+    """A fresh, migrated database that a superuser owns."""
+    bare.migrate()
+    return bare
+
+
+@pytest.fixture(params=["superuser", "plain"])
+def owned(request: pytest.FixtureRequest, bare: Database) -> Database:
+    """A fresh, migrated database, once owned by a superuser and once by a role without attributes."""
+    database = bare if request.param == "superuser" else give_to_plain_owner(bare)
+    database.migrate()
+    return database
+
+
+def _database(server: Server) -> Iterator[Database]:
+    name = f"schema_{secrets.token_hex(6)}"
+    dsn = with_parts(server.dsn, database=name)
+    database = Database(dsn, dsn, server)
+    with psycopg.connect(server.dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            if server.timescaledb:
+                database.run("CREATE EXTENSION IF NOT EXISTS timescaledb")
+            yield database
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            for role in reversed(database.roles):
+                admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

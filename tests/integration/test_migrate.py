@@ -1,0 +1,342 @@
+# ruff: noqa: SIM300  (expected == actual)
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import asyncpg
+import psycopg
+import pytest
+from schema_servers import give_to_plain_owner, with_parts
+
+from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.store import migrate as module
+from traksense.store.migrate import ADVISORY_LOCK, LATEST, Migration, migrate, migrations, read_version
+
+if TYPE_CHECKING:
+    from schema_servers import Database, Server
+
+pytest_plugins = ("schema_fixtures",)
+
+log = logging.getLogger(__name__)
+NAMES = tuple(str(migration) for migration in migrations())
+SQL_DIRECTORY = Path(__file__).parents[2] / "sql"
+
+
+def engine_of(database: Database) -> str:
+    return "timescaledb" if database.server.timescaledb else "postgresql"
+
+
+def run_migrate(dsn: str) -> StoreError:
+    """The error that migrate ends with."""
+    with pytest.raises(StoreError) as caught:
+        asyncio.run(migrate(dsn, log=log))
+    return caught.value
+
+
+def version_of(dsn: str) -> int | None:
+    async def read() -> int | None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await read_version(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())
+
+
+def test_latest_is_newest_file() -> None:
+    """The number that the service asks for is the number of the newest SQL file."""
+    versions = [int(path.name[:4]) for path in SQL_DIRECTORY.glob("*.sql")]
+
+    assert max(versions) == LATEST
+
+
+def test_checksum_ignores_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout with other line ends has the same migrations."""
+    for path in SQL_DIRECTORY.glob("*.sql"):
+        (tmp_path / path.name).write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    original = [migration.checksum for migration in migrations()]
+    monkeypatch.setattr(module, "_sql_directory", lambda: tmp_path)
+
+    assert original == [migration.checksum for migration in migrations()]
+
+
+def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without its SQL files says so instead of calling an empty database up to date."""
+    monkeypatch.setattr(module, "_sql_directory", lambda: tmp_path)
+
+    with pytest.raises(StoreMisconfiguredError, match="install it again"):
+        migrations()
+
+
+def test_migrate_fresh(bare: Database) -> None:
+    """An empty database gets every migration, and the report says what was done on what."""
+    report = bare.migrate()
+
+    assert (None, LATEST, NAMES, engine_of(bare)) == (
+        report.from_version,
+        report.to_version,
+        report.applied,
+        report.engine,
+    )
+    assert bare.value("SELECT split_part(current_setting('server_version'), ' ', 1)") == report.server_version
+
+
+def test_migrate_records_checksums(migrated: Database) -> None:
+    """Each applied migration is recorded with its name and the checksum of its file."""
+    rows = migrated.rows("SELECT version, name, checksum FROM traksense.schema_version ORDER BY version")
+
+    assert [(m.version, m.name, m.checksum) for m in migrations()] == rows
+
+
+def test_migrate_twice(migrated: Database) -> None:
+    """A second run finds nothing to do."""
+    report = migrated.migrate()
+
+    assert (LATEST, LATEST, ()) == (report.from_version, report.to_version, report.applied)
+
+
+def test_migrate_by_plain_owner(bare: Database) -> None:
+    """The owner of the database needs no attribute of its role to migrate it."""
+    report = give_to_plain_owner(bare).migrate()
+
+    assert report.applied == NAMES
+
+
+def test_migrate_four_at_once(bare: Database) -> None:
+    """Of several replicas that start at once, one migrates and the others wait and find it done."""
+
+    async def race() -> list[tuple[str, ...]]:
+        reports = await asyncio.gather(*(migrate(bare.dsn, log=log) for _ in range(4)))
+        return sorted(report.applied for report in reports)
+
+    assert [(), (), (), NAMES] == asyncio.run(race())
+
+
+def test_migrate_tells_of_waiting(bare: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """A wait for another replica's migration is logged when it begins and when it ends."""
+    caplog.set_level(logging.INFO)
+    with bare.connect() as other:
+        other.execute("SELECT pg_advisory_lock(%s, %s)", ADVISORY_LOCK)
+        waiter = threading.Thread(target=bare.migrate)
+        waiter.start()
+        deadline = time.monotonic() + 20
+        while "migration_lock_waited_for" not in caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        before = other.execute("SELECT to_regnamespace('traksense')").fetchone()
+    waiter.join(20)
+
+    assert (None,) == before
+    assert ["migration_lock_waited_for", "migration_lock_taken", "migration_applied"] == caplog.messages[:3]
+
+
+def test_migrate_lock_wait_is_bounded(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is never released ends in an error that says so."""
+    monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.0)
+    with bare.connect() as other:
+        other.execute("SELECT pg_advisory_lock(%s, %s)", ADVISORY_LOCK)
+        error = run_migrate(bare.dsn)
+
+    assert StoreUnavailableError is type(error)
+    assert str(error).startswith("another migration of this database has been running")
+
+
+def test_migrate_refuses_newer_schema(migrated: Database) -> None:
+    """A database that a newer release has migrated is left alone."""
+    migrated.run(
+        f"INSERT INTO traksense.schema_version (version, name) VALUES ({LATEST + 1}, 'of_the_future')"
+    )
+    error = run_migrate(migrated.dsn)
+
+    assert SchemaNewerError is type(error)
+    expected = f"the database has schema version {LATEST + 1}, this release knows {LATEST}: upgrade traksense"
+    assert expected == str(error)
+
+
+def test_migrate_refuses_changed_file(migrated: Database) -> None:
+    """A file that was edited after it had been applied is noticed and named."""
+    migrated.run("UPDATE traksense.schema_version SET checksum = repeat('0', 64) WHERE version = 1")
+    error = run_migrate(migrated.dsn)
+
+    assert StoreMisconfiguredError is type(error)
+    assert (
+        "migration 0001_first_schema is not the one that this database was given: its checksum differs"
+        == str(error)
+    )
+
+
+def test_migrate_refuses_gap(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later migration without an earlier one is refused rather than applied in the wrong order."""
+    more = (*migrations(), Migration(2, "two", "SELECT 1"), Migration(3, "three", "SELECT 1"))
+    monkeypatch.setattr(module, "migrations", lambda: more)
+    monkeypatch.setattr(module, "LATEST", 3)
+    migrated.run("INSERT INTO traksense.schema_version (version, name) VALUES (3, 'three')")
+    error = run_migrate(migrated.dsn)
+
+    assert "migration 0002_two was skipped: the database is at version 3 without it" == str(error)
+
+
+def test_migrate_rolls_failure_back(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration that fails leaves nothing behind, and those before it stay."""
+    more = (*migrations(), Migration(2, "failing", "CREATE TABLE public.half_done (); SELECT 1 / 0"))
+    monkeypatch.setattr(module, "migrations", lambda: more)
+    error = run_migrate(migrated.dsn)
+
+    assert StoreMisconfiguredError is type(error)
+    assert str(error).endswith("refuses the migration: division by zero (SQLSTATE 22012)")
+    assert (None, 1) == migrated.rows(
+        "SELECT to_regclass('public.half_done'), max(version) FROM traksense.schema_version"
+    )[0]
+
+
+@pytest.mark.parametrize("arguments", [(), ("-1", "-v", "ON_ERROR_STOP=1")], ids=["plain", "one-transaction"])
+def test_psql_can_run_the_files(bare: Database, schema_server: Server, arguments: tuple[str, ...]) -> None:
+    """The files work in psql whatever the search_path, and migrate adopts what psql has applied."""
+    psql = str(schema_server.bindir / "psql") if schema_server.bindir else shutil.which("psql")
+    if psql is None or not Path(psql).exists():
+        pytest.skip("no psql here")
+    files = [argument for path in sorted(SQL_DIRECTORY.glob("*.sql")) for argument in ("-f", str(path))]
+    done = subprocess.run(
+        [psql, "-X", "-q", "-d", bare.dsn, *arguments, *files],
+        env={**os.environ, "PGOPTIONS": "-c search_path= -c client_min_messages=warning"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert version_of(bare.dsn) == LATEST
+    assert () == bare.migrate().applied
+    rows = bare.rows("SELECT checksum FROM traksense.schema_version ORDER BY version")
+    assert [(m.checksum,) for m in migrations()] == rows
+
+
+def test_read_version_without_schema(bare: Database) -> None:
+    """A database that was never migrated has no version, which is not an error."""
+    version = version_of(bare.dsn)
+
+    assert version is None
+
+
+def test_read_version_without_rights(migrated: Database) -> None:
+    """A role that may not look is told which right it lacks."""
+    dsn = migrated.create_role("stranger")
+
+    with pytest.raises(
+        StoreMisconfiguredError, match="lacks a right on the database: permission denied for schema"
+    ):
+        version_of(dsn)
+
+
+def test_migrate_refuses_old_server(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is too old is named with its version before anything is tried on it."""
+    monkeypatch.setattr(module, "SERVER_MINIMUM", 99)
+    error = run_migrate(bare.dsn)
+
+    assert StoreMisconfiguredError is type(error)
+    assert re.fullmatch(r"traksense needs PostgreSQL 99 or newer, this is \d+\.\d+", str(error))
+
+
+def test_migrate_refuses_other_encodings(bare: Database) -> None:
+    """A database that cannot hold every character is refused."""
+    name = f"ascii_{secrets.token_hex(4)}"
+    bare.run(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+    try:
+        error = run_migrate(with_parts(bare.dsn, database=name))
+    finally:
+        bare.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    assert "traksense needs a UTF8 database, this one is SQL_ASCII" == str(error)
+
+
+def test_migrate_without_rights(bare: Database) -> None:
+    """A role that may not create a schema is told so in one line, and nothing is left behind."""
+    error = run_migrate(bare.create_role("stranger"))
+
+    assert StoreMisconfiguredError is type(error)
+    place = f"{urlsplit(bare.dsn).hostname}:{urlsplit(bare.dsn).port}{urlsplit(bare.dsn).path}"
+    name = urlsplit(bare.dsn).path[1:]
+    expected = f"the role lacks a right on {place}: permission denied for database {name} (SQLSTATE 42501)"
+    assert expected == str(error)
+    assert version_of(bare.dsn) is None
+
+
+def test_migrate_with_wrong_password(bare: Database) -> None:
+    """A wrong password is a refused login, and is not repeated in the message."""
+    error = run_migrate(with_parts(bare.dsn, user="postgres", password="s3cret-but-wrong"))
+
+    assert (StoreMisconfiguredError, "28P01") == (type(error), error.sqlstate)
+    assert "refuses the login" in str(error)
+    assert "s3cret" not in str(error)
+
+
+def test_migrate_without_database(bare: Database) -> None:
+    """A database that does not exist is named."""
+    error = run_migrate(with_parts(bare.dsn, database="nobody_made_this"))
+
+    assert (StoreMisconfiguredError, "3D000") == (type(error), error.sqlstate)
+    assert 'does not exist: database "nobody_made_this" does not exist (SQLSTATE 3D000)' in str(error)
+
+
+def test_migrate_unreachable() -> None:
+    """A server that is not there is transient trouble, told in one line without the password."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        error = run_migrate(f"postgresql://user:s3cret@127.0.0.1:{port}/traksense")
+
+    assert StoreUnavailableError is type(error)
+    assert f"127.0.0.1:{port}/traksense cannot be reached: Connection refused" == str(error)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["nonsense:s3cret@", "postgresql://user:s3cret@host:port/db", "postgresql://u:s3cret@h/db?sslmode=maybe"],
+)
+def test_migrate_with_unreadable_dsn(dsn: str) -> None:
+    """A connection string that cannot be read is not quoted, since it holds a password."""
+    error = run_migrate(dsn)
+
+    assert StoreMisconfiguredError is type(error)
+    assert "the connection string cannot be read" == str(error)
+
+
+def test_migrate_is_cancelled_cleanly(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration that is cancelled half-way is rolled back, and the next one is not kept waiting."""
+    slow = Migration(1, "slow", "CREATE TABLE public.half_done (); SELECT pg_sleep(30)")
+
+    async def cancel() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "migrations", lambda: (slow,))
+            task = asyncio.create_task(migrate(bare.dsn, log=log))
+            await asyncio.sleep(0.5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cancel())
+
+    assert bare.migrate().applied == NAMES
+    assert bare.value("SELECT to_regclass('public.half_done')") is None
+
+
+def test_search_path_of_the_role_does_not_matter(bare: Database) -> None:
+    """Tables of the same names in front of ours are not touched or looked at."""
+    bare.run("CREATE SCHEMA evil", "CREATE TABLE evil.measure (x int)", "CREATE TABLE evil.pg_class (x int)")
+    with psycopg.connect(bare.dsn, autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{connection.info.dbname}" SET search_path = evil, pg_catalog')  # type: ignore[arg-type]  # our own name
+
+    assert bare.migrate().applied == NAMES
+    assert bare.value("SELECT count(*) FROM traksense.ensure_partitions(now(), now())") == 1

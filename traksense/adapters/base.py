@@ -1,0 +1,57 @@
+"""What a payload adapter is: a pure function from bytes to items, with a name and a claim.
+
+No I/O, and no clock except `Context.received_at`. Source of every format: the project's payload
+specification, repeated in each adapter's docstring.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from traksense.model import Item, Kind
+
+
+@attrs.frozen
+class Context:
+    """What is known of a message besides its bytes."""
+
+    tenant: str
+    site: str
+    device: str
+    received_at: datetime
+
+
+class Adapter(Protocol):
+    """One device format.
+
+    Attributes:
+        name: Short and unique, for logs and documentation.
+        kind: The topic kind that it serves.
+    """
+
+    name: str
+    kind: Kind
+
+    def claims(self, payload: bytes, members: frozenset[str] | None) -> bool:
+        """Whether the payload looks like this format.
+
+        Args:
+            payload: The exact bytes.
+            members: The names of the top-level members if the payload is a JSON object, else None (a JSON
+                array, or not JSON at all).
+        """
+        ...
+
+    def decode(self, payload: bytes, context: Context) -> Sequence[Item]:
+        """Turn the payload into items, at least one.
+
+        Raises:
+            DecodeError: The payload is not acceptable; reason and detail go into the dead letter.
+        """
+        ...

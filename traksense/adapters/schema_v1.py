@@ -1,0 +1,51 @@
+"""The `schema` member, which the three v1 formats share: it is `v1`, or the message is none of ours.
+
+Source: PAYLOADS, envelope v1: "`schema`: exactly `v1`"; an unknown schema is a dead letter with its own
+reason.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from traksense.adapters.json_checks import decode_json
+from traksense.errors import DecodeError
+from traksense.model import Reason
+
+T = TypeVar("T")
+
+
+class _Versioned(msgspec.Struct):
+    schema: msgspec.Raw
+
+
+_VERSIONED: Final = msgspec.json.Decoder(_Versioned)
+
+
+def decode_v1(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
+    """Decode a message whose type declares `schema: Literal["v1"]`.
+
+    Raises:
+        DecodeError: UNKNOWN_SCHEMA if `schema` is there and something else, whatever else is wrong; or as
+            `decode_json`.
+    """
+    try:
+        return decode_json(decoder, payload)
+    except DecodeError as refusal:
+        # Another version may have other fields, so its version says more than the first field that v1 misses.
+        if refusal.reason in {Reason.INVALID_FIELD, Reason.NUMBER_OUT_OF_RANGE}:
+            _refuse_other_schema(payload)
+        raise
+
+
+def _refuse_other_schema(payload: bytes) -> None:
+    try:
+        schema = bytes(_VERSIONED.decode(payload).schema)
+    except msgspec.ValidationError:
+        return
+    if schema != b'"v1"':
+        raise DecodeError(
+            Reason.UNKNOWN_SCHEMA, f'schema is {schema[:40].decode(errors="replace")}, not "v1"'
+        )

@@ -1,0 +1,64 @@
+"""Device timestamps: every way in which a device writes a time becomes an aware datetime in UTC.
+
+Source: PAYLOADS, envelope v1: "ISO 8601 with offset or Z, to the microsecond; without an offset it is UTC".
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from traksense.errors import DecodeError
+from traksense.model import Reason
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_LONGEST_DATE: Final = len("2025-10-07")
+
+
+def parse_timestamp(text: str, where: str) -> datetime:
+    """The UTC time that the text gives.
+
+    It may be whatever `datetime.fromisoformat` takes for a date and a time, or RFC 3339. Digits beyond the
+    microsecond are cut off. (msgspec could decode times itself, no faster: but it rounds those digits, and
+    takes fewer notations.)
+
+    Args:
+        text: What the device wrote.
+        where: The path of the field, for the detail.
+
+    Raises:
+        DecodeError: INVALID_FIELD: no time, only a date, or a year outside 1-9999 once it is UTC.
+    """
+    try:
+        # RFC 3339 §5.6 allows lower case; fromisoformat takes any separator, but not this.
+        moment = datetime.fromisoformat(text if text[-1:] != "z" else text[:-1] + "Z")
+        if moment.tzinfo is UTC:
+            return moment
+        if len(text) <= _LONGEST_DATE and _is_date(text):
+            raise DecodeError(Reason.INVALID_FIELD, f"a date without a time of day: {text!r} - at `{where}`")
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except ValueError as exc:
+        raise DecodeError(Reason.INVALID_FIELD, f"no ISO 8601 time: {text[:40]!r} - at `{where}`") from exc
+    except OverflowError as exc:
+        raise DecodeError(Reason.INVALID_FIELD, f"in UTC not in the years 1-9999: {text!r} - at `{where}`") from exc
+
+
+def from_unix_seconds(seconds: float, where: str) -> datetime:
+    """The UTC time so many seconds after 1970-01-01T00:00Z, to the microsecond.
+
+    Raises:
+        DecodeError: INVALID_FIELD: outside the years 1-9999.
+    """
+    try:
+        return EPOCH + timedelta(seconds=seconds)
+    except OverflowError as exc:
+        raise DecodeError(Reason.INVALID_FIELD, f"no Unix time: {seconds!r} - at `{where}`") from exc
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

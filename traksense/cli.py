@@ -1,0 +1,110 @@
+"""The commands. Exit status: 0 done, 1 failed, 2 bad configuration or arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from traksense import __version__, config, log
+from traksense.errors import ConfigError, TraksenseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+DONE: Final = 0
+FAILED: Final = 1
+MISUSED: Final = 2
+
+COMMANDS: Final = {
+    "run": "run the service until SIGTERM or SIGINT, then drain (the default)",
+    "migrate": "bring the database schema up to date",
+}
+"""Each is a module of the same name in `traksense.commands` with `add_arguments(parser)` and `main(arguments) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    arguments = _parser(list(sys.argv[1:] if argv is None else argv))
+    command = arguments.command or "run"
+    try:
+        if arguments.env_file is not None:
+            load_env_file(arguments.env_file)
+        status: int = import_module(f"traksense.commands.{command}").main(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except TraksenseError as error:
+        return report(error)
+    except BaseExceptionGroup as group:
+        expected, rest = group.split(TraksenseError)
+        if expected is None or rest is not None:
+            raise
+        return max(report(error) for error in leaves(expected))
+    return status
+
+
+def report(error: BaseException) -> int:
+    """Tell the user, one line a fault; returns the exit status."""
+    faults = error.faults if isinstance(error, ConfigError) else (str(error),)
+    for fault in faults:
+        print(f"traksense: {fault}", file=sys.stderr)
+    return MISUSED if isinstance(error, ConfigError) else FAILED
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions in a group of groups."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> config.Settings:
+    """The settings from the environment, with logging configured accordingly."""
+    settings = config.load(os.environ if environ is None else environ)
+    log.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+def load_env_file(path: Path) -> None:
+    """Put the lines `NAME=value` of a file into the environment; what is set already wins.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line is not of that form.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"cannot read it: {error} @ {path}"]) from error
+    faults = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, separator, value = text.removeprefix("export ").partition("=")
+        if not separator or not name.strip().isidentifier():
+            faults.append(f"not NAME=value @ {path}:{number}")
+            continue
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        os.environ.setdefault(name.strip(), value)
+    if faults:
+        raise ConfigError(faults)
+
+
+def _parser(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="traksense", description="Telemetry from MQTT into PostgreSQL/TimescaleDB: acknowledged after the commit, stored once."
+    )
+    parser.add_argument("--version", action="version", version=f"traksense {__version__}")
+    parser.add_argument("--env-file", type=Path, metavar="FILE", help="read variables from a .env file; the environment wins")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        import_module(f"traksense.commands.{name}").add_arguments(sub)
+    return parser.parse_args(argv)

@@ -1,0 +1,24 @@
+"""`traksense run`: the service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None: the service is configured by its environment."""
+    parser.epilog = "Configured by environment variables; ops/.env.ingest explains each."
+
+
+def main(_arguments: argparse.Namespace) -> int:
+    """Run until a signal."""
+    import trio
+
+    from traksense import service
+    from traksense.cli import DONE, load_settings
+
+    trio.run(service.run, load_settings())
+    return DONE

@@ -1,0 +1,79 @@
+"""Errors, named by whose fault they are. Foreign exceptions are translated in `mqtt/` and `store/` and do not leave them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from traksense.model import Reason, Rejection
+
+
+class TraksenseError(Exception):
+    """Base of every error that traksense raises on purpose."""
+
+
+class ConfigError(TraksenseError):
+    """The configuration is wrong; `faults` has one line for each fault, shaped `{what} @ {variable}`."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class DecodeError(TraksenseError):
+    """The message's fault: it becomes a dead letter with this reason and detail."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+
+class BrokerError(TraksenseError):
+    """The broker is away, closed the connection or broke the protocol: reconnect and go on."""
+
+
+class BrokerRefusedError(BrokerError):
+    """The broker refuses what we are configured to do (credentials, client id, protocol version)."""
+
+
+class SessionTakenOverError(BrokerError):
+    """Another client connected with our client id and owns the session now; reconnecting would start a tug of war."""
+
+
+class StoreError(TraksenseError):
+    """The database refused or failed; `sqlstate` is its code, or None when there was no answer."""
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        self.sqlstate = sqlstate
+        super().__init__(message)
+
+
+class StoreUnavailableError(StoreError):
+    """Nobody's data is at fault: connection, resources, shutdown, serialization, time-out. Wait and retry the whole batch."""
+
+
+class StoreMisconfiguredError(StoreError):
+    """An operator's to mend: a missing relation, column or right, an older schema. Wait and say so; dead-letter nothing."""
+
+
+class SchemaNewerError(StoreMisconfiguredError):
+    """The database was migrated by a newer release than this one; going on could store what that release cannot read."""
+
+
+class DataRefusedError(StoreError):
+    """The data's fault (SQLSTATE class 22 or 23, or the driver cannot encode it): some message in the batch is poison."""
+
+
+class UnclassifiedStoreError(StoreError):
+    """Neither the class of the error nor its fault is known: bisect, and call a message poison only if it fails alone."""
+
+
+class DeliveriesRefusedError(StoreError):
+    """The store knows which deliveries it cannot take: `rejections` maps their index in the batch to the reason."""
+
+    def __init__(self, rejections: Mapping[int, Rejection]) -> None:
+        self.rejections = rejections
+        super().__init__(f"{len(rejections)} deliveries refused")

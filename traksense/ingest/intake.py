@@ -1,0 +1,86 @@
+"""The upstream end: what the reader has read enters the ledger, the acknowledger's window and the channel."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from traksense.ingest.ledger import cost_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from traksense.ingest.ack import Acknowledger
+    from traksense.ingest.decode import Router
+    from traksense.ingest.ledger import Ledger
+    from traksense.model import Message
+
+
+class Intake:
+    """Takes messages from a reader, however many one read brought, and passes them on at the pipeline's pace."""
+
+    def __init__(
+        self,
+        messages_send: trio.MemorySendChannel[Message],
+        *,
+        router: Router,
+        ledger: Ledger,
+        acknowledger: Acknowledger,
+        max_bytes: int,
+    ) -> None:
+        self._messages_send = messages_send
+        self._router = router
+        self._ledger = ledger
+        self._acknowledger = acknowledger
+        self._max_bytes = max_bytes
+        self._pending: deque[Message] = deque()
+        self._pending_bytes = 0
+
+    def accept(self, messages: Iterable[Message]) -> None:
+        """Enter messages, in the order in which they were received. Never blocks; `flush` does."""
+        for message in messages:
+            message.route = self._router.route(message.topic)
+            self._ledger.receive(message)
+            self._acknowledger.received(message)
+            self._pending.append(message)
+            self._pending_bytes += cost_bytes(message)
+
+    def flush_nowait(self) -> bool:
+        """Pass on what the pipeline takes without waiting; says whether that was all. The fast path of `flush`."""
+        pending = self._pending
+        send_nowait = self._messages_send.send_nowait
+        try:
+            while pending and not self._over_budget(pending[0]):
+                send_nowait(pending[0])
+                self._pending_bytes -= cost_bytes(pending.popleft())
+        except trio.WouldBlock:
+            pass
+        return not pending
+
+    async def flush(self) -> None:
+        """Pass on all that was accepted; waits while the channel is full or the pipeline holds too many bytes.
+
+        The reader does not read while this waits, so TCP holds the rest: that bounds memory even if the broker overruns
+        Receive Maximum (Mosquitto before 2.0.13 does when it has a backlog).
+
+        Cancellation: what was not passed on is kept, and the next call goes on with it. That is needed, since after a lost
+        session these may be the only copies.
+        """
+        while not self.flush_nowait():
+            head = self._pending[0]
+            if self._over_budget(head):
+                await self._ledger.wait_settled()
+            else:
+                await self._messages_send.send(head)
+                self._pending_bytes -= cost_bytes(self._pending.popleft())
+
+    def close(self) -> None:
+        """Tell the pipeline that nothing more will come."""
+        self._messages_send.close()
+
+    def _over_budget(self, message: Message) -> bool:
+        passed_on = self._ledger.in_flight_bytes - self._pending_bytes
+        # A message that is larger than the whole budget may go when it is alone; otherwise it would wait for ever.
+        return passed_on > 0 and passed_on + cost_bytes(message) > self._max_bytes

@@ -1,0 +1,58 @@
+"""What the pipeline needs of the world: a way to acknowledge and a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from traksense.model import Delivery
+
+    SendPubacks = Callable[[Sequence[int]], None]
+    """Queue PUBACKs for these packet identifiers, in this order, on the connection they belong to. Never blocks."""
+
+
+@attrs.frozen
+class WriteResult:
+    """What one committed transaction did.
+
+    Attributes:
+        points_stored: Rows that are new.
+        points_duplicate: Points whose key was there already with the same value.
+        points_conflicting: Points whose key was there already with another value (the first one is kept).
+        duplicates: Indices of the deliveries of which nothing was new.
+    """
+
+    points_stored: int = 0
+    points_duplicate: int = 0
+    points_conflicting: int = 0
+    duplicates: frozenset[int] = frozenset()
+
+
+class Store(Protocol):
+    """Where deliveries end up."""
+
+    async def write(self, batch: Sequence[Delivery]) -> WriteResult:
+        """Store a batch in one transaction: all of it or nothing. When this returns, it is committed.
+
+        Writing the same batch again is harmless, whatever came of the first time.
+
+        Raises:
+            StoreUnavailableError: Wait, then write the whole batch again.
+            StoreMisconfiguredError: Wait for an operator, then write the whole batch again.
+            DeliveriesRefusedError: The store names the deliveries that it cannot take; nothing was written.
+            DataRefusedError: The data of at least one delivery is refused; nothing was written.
+            UnclassifiedStoreError: Nobody knows; nothing was written as far as can be told.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Make sure that the database would take a write now.
+
+        Raises:
+            StoreError: It would not.
+        """
+        ...

@@ -1,0 +1,197 @@
+"""What `/metrics` says. The seed's names are kept; new ones have the same prefix and bounded labels.
+
+The hot path counts in plain integers (`ingest.ledger`); a collector reads them when it is scraped. It does so without
+awaiting, so a scrape always sees a balanced ledger.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from traksense.model import Event, Kind, Reason, Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
+
+    import trio
+    from prometheus_client.metrics_core import Metric
+
+    from traksense.ingest.ack import Acknowledger
+    from traksense.ingest.batch import Batch
+    from traksense.ingest.health import Health
+    from traksense.ingest.ledger import Ledger
+    from traksense.ingest.ports import WriteResult
+    from traksense.ingest.write import Writer
+    from traksense.model import Delivery, Message
+    from traksense.mqtt.reader import SessionStatistics
+
+LATENCY_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+"""Seconds. Dense around the targets (p50 20 ms, p99 100 ms) and the seed's own (1 s); the end shows an outage's backlog."""
+
+LATE_SECONDS: Final = 86400.0
+"""A device time so long ago is a replayed or wrong one, not a latency; counted as ignored."""
+
+BATCH_BUCKETS: Final = (1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
+
+
+@attrs.define
+class Histogram:
+    """Counts by bucket, cheap enough to feed from the hot path."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = attrs.field(init=False)
+    total: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Count one value; a bucket includes its upper bound."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+        """The histogram as Prometheus sees it, with cumulative buckets."""
+        cumulative = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
+            cumulative += count
+            buckets.append((bound, cumulative))
+        return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=self.total)
+
+
+class Metrics:
+    """The histograms that the pipeline feeds."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self.batch_size = Histogram(BATCH_BUCKETS)
+        self.latency = Histogram(LATENCY_BUCKETS)
+        self.latency_future = 0
+        self.latency_late = 0
+
+    def flushed(self, batch: Batch) -> None:
+        """A batch goes to a writer."""
+        self.batch_size.observe(batch.size)
+
+    def committed(self, deliveries: Sequence[Delivery], result: WriteResult) -> None:
+        """A batch was committed: how old is what is new in it, by the devices' clocks?
+
+        One observation a message. A clock that is ahead, or a day behind, says nothing about latency: such messages are
+        counted apart instead of bending the figures.
+        """
+        now = self._now().timestamp()
+        for index, delivery in enumerate(deliveries):
+            if not delivery.items or index in result.duplicates:
+                continue
+            item = delivery.items[0]
+            if not isinstance(item, (Telemetry, Event)):
+                continue
+            seconds = now - item.ts.timestamp()
+            if seconds < 0:
+                self.latency_future += 1
+            elif seconds > LATE_SECONDS:
+                self.latency_late += 1
+            else:
+                self.latency.observe(seconds)
+
+
+@attrs.define(eq=False)
+class ServiceCollector:
+    """Reads the state of a running service at each scrape."""
+
+    metrics: Metrics
+    ledger: Ledger
+    acknowledger: Acknowledger
+    session: SessionStatistics
+    health: Health
+    writers: Sequence[Writer]
+    messages: trio.MemoryReceiveChannel[Message]
+    now: Callable[[], datetime]
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        ledger = self.ledger
+        yield _counter("ingest_messages", "Messages received, by kind.", "type", {kind: ledger.received[kind] for kind in (*Kind, "other")})
+        yield _counter("ingest_errors", "Dead letters, by reason.", "reason", {reason: ledger.dead_reasons[reason] for reason in Reason})
+        yield _counter(
+            "ingest_messages_ended",
+            "Messages by how they ended; with ingest_in_flight_messages they add up to ingest_messages_total.",
+            "outcome",
+            {"stored": ledger.stored, "duplicate": ledger.duplicate, "dead": ledger.dead},
+        )
+        yield CounterMetricFamily("ingest_points", "Points stored.", ledger.points_stored)
+        yield CounterMetricFamily("ingest_points_duplicate", "Points that were stored already, with the same value.", ledger.points_duplicate)
+        yield CounterMetricFamily(
+            "ingest_points_conflicting", "Points that were stored already, with another value; the first is kept.", ledger.points_conflicting
+        )
+        yield CounterMetricFamily("ingest_messages_redelivered", "Messages received with the DUP flag.", ledger.redelivered)
+        yield CounterMetricFamily("ingest_messages_acknowledged", "PUBACKs sent.", self.acknowledger.acknowledged)
+        yield CounterMetricFamily(
+            "ingest_messages_abandoned", "Messages whose connection ended before their PUBACK; the broker sends them again.", self.acknowledger.abandoned
+        )
+        yield CounterMetricFamily("ingest_store_retries", "Batches that had to wait for the database.", sum(w.retries for w in self.writers))
+        yield from self._session()
+        yield from self._gauges()
+        yield self.metrics.batch_size.family("ingest_batch_size", "Points in a batch; a message without points counts as one.")
+        yield self.metrics.latency.family("ingest_latency_seconds", "Device timestamp to commit, one observation a message.")
+        yield _counter(
+            "ingest_latency_ignored",
+            "Messages whose device clock is ahead, or a day or more behind.",
+            "reason",
+            {"future": self.metrics.latency_future, "late": self.metrics.latency_late},
+        )
+
+    def _session(self) -> Iterator[Metric]:
+        session = self.session
+        yield CounterMetricFamily("ingest_broker_connections", "Successful connections to the broker.", session.connections)
+        yield CounterMetricFamily("ingest_broker_failures", "Connections to the broker that failed.", session.failures)
+        yield CounterMetricFamily("ingest_sessions_lost", "Times the broker had forgotten our session.", session.sessions_lost)
+        yield CounterMetricFamily("ingest_session_takeovers", "Times another client took our client id.", session.takeovers)
+        yield CounterMetricFamily("ingest_paused_seconds", "Seconds in which the socket was not read because the pipeline was full.", session.paused_seconds)
+
+    def _gauges(self) -> Iterator[Metric]:
+        statistics = self.messages.statistics()
+        yield GaugeMetricFamily("ingest_queue_size", "Messages in the queue.", statistics.current_buffer_used)
+        yield GaugeMetricFamily("ingest_queue_max", "Messages that fit into the queue.", statistics.max_buffer_size)
+        yield GaugeMetricFamily("ingest_in_flight_messages", "Messages received and not ended.", self.ledger.in_flight)
+        yield GaugeMetricFamily("ingest_in_flight_bytes", "Memory held by messages in flight.", self.ledger.in_flight_bytes)
+        yield GaugeMetricFamily("ingest_unacknowledged_messages", "Messages of this connection without a PUBACK.", self.acknowledger.unacknowledged)
+        oldest = self.acknowledger.oldest_received_at
+        age = (self.now() - oldest).total_seconds() if oldest else 0.0
+        yield GaugeMetricFamily("ingest_oldest_unacknowledged_seconds", "Age of the message that holds back all PUBACKs behind it.", age)
+        ready = GaugeMetricFamily("ingest_ready", "1 for each condition of /readyz that holds.", labels=["condition"])
+        for name, condition in self.health.report().items():
+            ready.add_metric([name], float(bool(condition["ok"])))
+        yield ready
+
+
+def make_registry(collector: ServiceCollector) -> CollectorRegistry:
+    """A registry with the service's metrics and those of the process."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def _counter(name: str, documentation: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, documentation, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def parse(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Samples of an exposition by (name, labels): what tools and tests need of another process's metrics."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families: Iterable[Metric] = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}

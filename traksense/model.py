@@ -1,0 +1,174 @@
+"""What flows through traksense, from one PUBLISH to the rows that came of it.
+
+A `Message` is one PUBLISH as the broker delivered it. Decoding turns it into `Item`s (telemetry, a command
+acknowledgement, an event) or a `Rejection`; message and outcome travel together as a `Delivery`, and the
+deliveries of one database transaction are a list of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime  # noqa: TC003  (msgspec resolves the annotations at run time)
+from typing import Literal, TypeAlias
+
+import attrs
+
+Value: TypeAlias = float | bool | str
+ValueType: TypeAlias = Literal["float", "num", "int", "bool", "enum", "text"]
+
+
+class Kind(enum.StrEnum):
+    """The last level of a topic; it says what a message is."""
+
+    TELEM = "telem"
+    ACK = "ack"
+    EVENT = "event"
+
+
+class Reason(enum.StrEnum):
+    """Why a message became a dead letter: the short code in `ingest_errors.reason` and in the metrics.
+
+    The set is closed, so that `ingest_errors_total{reason}` stays bounded. The sentence beside each code is what
+    operators read in the documentation.
+    """
+
+    INVALID_TOPIC = "invalid_topic"  # not traksense/{tenant}/{site}/{device}/{telem|ack|event}
+    PARSE_ERROR = "parse_error"  # not JSON (or not UTF-8)
+    UNKNOWN_FORMAT = "unknown_format"  # JSON, but no adapter knows its shape
+    UNKNOWN_SCHEMA = "unknown_schema"  # an envelope of another schema version than v1
+    INVALID_FIELD = "invalid_field"  # a field is missing, has the wrong type, or is too long
+    TYPE_MISMATCH = "type_mismatch"  # a value disagrees with its declared type
+    NUL_CHARACTER = "nul_character"  # U+0000 in a text: PostgreSQL cannot store it
+    NUMBER_OUT_OF_RANGE = "number_out_of_range"  # beyond a double
+    TIMESTAMP_OUT_OF_WINDOW = "timestamp_out_of_window"  # older or newer than is accepted
+    MISSING_TIMESTAMP = "missing_timestamp"  # the device gave no time of its own
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+    TOO_MANY_POINTS = "too_many_points"
+    NESTED_TOO_DEEP = "nested_too_deep"  # would exhaust the stack
+    UNKNOWN_DEVICE = "unknown_device"  # INGEST_PROVISIONING=strict and the device is not registered
+    ADAPTER_FAILED = "adapter_failed"  # an adapter raised something else than a DecodeError
+    DATABASE_REFUSED = "database_refused"  # the database refuses this message alone; detail has the SQLSTATE
+
+
+@attrs.frozen
+class Point:
+    """One measured value. The field names are those of the envelope (PAYLOADS: v1), so that it decodes straight into it.
+
+    Attributes:
+        name: The point's identifier within its device, 1-128 characters.
+        v: The value. Numbers are floats.
+        t: What the value claims to be; an adapter has checked that `v` agrees.
+        u: Unit, or None.
+        q: Quality: 0 good, 1 suspect, 2 bad.
+    """
+
+    name: str
+    v: Value
+    t: ValueType = "num"
+    u: str | None = None
+    q: int = 0
+
+
+@attrs.frozen
+class Telemetry:
+    """Points that share one device timestamp (aware, UTC) and one `meta` (a JSON object as it came, or None)."""
+
+    ts: datetime
+    points: list[Point]
+    meta: bytes | None = None
+
+
+@attrs.frozen
+class CommandAck:
+    """A device's answer to a command. `payload` is the whole JSON object as it came."""
+
+    cmd_id: str
+    ok: bool
+    payload: bytes
+    ts_exec: datetime | None = None
+    err: str | None = None
+
+
+@attrs.frozen
+class Event:
+    """Something that happened on a device. `data` is a JSON value as it came, or None.
+
+    Without `event_id`, an event is identified by its device, type and ts.
+    """
+
+    event_type: str
+    ts: datetime
+    event_id: str | None = None
+    data: bytes | None = None
+
+
+Item: TypeAlias = Telemetry | CommandAck | Event
+
+
+@attrs.frozen
+class Route:
+    """What the topic says of a message.
+
+    `path`, "tenant/site/device", is a unique key for the device: names hold no slash. It is made once, since a dictionary
+    lookup by one string that knows its hash is several times cheaper than by a tuple of three.
+    """
+
+    tenant: str
+    site: str
+    device: str
+    kind: Kind
+    path: str = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "path", f"{self.tenant}/{self.site}/{self.device}")
+
+
+@attrs.define(eq=False)
+class Message:
+    """One PUBLISH as the broker delivered it.
+
+    Attributes:
+        topic: The topic; bytes that are not UTF-8 appear as backslash escapes.
+        payload: The exact bytes.
+        qos: 0 or 1, the quality of service of this delivery.
+        packet_id: The MQTT packet identifier (0 at QoS 0). Identifiers repeat: never a key.
+        generation: Which connection brought it; a PUBACK on any other connection would be a lie.
+        redelivered: The DUP flag.
+        received_at: When it was read, aware UTC.
+        route: What the topic says; None until the intake has read it, and for ever if it is not one of ours.
+        settled: Set once by the acknowledger, after the COMMIT of all that came of the message.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int
+    packet_id: int
+    generation: int
+    redelivered: bool
+    received_at: datetime
+    route: Route | None = None
+    settled: bool = False
+
+
+@attrs.frozen
+class Rejection:
+    """Why a message cannot be stored as what it claims to be."""
+
+    reason: Reason
+    detail: str
+
+
+@attrs.define(eq=False)
+class Delivery:
+    """A message and what was made of it: `items` to store or, if `rejection` is set, a dead letter."""
+
+    message: Message
+    items: list[Item]
+    points: int
+    rejection: Rejection | None = None
+
+    def reject(self, rejection: Rejection) -> None:
+        """Turn this delivery into a dead letter; what had been decoded is dropped, the bytes are not."""
+        self.rejection = rejection
+        self.items = []
+        self.points = 0

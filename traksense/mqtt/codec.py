@@ -1,0 +1,100 @@
+"""What the reader needs of an MQTT implementation: a state machine without I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Iterable, Sequence
+
+    from traksense.model import Message
+
+
+@attrs.frozen
+class Connected:
+    """CONNACK: `reason` is 0 for success; `keepalive` is what the server wants instead of ours, if it said so."""
+
+    reason: int
+    reason_text: str
+    session_present: bool
+    keepalive: int | None = None
+
+
+@attrs.frozen
+class Subscribed:
+    """SUBACK: one reason code for each topic filter: the granted QoS, or 0x80 and above for a refusal."""
+
+    packet_id: int
+    reasons: tuple[int, ...]
+
+
+@attrs.frozen
+class Published:
+    """PUBACK for a message that we published; a reason of 0x80 and above means that the broker refused it."""
+
+    packet_id: int
+    reason: int
+
+
+@attrs.frozen
+class Disconnected:
+    """DISCONNECT from the server (MQTT 5 only)."""
+
+    reason: int
+    reason_text: str
+
+
+Event: TypeAlias = Connected | Subscribed | Published | Disconnected
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol; the connection is of no further use."""
+
+
+class Codec(Protocol):
+    """One connection's state. Methods that produce packets queue them for `take`.
+
+    Attributes:
+        messages: PUBLISHes in receive order; the reader empties it after each `feed`.
+    """
+
+    messages: deque[Message]
+
+    def connect(self) -> None:
+        """Queue CONNECT."""
+        ...
+
+    def subscribe(self, filters: Sequence[str], qos: int) -> int:
+        """Queue SUBSCRIBE; returns its packet identifier."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
+        """Queue PUBLISH; returns its packet identifier (0 at QoS 0)."""
+        ...
+
+    def acknowledge(self, packet_ids: Iterable[int]) -> None:
+        """Queue PUBACKs, in this order."""
+        ...
+
+    def ping(self) -> None:
+        """Queue PINGREQ."""
+        ...
+
+    def disconnect(self) -> None:
+        """Queue DISCONNECT; the session stays for its expiry interval."""
+        ...
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take bytes from the peer; messages go to `messages`, the rest is returned.
+
+        Raises:
+            ProtocolError: The bytes are not MQTT.
+        """
+        ...
+
+    def take(self) -> bytes:
+        """All that is to be sent now; empty if nothing is."""
+        ...

@@ -1,0 +1,171 @@
+"""One connection: a stream, a codec, and the tasks that move bytes between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from traksense.errors import BrokerError, BrokerRefusedError, SessionTakenOverError
+from traksense.mqtt.codec import Connected, Disconnected, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from traksense.mqtt.codec import Codec, Event
+    from traksense.mqtt.stream import Stream
+
+READ_BYTES: Final = 64 * 1024
+HANDSHAKE_TIMEOUT_SECONDS: Final = 15.0
+FAREWELL_TIMEOUT_SECONDS: Final = 2.0
+"""How long we wait, after DISCONNECT, for the broker to close: long enough for it to read our last PUBACKs."""
+
+SILENCE: Final = 1.5
+"""In keepalives: no byte for so long, although we ping twice in each, means a dead peer. Source: MQTT 5.0 §3.1.2.10 gives
+the server the same measure for us."""
+
+SESSION_TAKEN_OVER: Final = 0x8E
+REFUSED_CONFIGURATION: Final = (0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C)
+"""CONNACK reasons that no waiting mends: unsupported version, invalid client identifier, bad user name or password, not
+authorized, banned, bad authentication method. Source: MQTT 5.0 §3.2.2.2."""
+
+
+class Connection:
+    """Runs a body with the tasks that it needs beside it: one that writes, one that pings."""
+
+    def __init__(self, stream: Stream, codec: Codec, *, keepalive: float) -> None:
+        self.codec = codec
+        self._stream = stream
+        self._keepalive = keepalive
+        self._queued = trio.Event()
+        self._heard_at = trio.current_time()
+        self._paused = False
+        self._farewell = False
+        self._failure: BrokerError | None = None
+
+    async def run(self, body: Callable[[], Awaitable[None]]) -> None:
+        """Run the body until it returns; the stream is closed then.
+
+        Error handling: a BrokerError in the body or in one of the tasks ends all of them and is raised as it is. Anything
+        else is a bug, and comes in an exception group.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._write, self._ping):
+                    nursery.start_soon(self._guard, task, nursery.cancel_scope)
+                await self._guard(body, nursery.cancel_scope)
+                nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(self._stream)
+        if self._failure is not None:
+            raise self._failure
+
+    async def handshake(self) -> Connected:
+        """Send CONNECT and wait for CONNACK.
+
+        Messages may come right behind it: they are in `codec.messages`.
+
+        Raises:
+            BrokerRefusedError: The broker refuses for a reason that no waiting mends.
+            BrokerError: It does not answer, or refuses for now.
+        """
+        self.codec.connect()
+        self.wake()
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_SECONDS):
+            while True:
+                for event in await self.receive():
+                    if isinstance(event, Connected):
+                        if event.reason in REFUSED_CONFIGURATION:
+                            raise BrokerRefusedError(f"the broker refuses the connection: {event.reason_text}")
+                        if event.reason:
+                            raise BrokerError(f"the broker refuses the connection for now: {event.reason_text}")
+                        self._keepalive = min(self._keepalive, event.keepalive or self._keepalive)
+                        return event
+        raise BrokerError(f"no CONNACK within {HANDSHAKE_TIMEOUT_SECONDS:.0f} s")
+
+    async def receive(self) -> list[Event]:
+        """Wait for bytes and feed them to the codec; messages are in `codec.messages` then, other events are returned.
+
+        Raises:
+            SessionTakenOverError: Another client connected with our client id.
+            BrokerError: The connection is lost, or the broker said goodbye or nonsense.
+        """
+        try:
+            data = await self._stream.receive_some(READ_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise BrokerError(f"connection lost: {error.__cause__ or error}") from error
+        if not data:
+            raise BrokerError("the broker closed the connection")
+        self._heard_at = trio.current_time()
+        try:
+            events = self.codec.feed(bytes(data))
+        except ProtocolError as error:
+            raise BrokerError(f"the broker broke the protocol: {error}") from error
+        for event in events:
+            if isinstance(event, Disconnected):
+                if event.reason == SESSION_TAKEN_OVER:
+                    raise SessionTakenOverError("another client connected with our client id")
+                raise BrokerError(f"the broker disconnects: {event.reason_text}")
+        return events
+
+    def wake(self) -> None:
+        """There is something to send. Never blocks; what is queued meanwhile goes out in one piece."""
+        self._queued.set()
+
+    def acknowledge(self, packet_ids: Iterable[int]) -> None:
+        """Queue PUBACKs, in this order. Never blocks."""
+        self.codec.acknowledge(packet_ids)
+        self.wake()
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001  (it is the state itself)
+        """Say whether reading is paused by backpressure: then PINGRESP may sit unread, and silence means nothing."""
+        self._paused = paused
+        self._heard_at = trio.current_time()
+
+    async def close(self) -> None:
+        """Send what is queued and DISCONNECT, then read on until the broker closes, for a moment.
+
+        Closing a socket with unread bytes resets the connection, and a reset can overtake our last PUBACKs; so we only say
+        that we are done, and drop what still comes: it is not acknowledged.
+        """
+        self.codec.disconnect()
+        with trio.move_on_after(FAREWELL_TIMEOUT_SECONDS):
+            try:
+                # The writing task may be in the middle of a piece: it sends DISCONNECT behind it, then half-closes.
+                self._farewell = True
+                self.wake()
+                while await self._stream.receive_some(READ_BYTES):
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+    async def _write(self) -> None:
+        while True:
+            await self._queued.wait()
+            self._queued = trio.Event()
+            farewell = self._farewell
+            try:
+                if data := self.codec.take():
+                    await self._stream.send_all(data)
+                if farewell and isinstance(self._stream, trio.SocketStream):
+                    await self._stream.send_eof()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                if farewell:
+                    return
+                raise BrokerError(f"connection lost: {error.__cause__ or error}") from error
+
+    async def _ping(self) -> None:
+        while True:
+            await trio.sleep(self._keepalive / 2)
+            if not self._paused and trio.current_time() - self._heard_at > SILENCE * self._keepalive:
+                raise BrokerError(f"no answer from the broker for {SILENCE * self._keepalive:.0f} s")
+            self.codec.ping()
+            self.wake()
+
+    async def _guard(self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        try:
+            await task()
+        except BrokerError as error:
+            # The first failure is the cause; what the others say after it is its echo.
+            self._failure = self._failure or error
+            scope.cancel()

@@ -1,0 +1,248 @@
+"""paho-mqtt as a codec: it believes that it has a socket, which is a pair of buffers.
+
+paho reads a packet with three or more `recv` calls and sends each PUBACK with a `send`; on buffers that costs no system call.
+Everything that paho would do to a socket by itself (resolve, connect, TLS, select, ping) is Trio's here, so nothing blocks
+and no thread exists.
+
+Private names of paho 2.2 that this relies on: `_create_socket` (called by `reconnect`). setup.cfg pins paho to 2.2.*, and
+tests/unit/test_codec_contract.py holds the behaviour. Traps, with their place in paho 2.2.0 `client.py`:
+
+* `clean_start` must be passed as False, or the first CONNECT of each process wipes the session (l.3491).
+* `reconnect_on_failure=False`, or a refused protocol version makes paho reconnect inside `loop_read` (l.3865).
+* `loop_read` reads one packet for a QoS 1 subscriber, whatever its argument says (l.2096).
+* An exception in a callback makes paho replay the packet for ever (l.3147): the callbacks here only append.
+* `ack()` does not know connections. We write PUBACKs ourselves, whole, between paho's packets: our socket takes every packet
+  in one piece, so paho is never in the middle of one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from traksense.model import Message
+from traksense.mqtt.codec import Connected, Disconnected, Event, ProtocolError, Published, Subscribed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from traksense.config import Secret
+
+PACKET_MAX_BYTES: Final = 128 * 1024 * 1024
+"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is far above the
+payload limit: a payload over that limit must arrive, to become a dead letter with its exact bytes."""
+
+TOPICS_MAX: Final = 200_000
+"""How many topics keep one shared string; a fleet repeats its topics for ever."""
+
+_PINGREQ: Final = b"\xc0\x00"
+_CONNECTION_ENDED: Final = (MQTTErrorCode.MQTT_ERR_CONN_REFUSED, MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_CONN_LOST)
+
+
+class PahoCodec:
+    """See `mqtt.codec.Codec`.
+
+    Args:
+        client_id: Names the session at the broker.
+        version: "5" or "3.1.1".
+        generation: Goes into every message.
+        keepalive: In seconds, for CONNECT; sending PINGREQ is the reader's task.
+        receive_maximum: How many unacknowledged messages the broker may have under way (MQTT 5).
+        session_expiry: In seconds (MQTT 5; with 3.1.1 the broker decides).
+        clean: Start with an empty session, and leave none.
+        username, password: Credentials, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        client_id: str,
+        version: str = "5",
+        generation: int = 0,
+        keepalive: int = 30,
+        receive_maximum: int = 65535,
+        session_expiry: int = 0,
+        clean: bool = False,
+        username: str | None = None,
+        password: Secret | None = None,
+    ) -> None:
+        self.messages: deque[Message] = deque()
+        self._generation = generation
+        self._keepalive = keepalive
+        self._receive_maximum = receive_maximum
+        self._session_expiry = session_expiry
+        self._clean = clean
+        self._v5 = version == "5"
+        self._wire = _Wire()
+        self._events: list[Event] = []
+        self._topics: dict[bytes, str] = {}
+        self._now = datetime.now(UTC)
+        client = self._client = _BufferedClient(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=None if self._v5 else clean,
+            protocol=paho.MQTTv5 if self._v5 else paho.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.wire = self._wire
+        # Our own publications wait in our own window, not in paho's.
+        client.max_inflight_messages_set(0)
+        if username is not None:
+            client.username_pw_set(username, password.reveal() if password is not None else None)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+
+    def connect(self) -> None:
+        """Queue CONNECT."""
+        arguments: dict[str, Any] = {"keepalive": self._keepalive}
+        if self._v5:
+            properties = Properties(PacketTypes.CONNECT)
+            properties.ReceiveMaximum = self._receive_maximum
+            properties.SessionExpiryInterval = self._session_expiry
+            properties.MaximumPacketSize = PACKET_MAX_BYTES
+            arguments |= {"clean_start": self._clean, "properties": properties}
+        # paho checks the address that it will not use.
+        self._client.connect("broker", 1883, **arguments)
+
+    def subscribe(self, filters: Sequence[str], qos: int) -> int:
+        """Queue SUBSCRIBE; returns its packet identifier.
+
+        With MQTT 5, retained messages are asked for only if the subscription is new (Retain Handling 1): subscribing again
+        on each connection must not bring them again.
+        """
+        if self._v5:
+            _, packet_id = self._client.subscribe([(topic, SubscribeOptions(qos=qos, retainHandling=1)) for topic in filters])
+        else:
+            _, packet_id = self._client.subscribe([(topic, qos) for topic in filters])
+        if packet_id is None:
+            raise ProtocolError("SUBSCRIBE on a closed connection")
+        return packet_id
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
+        """Queue PUBLISH; returns its packet identifier (0 at QoS 0)."""
+        info = self._client.publish(topic, payload, qos=qos, retain=retain)
+        return info.mid if qos else 0
+
+    def acknowledge(self, packet_ids: Iterable[int]) -> None:
+        """Queue PUBACKs, in this order, as one piece. Reason code 0 and no properties may be left out (MQTT 5.0 §3.4.2.1)."""
+        self._wire.outgoing += b"".join([b"\x40\x02" + packet_id.to_bytes(2, "big") for packet_id in packet_ids])
+
+    def ping(self) -> None:
+        """Queue PINGREQ."""
+        self._wire.outgoing += _PINGREQ
+
+    def disconnect(self) -> None:
+        """Queue DISCONNECT; without properties, so that the session keeps its expiry interval (MQTT 5.0 §3.14.2.2.2)."""
+        self._client.disconnect()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take bytes from the peer; messages go to `messages`, the rest is returned."""
+        wire = self._wire
+        wire.feed(data)
+        # One clock reading for all messages of one read.
+        self._now = datetime.now(UTC)
+        loop_read = self._client.loop_read
+        while wire.readable:
+            code = loop_read()
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                if self._events and code in _CONNECTION_ENDED:
+                    break  # the events say why
+                raise ProtocolError(f"paho: {paho.error_string(code)}")
+        events, self._events = self._events, []
+        return events
+
+    def take(self) -> bytes:
+        """All that is to be sent now; empty if nothing is."""
+        if self._client.want_write():
+            self._client.loop_write()  # packets queued by paho inside a callback
+        outgoing = bytes(self._wire.outgoing)
+        self._wire.outgoing.clear()
+        return outgoing
+
+    # --- paho's callbacks: they must not raise ----------------------------------------------------------------------
+
+    def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
+        raw: bytes = message._topic  # noqa: SLF001  (the property decodes each time and raises on what is not UTF-8)
+        topic = self._topics.get(raw)
+        if topic is None:
+            if len(self._topics) >= TOPICS_MAX:
+                self._topics.clear()
+            topic = self._topics[raw] = raw.decode("utf-8", "backslashreplace")
+        self.messages.append(
+            Message(topic, bytes(message.payload), message.qos, message.mid, self._generation, bool(message.dup), self._now)
+        )
+
+    def _on_connect(
+        self, _client: Any, _userdata: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        keepalive = getattr(properties, "ServerKeepAlive", None)
+        self._events.append(Connected(reason.value, str(reason), bool(flags.session_present), keepalive))
+
+    def _on_disconnect(self, _client: Any, _userdata: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._events.append(Disconnected(reason.value, str(reason)))
+
+    def _on_subscribe(self, _client: Any, _userdata: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any) -> None:
+        self._events.append(Subscribed(mid, tuple(reason.value for reason in reasons)))
+
+    def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
+        self._events.append(Published(mid, reason.value))
+
+
+class _BufferedClient(paho.Client):
+    wire: _Wire
+
+    def _create_socket(self) -> Any:
+        return self.wire
+
+
+class _Wire:
+    """What paho takes for a connected non-blocking socket."""
+
+    def __init__(self) -> None:
+        self.outgoing = bytearray()
+        self._incoming = b""
+        self._position = 0
+
+    @property
+    def readable(self) -> bool:
+        return self._position < len(self._incoming)
+
+    def feed(self, data: bytes) -> None:
+        # paho consumes whatever is there, so there is nothing left to append to.
+        self._incoming = self._incoming[self._position :] + data if self.readable else data
+        self._position = 0
+
+    def recv(self, count: int) -> bytes:
+        begin = self._position
+        data = self._incoming[begin : begin + count]
+        if not data:
+            raise BlockingIOError
+        self._position = begin + len(data)
+        return data
+
+    def send(self, data: bytes) -> int:
+        self.outgoing += data
+        return len(data)
+
+    def setblocking(self, flag: bool) -> None:  # noqa: FBT001  (socket's signature)
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return -1

@@ -1,0 +1,237 @@
+"""The reader: one session at the broker, over as many connections as it takes.
+
+Decisions, with their sources in the project's reliability notes:
+
+* QoS 1 at most. With QoS 2, receipt is confirmed before anything is stored.
+* `clean_start=False` and a session expiry of days: the broker's session is the durable buffer.
+* Subscribed again on every connection, SUBACK codes checked: a broker that lost the session would otherwise send nothing.
+* The socket is not read while the pipeline is full. PINGREQs go on, so the broker does not drop us; PINGRESP is waited for
+  only while we read, since it may sit unread behind messages.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+import attrs
+import trio
+
+from traksense.errors import BrokerError, BrokerRefusedError, SessionTakenOverError
+from traksense.ingest.backoff import Backoff
+from traksense.mqtt.codec import Subscribed
+from traksense.mqtt.connection import Connection
+from traksense.mqtt.paho_codec import PahoCodec
+from traksense.mqtt.stream import open_stream, tls_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from traksense.config import Settings
+    from traksense.ingest.ack import Acknowledger
+    from traksense.ingest.health import Health
+    from traksense.ingest.intake import Intake
+    from traksense.mqtt.codec import Codec, Event
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_INITIAL_SECONDS: Final = 0.2
+RECONNECT_MAXIMUM_SECONDS: Final = 15.0
+"""A broker that restarts is used again within this time. Chosen by guess."""
+
+STABLE_SECONDS: Final = 10.0
+"""A connection that held this long was a success: the next backoff starts small again."""
+
+
+class CodecFactory(Protocol):
+    """Makes the codec for a connection."""
+
+    def __call__(self, settings: Settings, generation: int) -> Codec:
+        """A codec for this generation of the connection."""
+        ...
+
+
+def paho_codec(settings: Settings, generation: int) -> Codec:
+    """The default codec."""
+    return PahoCodec(
+        client_id=settings.mqtt_client_id,
+        version=settings.mqtt_version,
+        generation=generation,
+        keepalive=int(settings.mqtt_keepalive),
+        receive_maximum=settings.receive_maximum,
+        session_expiry=int(settings.mqtt_session_expiry),
+        username=settings.username,
+        password=settings.password,
+    )
+
+
+@attrs.define
+class SessionStatistics:
+    """What happened to the session; exposed as metrics.
+
+    Attributes:
+        connections: How often CONNACK said success.
+        failures: How often a connection failed or could not be made.
+        sessions_lost: How often the broker had forgotten a session that it should have kept.
+        takeovers: How often another client took our client id.
+        paused_seconds: How long the socket was not read because the pipeline was full.
+    """
+
+    connections: int = 0
+    failures: int = 0
+    sessions_lost: int = 0
+    takeovers: int = 0
+    paused_seconds: float = 0.0
+
+
+class Reader:
+    """Owns the session. One task runs `run`; the other methods are for tasks of the same Trio run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        intake: Intake,
+        acknowledger: Acknowledger,
+        health: Health,
+        make_codec: CodecFactory = paho_codec,
+        on_connected: Callable[[bool], None] = lambda _session_present: None,
+    ) -> None:
+        self._settings = settings
+        self._intake = intake
+        self._acknowledger = acknowledger
+        self._health = health
+        self._make_codec = make_codec
+        self._on_connected = on_connected
+        self._tls = tls_context(settings)
+        self._generation = 0
+        self._reading: trio.CancelScope | None = None
+        self._stopping = trio.Event()
+        self._closing = trio.Event()
+        self.statistics = SessionStatistics()
+
+    async def run(self) -> None:
+        """Read until `stop_reading`, then keep the connection for the last PUBACKs until `close`.
+
+        Error handling: a lost or refused connection is retried for ever, with jittered backoff.
+
+        Raises:
+            BrokerRefusedError: At the first connection, for a reason that no waiting mends: a wrong configuration.
+            SessionTakenOverError: Another client uses our client id; to reconnect would start a tug of war. What was read has
+                been passed on.
+        """
+        backoff = Backoff(RECONNECT_INITIAL_SECONDS, RECONNECT_MAXIMUM_SECONDS)
+        takeover: SessionTakenOverError | None = None
+        while not self._stopping.is_set():
+            started = trio.current_time()
+            try:
+                await self._connect_and_read()
+            except SessionTakenOverError as error:
+                self.statistics.takeovers += 1
+                takeover = error
+                break
+            except BrokerError as error:
+                if isinstance(error, BrokerRefusedError) and self.statistics.connections == 0:
+                    raise
+                self.statistics.failures += 1
+                self._health.set("broker", f"{error} ({self._settings.broker})")
+            if trio.current_time() - started > STABLE_SECONDS:
+                backoff.reset()
+            with trio.move_on_after(backoff.next()):
+                await self._stopping.wait()
+        # Without a connection there may still be messages that an earlier one left behind.
+        await self._intake.flush()
+        self._intake.close()
+        if takeover is not None:
+            raise takeover
+
+    def stop_reading(self) -> None:
+        """Take nothing more from the socket; what was read goes on."""
+        self._stopping.set()
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def close(self) -> None:
+        """Send the PUBACKs that are queued, then DISCONNECT; `run` returns soon after."""
+        self._closing.set()
+
+    async def _connect_and_read(self) -> None:
+        self._generation += 1
+        codec = self._make_codec(self._settings, self._generation)
+        stream = await open_stream(self._settings.broker.host, self._settings.broker.port, self._tls)
+        connection = Connection(stream, codec, keepalive=self._settings.mqtt_keepalive)
+        try:
+            await connection.run(lambda: self._session(connection))
+        finally:
+            self._acknowledger.disconnected()
+
+    async def _session(self, connection: Connection) -> None:
+        """What happens on one connection, from CONNECT to DISCONNECT."""
+        connected = await connection.handshake()
+        self._count_connection(session_present=connected.session_present)
+        self._acknowledger.connected(self._generation, connection.acknowledge)
+        connection.codec.subscribe(self._settings.mqtt_topics, self._settings.mqtt_qos)
+        connection.wake()
+        with trio.CancelScope() as self._reading:
+            while not self._stopping.is_set():
+                # Messages may have come in one piece with CONNACK, and before SUBACK: they are the session's backlog.
+                await self._pass_on(connection)
+                for event in await connection.receive():
+                    self._handle(event, session_present=connected.session_present)
+        self._reading = None
+        connection.pause(True)
+        self._intake.accept(connection.codec.messages)
+        connection.codec.messages.clear()
+        await self._intake.flush()
+        self._intake.close()
+        await self._closing.wait()
+        await connection.close()
+
+    async def _pass_on(self, connection: Connection) -> None:
+        messages = connection.codec.messages
+        self._intake.accept(messages)
+        messages.clear()
+        if self._intake.flush_nowait():
+            return
+        paused_at = trio.current_time()
+        connection.pause(True)
+        try:
+            await self._intake.flush()
+        finally:
+            connection.pause(False)
+            self.statistics.paused_seconds += trio.current_time() - paused_at
+
+    def _handle(self, event: Event, *, session_present: bool) -> None:
+        if not isinstance(event, Subscribed):
+            return
+        settings = self._settings
+        self._health.set("subscription", _subscription_fault(settings.mqtt_topics, event.reasons, settings.mqtt_qos))
+        self._health.set("broker")
+        logger.info(
+            "subscribed",
+            extra={
+                "traksense_broker": str(settings.broker),
+                "traksense_client_id": settings.mqtt_client_id,
+                "traksense_topics": list(settings.mqtt_topics),
+                "traksense_qos": settings.mqtt_qos,
+                "traksense_session_present": session_present,
+                "traksense_receive_maximum": settings.receive_maximum,
+            },
+        )
+
+    def _count_connection(self, *, session_present: bool) -> None:
+        self.statistics.connections += 1
+        if self.statistics.connections > 1 and not session_present:
+            self.statistics.sessions_lost += 1
+            logger.error("session_lost", extra={"traksense_client_id": self._settings.mqtt_client_id})
+        self._on_connected(session_present)
+
+
+def _subscription_fault(filters: Sequence[str], granted: Sequence[int], qos: int) -> str | None:
+    refused = [topic for topic, code in zip(filters, granted, strict=False) if code >= 0x80]
+    if refused:
+        return f"the broker refuses the subscription to {', '.join(refused)}: give this user the right to read it"
+    lowered = [topic for topic, code in zip(filters, granted, strict=False) if code < qos]
+    if lowered:
+        return f"the broker granted QoS 0 instead of {qos} for {', '.join(lowered)}: messages can be lost"
+    return None

@@ -1,0 +1,70 @@
+"""TCP and TLS to the broker, opened by Trio."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+
+from traksense.errors import BrokerError, ConfigError
+
+if TYPE_CHECKING:
+    from traksense.config import Settings
+
+Stream: TypeAlias = trio.SocketStream | trio.SSLStream
+
+CONNECT_TIMEOUT_SECONDS: Final = 10.0
+UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS: Final = 60
+"""TCP_USER_TIMEOUT: how long bytes that we sent may stay unacknowledged by the peer's kernel. It finds a black hole even while
+reading is paused and PINGRESP therefore unseen."""
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """The TLS context that the settings ask for, or None for plain TCP.
+
+    Raises:
+        ConfigError: A file is not what it should be.
+    """
+    if not settings.broker.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"not a usable PEM file of certificates: {error} @ MQTT_CA_FILE"]) from error
+    if settings.mqtt_cert_file is not None:
+        try:
+            context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([f"not a usable certificate and key: {error} @ MQTT_CERT_FILE"]) from error
+    return context
+
+
+async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> Stream:
+    """Connect, with a deadline; the TLS handshake is done when this returns.
+
+    Raises:
+        BrokerError: In one line, what failed.
+    """
+    tcp: trio.SocketStream | None = None
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_SECONDS):
+            tcp = await trio.open_tcp_stream(host, port)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS * 1000)
+            if context is None:
+                return tcp
+            stream = trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True)
+            await stream.do_handshake()
+            return stream
+    except BaseException as error:
+        if tcp is not None:
+            await trio.aclose_forcefully(tcp)
+        if isinstance(error, trio.TooSlowError):
+            raise BrokerError(f"no connection within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
+        if isinstance(error, (OSError, trio.BrokenResourceError)):
+            cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) and error.__cause__ else error
+            raise BrokerError(f"cannot connect: {cause}") from error
+        raise

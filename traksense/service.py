@@ -1,0 +1,215 @@
+"""The composition root: what runs, in which order it starts, and in which order it stops.
+
+    start   signals ▸ asyncio loop ▸ endpoint ▸ store ▸ writers ▸ batcher ▸ reader
+    drain   reader stops reading ▸ batcher flushes ▸ writers commit ▸ PUBACKs go out ▸ reader disconnects ▸ the rest is cancelled
+
+Draining needs no flags: each stage closes the channel to the next when it has passed everything on, and ends when the channel
+before it is closed. The deadline and a second signal cancel everything at once, which is as safe: what was not acknowledged
+is still the broker's.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+import trio_asyncio
+
+from traksense import __version__
+from traksense.adapters import load_registry
+from traksense.errors import BrokerRefusedError, ConfigError, SessionTakenOverError, TraksenseError
+from traksense.ingest.ack import Acknowledger
+from traksense.ingest.batch import Batcher
+from traksense.ingest.decode import Decoder, Router
+from traksense.ingest.health import Health, watch_progress
+from traksense.ingest.intake import Intake
+from traksense.ingest.ledger import Ledger
+from traksense.ingest.write import Writer
+from traksense.metrics import Metrics, ServiceCollector, make_registry
+from traksense.mqtt.reader import Reader
+from traksense.store.postgres import open_store
+from traksense.web.endpoint import listen, serve
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+
+    from traksense.config import Settings
+    from traksense.model import Delivery, Message
+    from traksense.store.postgres import PostgresStore
+
+logger = logging.getLogger(__name__)
+
+CONDITIONS: Final = ("broker", "subscription", "database", "progress")
+
+
+async def run(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        ConfigError: The configuration can never work (seen at the start only).
+        SessionTakenOverError: Another client uses our client id; what was in memory has been stored.
+    """
+    listener = listen(settings.metrics_host, settings.metrics_port)
+    health = Health(CONDITIONS)
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        await stack.enter_async_context(trio_asyncio.open_loop())
+        store = await stack.enter_async_context(open_store(settings, health))
+        pipeline = Pipeline.build(settings, store, health)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, make_registry(pipeline.collector()), health)
+            nursery.start_soon(store.run)
+            nursery.start_soon(watch_progress, health, pipeline.ledger, pipeline.acknowledger)
+            nursery.start_soon(_drain_on_signal, signals, pipeline, settings.shutdown_deadline)
+            _log_start(settings, listener)
+            await pipeline.run()
+            # A Trio deadline around asyncpg is soft; with its connections gone, nothing under way can hold us up.
+            store.terminate()
+            nursery.cancel_scope.cancel()
+    logger.info(
+        "stopped",
+        extra={
+            "traksense_received": pipeline.ledger.received_total,
+            "traksense_stored": pipeline.ledger.stored,
+            "traksense_duplicate": pipeline.ledger.duplicate,
+            "traksense_dead": pipeline.ledger.dead,
+            "traksense_left_to_broker": pipeline.ledger.in_flight,
+        },
+    )
+    if pipeline.failure is not None:
+        raise pipeline.failure
+
+
+@attrs.define(eq=False)
+class Pipeline:
+    """The stages and what they share, connected."""
+
+    reader: Reader
+    batcher: Batcher
+    writers: list[Writer]
+    ledger: Ledger
+    acknowledger: Acknowledger
+    health: Health
+    metrics: Metrics
+    messages: trio.MemoryReceiveChannel[Message]
+    failure: TraksenseError | None = None
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    @classmethod
+    def build(cls, settings: Settings, store: PostgresStore, health: Health) -> Pipeline:
+        """Connect the stages; nothing runs yet."""
+        ledger, acknowledger, metrics = Ledger(), Acknowledger(), Metrics(_now)
+        messages_send, messages_receive = trio.open_memory_channel["Message"](settings.queue_max)
+        batches_send, batches_receive = trio.open_memory_channel["list[Delivery]"](0)
+        intake = Intake(
+            messages_send, router=Router(), ledger=ledger, acknowledger=acknowledger, max_bytes=settings.queue_max_bytes
+        )
+        batcher = Batcher(
+            messages_receive,
+            batches_send,
+            decode=Decoder(settings, load_registry()).decode,
+            size_max=settings.batch_size,
+            wait_max=settings.batch_wait,
+            on_flush=metrics.flushed,
+        )
+        writers = [
+            Writer(
+                batches_receive.clone(),
+                store=store,
+                batcher=batcher,
+                ledger=ledger,
+                acknowledger=acknowledger,
+                health=health,
+                on_committed=metrics.committed,
+            )
+            for _ in range(writer_count(settings))
+        ]
+        batches_receive.close()
+        reader = Reader(settings, intake=intake, acknowledger=acknowledger, health=health)
+        return cls(reader, batcher, writers, ledger, acknowledger, health, metrics, messages_receive)
+
+    async def run(self) -> None:
+        """Run until drained, or abandoned. The two nurseries are the drain order: the reader outlives the stages it feeds."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                async with trio.open_nursery() as stages:
+                    stages.start_soon(self.batcher.run)
+                    for writer in self.writers:
+                        stages.start_soon(writer.run)
+                # Everything that was received is committed, and its PUBACKs are queued.
+                self.reader.close()
+
+    def drain(self) -> None:
+        """Receive nothing more; `run` returns when what is in memory is stored and acknowledged."""
+        self.reader.stop_reading()
+
+    def abandon(self) -> None:
+        """Leave what is in memory to the broker, which still has all of it; `run` returns now."""
+        self._scope.cancel()
+
+    async def _read(self) -> None:
+        try:
+            await self.reader.run()
+        except BrokerRefusedError as error:
+            raise ConfigError([f"{error} @ MQTT_URL"]) from error
+        except SessionTakenOverError as error:
+            self.failure = error
+
+    def collector(self) -> ServiceCollector:
+        """The metrics of this pipeline."""
+        return ServiceCollector(
+            metrics=self.metrics,
+            ledger=self.ledger,
+            acknowledger=self.acknowledger,
+            session=self.reader.statistics,
+            health=self.health,
+            writers=self.writers,
+            messages=self.messages,
+            now=_now,
+        )
+
+
+async def _drain_on_signal(signals: AsyncIterator[int], pipeline: Pipeline, deadline: float) -> None:
+    """The first signal drains; a second one, or the deadline in seconds, ends everything at once."""
+    number = await anext(signals)
+    logger.info("draining", extra={"traksense_signal": signal.Signals(number).name, "traksense_in_flight": pipeline.ledger.in_flight})
+    pipeline.drain()
+    why = "deadline"
+    with trio.move_on_after(deadline):
+        why = signal.Signals(await anext(signals)).name
+    logger.warning("drain_abandoned", extra={"traksense_reason": why, "traksense_in_flight": pipeline.ledger.in_flight})
+    pipeline.abandon()
+
+
+def writer_count(settings: Settings) -> int:
+    """One connection of the pool is left for probes and maintenance, if there is more than one."""
+    return max(1, settings.db_pool_max - 1)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _log_start(settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    logger.info(
+        "started",
+        extra={
+            "traksense_version": __version__,
+            "traksense_broker": str(settings.broker),
+            "traksense_database": str(settings.database),
+            "traksense_metrics": f"http://{host}:{port}/metrics",
+            "traksense_queue_max": settings.queue_max,
+            "traksense_batch_size": settings.batch_size,
+            "traksense_batch_ms": round(settings.batch_wait * 1000),
+            "traksense_writers": writer_count(settings),
+        },
+    )

@@ -1,0 +1,388 @@
+"""Brings the database schema up to date: numbered SQL files, each in a transaction, under an advisory lock.
+
+The files are plain SQL that psql can run too. Each ends by recording its own version; we add its checksum, so
+that a file that was edited after it was applied is noticed. asyncio-flavored throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.resources
+import os
+import re
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import asyncpg
+import attrs
+
+from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.store.sqlstate import fault
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Mapping, Sequence
+    from importlib.resources.abc import Traversable
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+    Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+Engine: TypeAlias = Literal["postgresql", "timescaledb"]
+
+LATEST: Final = 1
+"""The schema version that this release works with; a test holds it to the newest file in `sql/`."""
+
+SERVER_MINIMUM: Final = 15
+"""PostgreSQL's major version. Source: UNIQUE NULLS NOT DISTINCT is new in 15."""
+
+TIMESCALEDB_MINIMUM: Final = (2, 19, 1)
+"""Before, ON CONFLICT DO NOTHING into a compressed chunk could lose rows. Source: timescaledb issue 7672."""
+
+ADVISORY_LOCK: Final = (0x7472616B, 1)
+"""The first key spells "trak"; 2 as the second is `traksense.ensure_partitions`."""
+
+CONNECT_SECONDS: Final = 15.0
+LOCK_POLL_SECONDS: Final = 0.25
+LOCK_WAIT_SECONDS: Final = 600.0
+"""How long another replica's migration is waited for. Chosen by guess: longer than a migration takes."""
+
+STATEMENT_SECONDS: Final = 900.0
+TABLE_LOCK_SECONDS: Final = 30.0
+"""How long a statement waits for a table that is in use: everybody else queues behind it, so it gives up."""
+
+_FILE_NAME: Final = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)\.sql")
+
+
+@attrs.frozen
+class Migration:
+    """One SQL file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text (hex), the same whatever line ends a checkout has given the file."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.version:04}_{self.name}"
+
+
+@attrs.frozen
+class MigrationReport:
+    """What `migrate` found and did.
+
+    Attributes:
+        from_version: The schema version before, or None if there was no schema.
+        to_version: The schema version now.
+        applied: The migrations applied by this call, in order, like `0001_first_schema`.
+        engine: What stores the measurements.
+        server_version: PostgreSQL's version, like `15.18`.
+    """
+
+    from_version: int | None
+    to_version: int
+    applied: tuple[str, ...]
+    engine: Engine
+    server_version: str
+
+
+@attrs.frozen
+class _Applied:
+    name: str
+    checksum: str | None
+
+
+def migrations() -> tuple[Migration, ...]:
+    """Every migration of this release, in order.
+
+    Raises:
+        StoreMisconfiguredError: The installation is incomplete: files are missing or misnamed.
+    """
+    found: dict[int, Migration] = {}
+    for entry in _sql_directory().iterdir():
+        match = _FILE_NAME.fullmatch(entry.name)
+        if match is None:
+            continue
+        version = int(match["version"])
+        if version in found:
+            raise StoreMisconfiguredError(
+                f"two migrations have the number {version}: {found[version]} and {entry.name}"
+            )
+        found[version] = Migration(version, match["name"], entry.read_text(encoding="utf-8"))
+    if sorted(found) != list(range(1, LATEST + 1)):
+        raise StoreMisconfiguredError(
+            f"this installation has the migrations {sorted(found)} instead of 1 to {LATEST}: install it again"
+        )
+    return tuple(found[version] for version in sorted(found))
+
+
+async def migrate(dsn: str, *, log: Log) -> MigrationReport:
+    """Bring the schema to `LATEST`; safe to run twice and from several replicas at once.
+
+    Needs a session of its own: a pooler in transaction mode would lose the advisory lock between statements.
+
+    Args:
+        dsn: The connection string of a role that may create schemas and tables, and shall own them.
+        log: Where each applied migration, and a wait for another replica, is told.
+
+    Raises:
+        SchemaNewerError: The database was migrated by a newer release.
+        StoreMisconfiguredError: Credentials, database name, rights, server version, or an applied file that
+            has changed.
+        StoreUnavailableError: No answer, no free connection, or a lock that was not given in time.
+
+    Cancellation: the migration that is running is rolled back; those before it stay.
+    """
+    wanted = migrations()
+    connection = await _connect(dsn)
+    try:
+        await _check_server(connection)
+        await _lock(connection, log)
+        report = await _apply(connection, wanted, log)
+        await connection.close(timeout=CONNECT_SECONDS)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise _translated(error, _where(dsn)) from error
+    finally:
+        # Ending the session releases the advisory lock. After close() this does nothing; it cannot block.
+        connection.terminate()
+    return report
+
+
+async def read_version(connection: Connection) -> int | None:
+    """The schema version of the database, or None if it has no traksense schema.
+
+    Raises:
+        StoreMisconfiguredError: The role may not read `traksense.schema_version`.
+        StoreUnavailableError: The connection was lost.
+    """
+    try:
+        applied = await _read_applied(connection)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise _translated(error, "the database") from error
+    return max(applied, default=None)
+
+
+async def _read_applied(connection: Connection) -> dict[int, _Applied]:
+    # The catalog rather than to_regclass(), which raises if the role may not use the schema.
+    exists = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'traksense' AND c.relname = 'schema_version')"
+    )
+    if not exists:
+        return {}
+    rows = await connection.fetch("SELECT version, name, checksum FROM traksense.schema_version")
+    return {row["version"]: _Applied(row["name"], row["checksum"]) for row in rows}
+
+
+async def _check_server(connection: Connection) -> None:
+    version = connection.get_server_version()
+    if version.major < SERVER_MINIMUM:
+        raise StoreMisconfiguredError(
+            f"traksense needs PostgreSQL {SERVER_MINIMUM} or newer, this is {_server_version(connection)}"
+        )
+    encoding = await connection.fetchval("SHOW server_encoding")
+    if encoding != "UTF8":
+        raise StoreMisconfiguredError(f"traksense needs a UTF8 database, this one is {encoding}")
+    timescaledb = await connection.fetchval(
+        "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'timescaledb'"
+    )
+    if timescaledb is not None and tuple(map(int, re.findall(r"\d+", timescaledb)[:3])) < TIMESCALEDB_MINIMUM:
+        minimum = ".".join(map(str, TIMESCALEDB_MINIMUM))
+        raise StoreMisconfiguredError(
+            f"traksense needs TimescaleDB {minimum} or newer, this database has {timescaledb}"
+        )
+
+
+async def _lock(connection: Connection, log: Log) -> None:
+    """Take the session's advisory lock.
+
+    By polling: a session that waits inside pg_advisory_lock() holds a snapshot all the while, and a migration
+    that builds an index concurrently would wait for that snapshot: a deadlock that PostgreSQL cannot see.
+    """
+    started = time.monotonic()
+    waiting = False
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", *ADVISORY_LOCK):
+        waited = time.monotonic() - started
+        if waited > LOCK_WAIT_SECONDS:
+            raise StoreUnavailableError(
+                f"another migration of this database has been running for {waited:.0f} s", sqlstate="55P03"
+            )
+        if not waiting:
+            log.info("migration_lock_waited_for", extra={"traksense_limit_seconds": LOCK_WAIT_SECONDS})
+            waiting = True
+        await asyncio.sleep(LOCK_POLL_SECONDS)
+    if waiting:
+        waited = time.monotonic() - started
+        log.info("migration_lock_taken", extra={"traksense_waited_seconds": round(waited, 3)})
+
+
+async def _apply(
+    connection: Connection,
+    wanted: Sequence[Migration],
+    log: Log,
+) -> MigrationReport:
+    applied = await _read_applied(connection)
+    _check_history(applied, wanted)
+    from_version = max(applied, default=None)
+    names = []
+    for migration in wanted:
+        known = applied.get(migration.version)
+        if known is None:
+            started = time.monotonic()
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await _record_checksum(connection, migration)
+            names.append(str(migration))
+            log.info(
+                "migration_applied",
+                extra={
+                    "traksense_migration": str(migration),
+                    "traksense_seconds": round(time.monotonic() - started, 3),
+                },
+            )
+        elif known.checksum is None:
+            await _record_checksum(connection, migration)
+            log.info("migration_by_psql_adopted", extra={"traksense_migration": str(migration)})
+    return MigrationReport(
+        from_version=from_version,
+        to_version=wanted[-1].version,
+        applied=tuple(names),
+        engine=await _read_engine(connection),
+        server_version=_server_version(connection),
+    )
+
+
+def _check_history(applied: Mapping[int, _Applied], wanted: Sequence[Migration]) -> None:
+    newest = max(applied, default=0)
+    if newest > LATEST:
+        raise SchemaNewerError(
+            f"the database has schema version {newest}, this release knows {LATEST}: upgrade traksense"
+        )
+    for migration in wanted:
+        known = applied.get(migration.version)
+        if known is None:
+            if migration.version < newest:
+                raise StoreMisconfiguredError(
+                    f"migration {migration} was skipped: the database is at version {newest} without it"
+                )
+        elif known.checksum is not None and known.checksum != migration.checksum:
+            raise StoreMisconfiguredError(
+                f"migration {migration} is not the one that this database was given: its checksum differs"
+            )
+
+
+async def _record_checksum(connection: Connection, migration: Migration) -> None:
+    status = await connection.execute(
+        "UPDATE traksense.schema_version SET checksum = $2 WHERE version = $1",
+        migration.version,
+        migration.checksum,
+    )
+    assert status == "UPDATE 1", f"{migration} does not record its version"
+
+
+async def _read_engine(connection: Connection) -> Engine:
+    """The relation decides, not the extension: it may have been installed after the first migration."""
+    partitioned = await connection.fetchval(
+        "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = 'traksense.measure'::regclass"
+    )
+    return "postgresql" if partitioned else "timescaledb"
+
+
+def _sql_directory() -> Traversable:
+    """`traksense/sql` of the installed package, or `sql/` of the repository that this file is in."""
+    packaged = importlib.resources.files("traksense") / "sql"
+    if packaged.is_dir():
+        return packaged
+    repository = Path(__file__).parents[2] / "sql"
+    if repository.is_dir():
+        return repository
+    raise StoreMisconfiguredError("the SQL files of traksense are missing: install it again")
+
+
+def _server_version(connection: Connection) -> str:
+    return str(connection.get_settings().server_version).split()[0]
+
+
+# --- connecting and foreign errors --------------------------------------------------------------------------
+
+
+async def _connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+    try:
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_SECONDS,
+            # Behind the server's own limit, for a server that went silent.
+            command_timeout=STATEMENT_SECONDS + TABLE_LOCK_SECONDS,
+            statement_cache_size=0,  # DDL would make the cached plans stale
+            server_settings={
+                "application_name": "traksense migrate",
+                "search_path": "pg_catalog",
+                "client_min_messages": "warning",
+                "default_transaction_isolation": "read committed",
+                "default_transaction_read_only": "off",
+                "statement_timeout": _milliseconds(STATEMENT_SECONDS),
+                "lock_timeout": _milliseconds(TABLE_LOCK_SECONDS),
+                "idle_in_transaction_session_timeout": _milliseconds(STATEMENT_SECONDS),
+            },
+        )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        raise _translated(error, _where(dsn)) from error
+    return connection
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+def _where(dsn: str) -> str:
+    """Host, port and database, without credentials."""
+    try:
+        parts = urlsplit(dsn)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "the database"
+    return f"{parts.hostname or 'localhost'}{port}{parts.path}"
+
+
+def _translated(error: Exception, where: str) -> StoreError:
+    """One clear line for an operator; of the connection string it has only what `_where` keeps."""
+    if isinstance(error, asyncpg.PostgresError):
+        sqlstate = error.sqlstate or ""
+        line = f"{str(error).partition(chr(10))[0]} (SQLSTATE {sqlstate})"
+        if fault(sqlstate) is StoreUnavailableError:
+            return StoreUnavailableError(f"{where} is not available now: {line}", sqlstate)
+        # What would be a message's fault while ingesting is ours or the operator's here.
+        return StoreMisconfiguredError(f"{_REFUSALS.get(sqlstate, _REFUSED).format(where)}: {line}", sqlstate)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StoreMisconfiguredError(f"the certificate of {where} is not trusted: {error.verify_message}")
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return StoreUnavailableError(f"{where} did not answer in time")
+    if isinstance(error, OSError):
+        known = error.errno is not None and not isinstance(error, socket.gaierror | ssl.SSLError)
+        reason = os.strerror(error.errno) if known and error.errno else error.strerror or str(error)
+        return StoreUnavailableError(f"{where} cannot be reached: {reason}")
+    if isinstance(
+        error, ValueError
+    ):  # asyncpg's ClientConfigurationError is one; its text may quote the password
+        return StoreMisconfiguredError("the connection string cannot be read")
+    return StoreUnavailableError(f"the connection to {where} was lost: {type(error).__name__}")
+
+
+_REFUSED: Final = "{} refuses the migration"
+_REFUSALS: Final = {
+    "28000": "{} refuses the login",
+    "28P01": "{} refuses the login",
+    "3D000": "{} does not exist",
+    "42501": "the role lacks a right on {}",
+}

@@ -1,0 +1,271 @@
+"""The pool, the checks before the first write, and the border between Trio and asyncio.
+
+Sources: asyncpg 0.32 (a cancelled query is cancelled on the server through a second connection; a Trio deadline around it is
+therefore soft, so every time-out here is asyncpg's or the server's own, and `terminate()` stands behind them);
+trio-asyncio 0.16 documentation, "Calling asyncio from Trio".
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+import trio
+from trio_asyncio import aio_as_trio
+
+from traksense.errors import (
+    ConfigError,
+    DeliveriesRefusedError,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from traksense.ingest.backoff import Backoff
+from traksense.store import migrate
+from traksense.store.dictionary import Dictionary
+from traksense.store.partitions import Partitions
+from traksense.store.rows import build, unknown_devices
+from traksense.store.sqlstate import translate
+from traksense.store.transaction import Transactor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    from traksense.config import Settings
+    from traksense.ingest.health import Health
+    from traksense.ingest.ports import WriteResult
+    from traksense.model import Delivery
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS: Final = 10.0
+ACQUIRE_TIMEOUT_SECONDS: Final = 10.0
+COMMAND_GRACE_SECONDS: Final = 5.0
+"""How much longer than the server's statement time-out the client waits: only a server that does not answer reaches it."""
+
+LOCK_SHARE: Final = 0.5
+"""lock_timeout as a share of statement_timeout, so that waiting for a lock is told apart from slow work."""
+
+PROBE_EVERY_SECONDS: Final = 5.0
+MAINTAIN_EVERY_SECONDS: Final = 3600.0
+IDLE_CONNECTION_SECONDS: Final = 60.0
+
+CONFIGURATION_SQLSTATES: Final = ("28P01", "28000", "3D000")
+"""Wrong password, no such role, no such database: at the first connection these are configuration errors, not trouble."""
+
+
+class PostgresStore:
+    """Implements `ingest.ports.Store`. Opened by `open_store`."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._dictionary = Dictionary(strict=settings.provisioning == "strict")
+        self._partitions = Partitions()
+        self._transactor = Transactor()
+        self._pool: asyncpg.Pool | None = None
+        self._prepared = trio.Event()
+        self._wrote_at = -PROBE_EVERY_SECONDS
+
+    # --- the Trio side ---------------------------------------------------------------------------------------------
+
+    async def write(self, batch: Sequence[Delivery]) -> WriteResult:
+        """See `ingest.ports.Store.write`. Trio-flavored."""
+        await self._prepared.wait()
+        result: WriteResult = await self._call(self._write, batch)
+        self._wrote_at = trio.current_time()
+        return result
+
+    async def probe(self) -> None:
+        """See `ingest.ports.Store.probe`. Trio-flavored."""
+        await self._prepared.wait()
+        await self._call(self._probe)
+
+    async def run(self) -> None:
+        """Connect, check, then keep the health of the database true and its partitions ahead, until cancelled.
+
+        Error handling: whatever the database does is retried and said in the health; a configuration that can never work
+        raises ConfigError, but only before the first success. Trio-flavored.
+        """
+        await self._prepare()
+        maintained_at = trio.current_time()
+        while True:
+            await trio.sleep(PROBE_EVERY_SECONDS)
+            try:
+                if trio.current_time() - self._wrote_at >= PROBE_EVERY_SECONDS:
+                    await self._call(self._probe)
+                    self._health.set("database")
+                if trio.current_time() - maintained_at >= MAINTAIN_EVERY_SECONDS:
+                    await self._call(self._ensure_ahead)
+                    maintained_at = trio.current_time()
+            except StoreError as error:
+                self._health.set("database", str(error))
+
+    async def _prepare(self) -> None:
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            try:
+                await self._call(self._connect)
+            except StoreError as error:
+                if error.sqlstate in CONFIGURATION_SQLSTATES:
+                    raise ConfigError([f"{error} @ DATABASE_URL"]) from error
+                self._health.set("database", str(error))
+                await trio.sleep(backoff.next())
+            else:
+                self._health.set("database")
+                self._prepared.set()
+                return
+
+    async def _call(self, coroutine_function: Any, *args: object) -> Any:
+        """Run one asyncio-flavoured coroutine and translate what it raises.
+
+        Cancellation: passed on to asyncpg once; it ends when asyncpg has cleaned up (rolled back, released).
+        """
+        try:
+            return await aio_as_trio(coroutine_function)(*args)
+        except (trio.Cancelled, StoreError, ConfigError):
+            raise
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, BaseExceptionGroup)):
+                raise
+            raise translate(error) from error
+
+    # --- the asyncio side -------------------------------------------------------------------------------------------
+
+    async def _write(self, batch: Sequence[Delivery]) -> WriteResult:
+        """asyncio-flavored."""
+        rows, missing = build(batch, self._dictionary)
+        async with self._acquire() as connection:
+            if missing:
+                # Twice: series and meta hang on their device, whose number of new meta objects decides where they go.
+                for _ in range(2):
+                    await self._dictionary.register(connection, missing)
+                    rows, missing = build(batch, self._dictionary)
+                    if not missing:
+                        break
+                    if refused := unknown_devices(batch, self._dictionary):
+                        raise DeliveriesRefusedError(refused)
+                else:
+                    raise StoreUnavailableError("the series dictionary changed while it was being filled")
+            await self._ensure_partitions(connection, rows.measures)
+            try:
+                return await self._transactor.store(connection, rows)
+            except asyncpg.CheckViolationError as error:
+                if "no partition of relation" not in str(error):
+                    raise
+                self._partitions.forget()
+                raise StoreUnavailableError("a partition has disappeared; it will be made again", error.sqlstate) from error
+
+    async def _ensure_partitions(self, connection: PoolConnectionProxy, measures: Sequence[tuple[Any, ...]]) -> None:
+        """asyncio-flavored."""
+        if not measures:
+            return
+        instants = [row[2] for row in measures]
+        if not self._partitions.covers(min(instants), max(instants)):
+            await self._partitions.ensure(connection, instants)
+
+    async def _probe(self) -> None:
+        """Insert a row for real, then take it back: it finds a full disk, a read-only server, a missing right. asyncio-flavored."""
+        async with self._acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute("INSERT INTO traksense.measure (series_id, ts, v_num) VALUES (0, now(), 0)")
+            finally:
+                await transaction.rollback()
+
+    async def _ensure_ahead(self) -> None:
+        """asyncio-flavored."""
+        async with self._acquire() as connection:
+            await self._partitions.ensure_ahead(connection)
+
+    async def _connect(self) -> None:
+        """Open the pool and check the server. asyncio-flavored."""
+        if self._pool is None:
+            self._pool = await self._open_pool()
+        async with self._acquire() as connection:
+            await self._check_server(connection)
+            await self._partitions.ensure_ahead(connection)
+
+    async def _open_pool(self) -> asyncpg.Pool:
+        settings = self._settings
+        milliseconds = int(settings.db_statement_timeout * 1000)
+        pool = asyncpg.create_pool(
+            settings.database.dsn.reveal(),
+            min_size=settings.db_pool_min,
+            max_size=settings.db_pool_max,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=settings.db_statement_timeout + COMMAND_GRACE_SECONDS,
+            max_inactive_connection_lifetime=IDLE_CONNECTION_SECONDS,
+            # A connection carries nothing from one batch to the next but its staging table: no round trip to reset it.
+            reset=_keep,
+            server_settings={
+                "application_name": f"traksense {settings.mqtt_client_id}"[:63],
+                "statement_timeout": str(milliseconds),
+                "lock_timeout": str(int(milliseconds * LOCK_SHARE)),
+                "idle_in_transaction_session_timeout": str(milliseconds),
+                # Set per session, so that a default of the role or the database cannot weaken what PUBACK promises.
+                "synchronous_commit": "on",
+                "timezone": "UTC",
+            },
+        )
+        try:
+            return await pool
+        except BaseException:
+            pool.terminate()
+            raise
+
+    async def _check_server(self, connection: PoolConnectionProxy) -> None:
+        """asyncio-flavored."""
+        if connection.get_server_version().major < migrate.SERVER_MINIMUM:
+            raise ConfigError(
+                [f"PostgreSQL {connection.get_server_version().major} is too old, {migrate.SERVER_MINIMUM} or newer is needed @ DATABASE_URL"]
+            )
+        unsafe = [
+            row["name"]
+            for row in await connection.fetch(
+                "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
+            )
+        ]
+        if unsafe and not self._settings.db_allow_unsafe:
+            raise ConfigError(
+                [f"the server runs with {' and '.join(unsafe)} off and would lose committed data in a crash; DB_ALLOW_UNSAFE=true accepts that @ DATABASE_URL"]
+            )
+        version = await migrate.read_version(connection)
+        if version is None or version < migrate.LATEST:
+            raise StoreMisconfiguredError(
+                f"the database schema is at version {version or 0}, this release needs {migrate.LATEST}: run `traksense migrate`"
+            )
+        if version > migrate.LATEST:
+            logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": migrate.LATEST})
+
+    def _acquire(self) -> Any:
+        assert self._pool is not None  # writes wait for _prepared
+        return self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
+
+    def terminate(self) -> None:
+        """Close every connection now; whatever waits for one fails. Needs no event loop turn."""
+        if self._pool is not None:
+            self._pool.terminate()
+
+
+@asynccontextmanager
+async def open_store(settings: Settings, health: Health) -> AsyncIterator[PostgresStore]:
+    """A store for the duration; needs a surrounding `trio_asyncio.open_loop()`.
+
+    Resource handling: on the way out every connection is terminated rather than closed politely: at that point nothing is
+    under way that was promised to anybody. Trio-flavored.
+    """
+    store = PostgresStore(settings, health)
+    try:
+        yield store
+    finally:
+        store.terminate()
+
+
+async def _keep(_connection: Any) -> None:
+    """Reset nothing when a connection goes back to the pool. asyncio-flavored."""

@@ -1,0 +1,186 @@
+"""Deliveries to rows, for each table in the shape in which it is written."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import attrs
+
+from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
+from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from traksense.model import Delivery, Route
+    from traksense.store.dictionary import Device, Dictionary, PointKey
+
+MEASURE_COLUMNS: Final = ("series_id", "meta_id", "ts", "v_num", "v_bool", "v_text", "qual", "meta")
+
+MeasureRow: TypeAlias = tuple[int, int | None, "datetime", float | None, bool | None, str | None, int | None, str | None]
+
+by_key: Final = itemgetter(0, 2)
+"""The unique key of a MeasureRow. Rows go in sorted by it, so that concurrent writers lock keys in one order."""
+
+
+@attrs.define
+class Rows:
+    """What a batch becomes.
+
+    Attributes:
+        measures: Rows of measurements, in receive order.
+        owners: For each delivery with measurements, the place of its first row and its index in the batch.
+        acks: Rows for `cmd_ack`, one for each command: the newest of the batch.
+        superseded: Indices of deliveries whose command acknowledgement is not the newest of its command in this batch.
+        events: Rows for `device_event`, each with the index of its delivery.
+        errors: Rows for `ingest_errors`.
+    """
+
+    measures: list[MeasureRow] = attrs.field(factory=list)
+    owners: list[tuple[int, int]] = attrs.field(factory=list)
+    acks: dict[tuple[str, str, str], tuple[int, tuple[Any, ...]]] = attrs.field(factory=dict)
+    superseded: set[int] = attrs.field(factory=set)
+    events: list[tuple[int, tuple[Any, ...]]] = attrs.field(factory=list)
+    errors: list[tuple[Any, ...]] = attrs.field(factory=list)
+
+    @property
+    def only_measures(self) -> bool:
+        """Whether a single COPY stores all of it."""
+        return not (self.acks or self.events or self.errors)
+
+    def touched(self) -> frozenset[int]:
+        """The indices of all deliveries that are not dead letters."""
+        return frozenset(
+            {index for _, index in self.owners}
+            | {index for index, _ in self.acks.values()}
+            | self.superseded
+            | {index for index, _ in self.events}
+        )
+
+    def owner(self, row: int) -> int:
+        """The index of the delivery that a row of measurements came from."""
+        return self.owners[bisect_right(self.owners, (row, len(self.measures))) - 1][1]
+
+
+def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Missing]:
+    """Make the rows of a batch; if anything is missing in the dictionary, they are not complete and must be made again."""
+    rows = Rows()
+    missing = Missing()
+    for index, delivery in enumerate(batch):
+        if delivery.rejection is not None:
+            rows.errors.append(_error_row(delivery, delivery.rejection))
+            continue
+        route = delivery.message.route
+        assert route is not None  # a message without a route was rejected by the decoder
+        device = dictionary.device(route)
+        if device is None:
+            missing.devices[route.path] = route
+        for item in delivery.items:
+            if isinstance(item, Telemetry):
+                rows.owners.append((len(rows.measures), index))
+                _add_measures(rows.measures, item, route, device, dictionary, missing)
+            elif isinstance(item, CommandAck):
+                _add_ack(rows, index, item, route, delivery.message.received_at)
+            else:
+                rows.events.append((index, _event_row(item, route)))
+    return rows, missing
+
+
+def unknown_devices(batch: Sequence[Delivery], dictionary: Dictionary) -> dict[int, Rejection]:
+    """The deliveries whose device is still not known after registration: strict provisioning refuses them."""
+    rejections = {}
+    for index, delivery in enumerate(batch):
+        route = delivery.message.route
+        if delivery.rejection is None and route is not None and dictionary.device(route) is None:
+            rejections[index] = Rejection(
+                Reason.UNKNOWN_DEVICE, f"{route.path} is not in traksense.device (INGEST_PROVISIONING=strict)"
+            )
+    return rejections
+
+
+def _add_measures(
+    measures: list[MeasureRow],
+    item: Telemetry,
+    route: Route,
+    device: Device | None,
+    dictionary: Dictionary,
+    missing: Missing,
+) -> None:
+    ts = item.ts
+    if device is None:
+        for point in item.points:
+            missing.series[(route.path, _point_key(point.name, point.u))] = route
+        return
+    meta_id: int | None = None
+    meta: str | None = None
+    if item.meta is not None:
+        meta_id = dictionary.meta(route.tenant, item.meta)
+        if meta_id is None:
+            if device.novel_meta >= NOVEL_META_MAX or len(item.meta) > META_LENGTH_MAX:
+                meta = item.meta.decode()
+            else:
+                missing.meta[(route.tenant, item.meta)] = device
+    series = device.series
+    append = measures.append
+    for point in item.points:
+        key = point.name if point.u is None else (point.name, point.u)
+        series_id = series.get(key)
+        if series_id is None:
+            missing.series[(route.path, key)] = route
+            continue
+        value = point.v
+        quality = point.q or None
+        kind = type(value)
+        if kind is float:
+            append((series_id, meta_id, ts, value, None, None, quality, meta))  # type: ignore[arg-type]  # kind says float
+        elif kind is bool:
+            append((series_id, meta_id, ts, None, value, None, quality, meta))  # type: ignore[arg-type]  # kind says bool
+        else:
+            append((series_id, meta_id, ts, None, None, value, quality, meta))  # type: ignore[arg-type]  # kind says str
+
+
+def _point_key(name: str, unit: str | None) -> PointKey:
+    return name if unit is None else (name, unit)
+
+
+def _add_ack(rows: Rows, index: int, ack: CommandAck, route: Route, received_at: datetime) -> None:
+    """Keep the newest acknowledgement of each command: one statement cannot update a row twice (SQLSTATE 21000)."""
+    key = (route.tenant, route.device, ack.cmd_id)
+    row = (route.tenant, route.site, route.device, ack.cmd_id, ack.ok, ack.ts_exec, ack.err, ack.payload.decode(), received_at)
+    previous = rows.acks.get(key)
+    if previous is None:
+        rows.acks[key] = (index, row)
+        return
+    older = previous[1][5]
+    if older is None or (ack.ts_exec is not None and ack.ts_exec >= older):
+        rows.superseded.add(previous[0])
+        rows.acks[key] = (index, row)
+    else:
+        rows.superseded.add(index)
+
+
+def _event_row(event: Event, route: Route) -> tuple[Any, ...]:
+    data = event.data.decode() if event.data is not None else None
+    return (route.tenant, route.site, route.device, event.event_id, event.event_type, event.ts, data)
+
+
+def _error_row(delivery: Delivery, rejection: Rejection) -> tuple[Any, ...]:
+    message = delivery.message
+    # PostgreSQL's text takes neither NUL nor surrogates; the topic in a dead letter is for people.
+    topic = _storable(message.topic)
+    return (
+        message.route.tenant if message.route else None,
+        topic,
+        message.payload,
+        str(rejection.reason),
+        _storable(rejection.detail)[:2000],
+        message.received_at,
+        digest(topic.encode(), message.payload),
+    )
+
+
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""Commands for people: demo, validate, simulate, prove, bench, and the processes that they run against."""

@@ -1,0 +1,418 @@
+"""One careful way to run a child process.
+
+A `Child` is one run of a program: its output goes to a log file, it ends when we end, and it is stopped
+politely before it is killed. A `Server` is something that is started, stopped, killed and started again on
+the same port and directory.
+
+Everything blocking has a plain name that ends in `_sync`, for pytest's session fixtures, which cannot be
+asynchronous; the Trio-flavored functions are thin shells around the same steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, Self
+
+import attrs
+import trio
+
+from traksense.tools.stack.errors import StackError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from pathlib import Path
+
+LOOPBACK: Final = "127.0.0.1"
+POLL_SECONDS: Final = 0.02
+"""Chosen by guess: well below what a person notices, well above what a probe costs."""
+KILL_SECONDS: Final = 10.0
+"""How long a process may take to vanish after SIGKILL before something is badly wrong."""
+_TAIL_BYTES: Final = 4096
+_TAIL_LINES: Final = 3
+
+_FIRST_PORT: Final = 15_000
+_LAST_PORT: Final = 32_000
+_ports_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on and this process has not given out before.
+
+    It lies below the range from which Linux (32768 and up) and macOS (49152 and up) number outgoing
+    connections. A port from that range could be taken by any client while the server that owns it restarts.
+    """
+    numbers = random.SystemRandom()
+    for _ in range(1000):
+        port = numbers.randint(_FIRST_PORT, _LAST_PORT)
+        if port in _ports_given:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            _ports_given.add(port)
+            return port
+    raise StackError(
+        f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
+    )
+
+
+@attrs.frozen
+class Identity:
+    """An unprivileged user for a program that refuses to run as root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+class Child:
+    """One run of a program.
+
+    Resource handling: the child gets a session of its own, so that Ctrl-C reaches only us and we stop things
+    in order. On Linux it gets `stop_signal` when we die, however we die. Trap: the kernel counts the death of
+    the *thread* that started the child. So a child is started on a thread that lives on (the main thread,
+    Trio's thread), never through `trio.to_thread`, whose workers go away when idle. Source: prctl(2),
+    PR_SET_PDEATHSIG.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        *,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        identity: Identity | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        grace_seconds: float = 10.0,
+    ) -> None:
+        self.name = name
+        self.log_path = log_path
+        self.grace_seconds = grace_seconds
+        self._stop_signal = stop_signal
+        try:
+            with log_path.open("ab") as log:
+                self._log_start = log.tell()
+                self._process = subprocess.Popen(  # noqa: S603  (our own command, no shell)
+                    [*_die_with_parent(stop_signal), *map(str, argv)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                    user=identity.uid if identity else None,
+                    group=identity.gid if identity else None,
+                    extra_groups=[] if identity else None,
+                )
+        except OSError as error:
+            raise StackError(
+                f"{name} could not be started from {argv[0]}: {error.strerror or error}"
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        """The process id; it may have ended."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, or do nothing if it has ended."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait the moment that it takes to be gone."""
+        self._process.kill()
+        try:
+            self._process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise StackError(
+                f"{self.name} (pid {self.pid}) did not end on SIGKILL: its disk may be stuck"
+            ) from None
+
+    def stop_sync(self) -> int:
+        """Ask it to stop, kill it after the grace period, and give the exit status."""
+        self.send_signal(self._stop_signal)
+        try:
+            return self._process.wait(self.grace_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
+
+    async def stop(self) -> int:
+        """Ask it to stop, kill it after the grace period, and give the exit status.
+
+        Cancellation: the child is killed at once.
+
+        Trio-flavored.
+        """
+        self.send_signal(self._stop_signal)
+        try:
+            with trio.move_on_after(self.grace_seconds):
+                return await self.wait()
+        finally:
+            self.kill()
+        return self._process.wait()
+
+    async def wait(self) -> int:
+        """Wait for its end and give the exit status.
+
+        Trio-flavored.
+        """
+        while (status := self.status) is None:
+            await trio.sleep(POLL_SECONDS)
+        await trio.lowlevel.checkpoint()
+        return status
+
+    def check_running(self) -> None:
+        """Do nothing while it runs.
+
+        Raises:
+            StackError: It has ended; with the last lines of its log.
+        """
+        if (status := self.status) is not None:
+            how = (
+                f"exited with status {status}"
+                if status >= 0
+                else f"was ended by {signal.Signals(-status).name}"
+            )
+            raise StackError(f"{self.name} {how}: {self.last_words()} (log: {self.log_path})")
+
+    def last_words(self) -> str:
+        """The last lines that this run wrote to the log, on one line."""
+        try:
+            with self.log_path.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, end - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except OSError as error:
+            return f"its log cannot be read ({error.strerror})"
+        return _on_one_line(text)
+
+
+class Server(ABC):
+    """Something that listens on a port of the loopback interface and keeps its state in a directory.
+
+    Start, stop, kill and start again, as often as wanted: the port, the directory and the credentials stay
+    the same.
+    """
+
+    ready_seconds: float = 30.0
+    """From its start until it answers. Chosen by guess for a busy machine with a slow disk."""
+
+    def __init__(self, name: str, directory: Path, port: int) -> None:
+        self.name = name
+        self.directory = directory
+        self.host = LOOPBACK
+        self.port = port or free_port()
+        self._child: Child | None = None
+        self._deadline = 0.0
+
+    @property
+    def log_path(self) -> Path:
+        """Where its output goes."""
+        return self.directory / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the present run."""
+        return self._running_child().pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; it may not be ready yet."""
+        return self._child is not None and self._child.status is None
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Blocking: make what the start needs. Runs in a worker thread, so it starts no child that stays."""
+
+    @abstractmethod
+    def _launch(self) -> Child:
+        """Start the child; quick."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Blocking, for at most a second or so: whether it serves a client now."""
+
+    def start_sync(self) -> None:
+        """Start it and wait until it answers. Does nothing if it runs.
+
+        Raises:
+            StackError: It ended, or did not answer in time.
+        """
+        if self.running:
+            return
+        self._prepare()
+        self._begin()
+        try:
+            while not self._is_ready():
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.kill()
+            raise
+
+    async def start(self) -> None:
+        """Start it and wait until it answers. Does nothing if it runs.
+
+        Raises:
+            StackError: It ended, or did not answer in time.
+
+        Trio-flavored.
+        """
+        if self.running:
+            await trio.lowlevel.checkpoint()
+            return
+        await trio.to_thread.run_sync(self._prepare)
+        self._begin()
+        try:
+            while not await trio.to_thread.run_sync(self._is_ready):
+                await trio.sleep(POLL_SECONDS)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop_sync(self) -> None:
+        """Stop it in its own polite way, by force after the grace period. Does nothing if it does not run."""
+        if self._child is not None:
+            self._child.stop_sync()
+
+    async def stop(self) -> None:
+        """Stop it in its own polite way, by force after the grace period. Does nothing if it does not run.
+
+        Trio-flavored.
+        """
+        if self._child is not None:
+            await self._child.stop()
+
+    def restart_sync(self) -> None:
+        """Stop and start."""
+        self.stop_sync()
+        self.start_sync()
+
+    async def restart(self) -> None:
+        """Stop and start.
+
+        Trio-flavored.
+        """
+        await self.stop()
+        await self.start()
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash or the OOM killer does. Does nothing if it does not run."""
+        if self._child is not None:
+            self._child.kill()
+
+    def __enter__(self) -> Self:
+        self.start_sync()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_sync()
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """Start on the way in, stop on the way out.
+
+        Cancellation: it is stopped politely all the same, within its grace period.
+
+        Trio-flavored.
+        """
+        await self.start()
+        try:
+            yield self
+        finally:
+            grace = self._child.grace_seconds if self._child else 0.0
+            with trio.move_on_after(grace + KILL_SECONDS, shield=True):
+                await self.stop()
+
+    def _begin(self) -> None:
+        self._child = self._launch()
+        self._deadline = time.monotonic() + self.ready_seconds
+
+    def _is_ready(self) -> bool:
+        child = self._running_child()
+        child.check_running()
+        if self._answers():
+            # Not somebody else's server on the same port while ours just failed to bind it.
+            child.check_running()
+            return True
+        if time.monotonic() > self._deadline:
+            raise StackError(
+                f"{self.name} did not answer on {self.host}:{self.port} within {self.ready_seconds:.0f} s: "
+                f"{child.last_words()} (log: {self.log_path})"
+            )
+        return False
+
+    def _running_child(self) -> Child:
+        if self._child is None:
+            raise StackError(f"{self.name} has not been started: call start() first")
+        return self._child
+
+
+def run_to_end(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    identity: Identity | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program that ends by itself; one that cannot be started has status 127, as in a shell."""
+    try:
+        return subprocess.run(  # noqa: S603  (our own command, no shell)
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            user=identity.uid if identity else None,
+            group=identity.gid if identity else None,
+            extra_groups=[] if identity else None,
+        )
+    except OSError as error:
+        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last lines of what a program said, on one line."""
+    return _on_one_line(done.stderr or done.stdout)
+
+
+def _on_one_line(text: str) -> str:
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(said[-_TAIL_LINES:]) or "it said nothing"
+
+
+@functools.cache
+def _setpriv() -> str | None:
+    """The program that sets the parent-death signal, if it is here and knows how (BusyBox's does not).
+
+    A preexec function could do the same, but runs Python between fork and exec, which Python calls unsafe
+    beside threads.
+    """
+    path = shutil.which("setpriv")
+    if path is None:
+        return None
+    trial = run_to_end([path, "--pdeathsig", "TERM", "true"])
+    return path if trial.returncode == 0 else None
+
+
+def _die_with_parent(number: signal.Signals) -> list[str]:
+    path = _setpriv()
+    return [] if path is None else [path, "--pdeathsig", number.name.removeprefix("SIG"), "--"]
