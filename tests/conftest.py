@@ -132,9 +132,7 @@ def migrated_templates() -> dict[PostgresProcess, str]:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(
-    postgres_server: PostgresProcess, migrated_templates: dict[PostgresProcess, str]
-) -> str:
+def migrated_template(postgres_server: PostgresProcess, migrated_templates: dict[PostgresProcess, str]) -> str:
     """The name of a migrated database on `postgres_server` that nobody connects to, to be copied."""
     if postgres_server not in migrated_templates:
         from traksense.store.migrate import migrate
@@ -146,9 +144,7 @@ def migrated_template(
 
 
 @pytest.fixture
-def database(
-    postgres_server: PostgresProcess, migrated_template: str, unique: Callable[[str], str]
-) -> Iterator[str]:
+def database(postgres_server: PostgresProcess, migrated_template: str, unique: Callable[[str], str]) -> Iterator[str]:
     """The superuser's DSN of a fresh, migrated database."""
     name = unique("test")
     yield postgres_server.create_database_sync(name, migrated_template)

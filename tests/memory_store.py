@@ -76,7 +76,10 @@ class MemoryStore:
         unknown = {
             index: Rejection(Reason.UNKNOWN_DEVICE, "not registered")
             for index, d in enumerate(batch)
-            if self.devices is not None and d.rejection is None and d.message.route and d.message.route.path not in self.devices
+            if self.devices is not None
+            and d.rejection is None
+            and d.message.route
+            and d.message.route.path not in self.devices
         }
         if unknown:
             raise DeliveriesRefusedError(unknown)

@@ -23,7 +23,8 @@ COMMANDS: Final = {
     "run": "run the service until SIGTERM or SIGINT, then drain (the default)",
     "migrate": "bring the database schema up to date",
 }
-"""Each is a module of the same name in `traksense.commands` with `add_arguments(parser)` and `main(arguments) -> int`."""
+"""Each is a module of the same name in `traksense.commands` with `add_arguments(parser)` and `main(arguments) ->
+int`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,10 +100,13 @@ def load_env_file(path: Path) -> None:
 
 def _parser(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="traksense", description="Telemetry from MQTT into PostgreSQL/TimescaleDB: acknowledged after the commit, stored once."
+        prog="traksense",
+        description="Telemetry from MQTT into PostgreSQL/TimescaleDB: acknowledged after the commit, stored once.",
     )
     parser.add_argument("--version", action="version", version=f"traksense {__version__}")
-    parser.add_argument("--env-file", type=Path, metavar="FILE", help="read variables from a .env file; the environment wins")
+    parser.add_argument(
+        "--env-file", type=Path, metavar="FILE", help="read variables from a .env file; the environment wins"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary)

@@ -1,11 +1,12 @@
 """The configuration: frozen, from environment variables, with every fault named at once.
 
-Each field of `Settings` names its variable, its unit and its default; `ops/.env.ingest` explains them to operators and a
-test holds the two together. The names and the first defaults are those of the system that this one replaces.
+Each field of `Settings` names its variable, its unit and its default; `ops/.env.ingest` explains them to operators and
+a test holds the two together. The names and the first defaults are those of the system that this one replaces.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ DAYS: Final = 24 * HOURS
 RECEIVE_MAXIMUM_LIMIT: Final = 65535
 """The largest Receive Maximum that a client can ask for. Source: MQTT 5.0 §3.1.2.11.3."""
 
-T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 class Secret(str):
@@ -138,7 +139,9 @@ class Settings:
 
     @property
     def receive_maximum(self) -> int:
-        """How many unacknowledged messages the broker may have under way: what the queue can hold, within MQTT's limit."""
+        """How many unacknowledged messages the broker may have under way: what the queue can hold, within MQTT's
+        limit.
+        """
         return min(self.queue_max, RECEIVE_MAXIMUM_LIMIT)
 
     @property
@@ -211,10 +214,18 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
     rules: list[tuple[bool, str, str]] = [
-        (s.mqtt_qos == 2, "MQTT_QOS", "QoS 2 would confirm messages before they are stored; use 1, the broker downgrades QoS 2 publishers"),
+        (
+            s.mqtt_qos == 2,
+            "MQTT_QOS",
+            "QoS 2 would confirm messages before they are stored; use 1, the broker downgrades QoS 2 publishers",
+        ),
         (s.mqtt_qos not in (0, 1, 2), "MQTT_QOS", "must be 0 or 1"),
         (not s.mqtt_topics, "MQTT_TOPICS", "needs at least one topic filter"),
-        (not 1 <= len(s.mqtt_client_id.encode()) <= 65535, "MQTT_CLIENT_ID", "must have 1-65535 bytes: it names the broker session"),
+        (
+            not 1 <= len(s.mqtt_client_id.encode()) <= 65535,
+            "MQTT_CLIENT_ID",
+            "must have 1-65535 bytes: it names the broker session",
+        ),
         (not 1 <= s.mqtt_keepalive <= 65535, "MQTT_KEEPALIVE", "must be 1-65535 seconds"),
         (not 1 <= s.mqtt_session_expiry <= 0xFFFFFFFF, "MQTT_SESSION_EXPIRY", "must be 1-4294967295 seconds"),
         (s.mqtt_key_file is not None and s.mqtt_cert_file is None, "MQTT_KEY_FILE", "needs MQTT_CERT_FILE too"),
@@ -248,7 +259,11 @@ def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
     faults.extend(("MQTT_TOPICS", fault) for topic in s.mqtt_topics if (fault := _topic_filter_fault(topic)))
     faults.extend(
         (variable, f"no such file: {path}")
-        for variable, path in (("MQTT_CA_FILE", s.mqtt_ca_file), ("MQTT_CERT_FILE", s.mqtt_cert_file), ("MQTT_KEY_FILE", s.mqtt_key_file))
+        for variable, path in (
+            ("MQTT_CA_FILE", s.mqtt_ca_file),
+            ("MQTT_CERT_FILE", s.mqtt_cert_file),
+            ("MQTT_KEY_FILE", s.mqtt_key_file),
+        )
         if path is not None and not path.is_file()
     )
     return faults
@@ -262,24 +277,28 @@ def _topic_filter_fault(topic: str) -> str | None:
     return None
 
 
-# --- text to values -----------------------------------------------------------------------------------------------------
+# --- text to values
+# -----------------------------------------------------------------------------------------------------
 
 
 def _structure(text: str, kind: Any, *, unit: float) -> Any:
     try:
         value = _CONVERTER.structure(text, kind)
-    except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:  # pragma: no cover - hooks cover all types
+    except (
+        cattrs.BaseValidationError,
+        cattrs.StructureHandlerNotFoundError,
+    ) as error:  # pragma: no cover - hooks cover all types
         raise ValueError(f"cannot be read as {kind}") from error
     return value * unit if unit != 1 else value
 
 
-def _number(cast: Callable[[str], T], what: str) -> Callable[[str, Any], T]:
-    def hook(text: str, _: Any) -> T:
+def _number(cast: Callable[[str], N], what: str) -> Callable[[str, Any], N]:
+    def hook(text: str, _: Any) -> N:
         try:
             value = cast(text.strip())
         except ValueError:
             raise ValueError(f"must be {what}, not {text!r}") from None
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise ValueError(f"must be {what}, not {text!r}")
         return value
 

@@ -1,4 +1,6 @@
-"""Errors, named by whose fault they are. Foreign exceptions are translated in `mqtt/` and `store/` and do not leave them."""
+"""Errors, named by whose fault they are. Foreign exceptions are translated in `mqtt/` and `store/` and do not leave
+them.
+"""
 
 from __future__ import annotations
 
@@ -52,23 +54,33 @@ class StoreError(TraksenseError):
 
 
 class StoreUnavailableError(StoreError):
-    """Nobody's data is at fault: connection, resources, shutdown, serialization, time-out. Wait and retry the whole batch."""
+    """Nobody's data is at fault: connection, resources, shutdown, serialization, time-out. Wait and retry the whole
+    batch.
+    """
 
 
 class StoreMisconfiguredError(StoreError):
-    """An operator's to mend: a missing relation, column or right, an older schema. Wait and say so; dead-letter nothing."""
+    """An operator's to mend: a missing relation, column or right, an older schema. Wait and say so; dead-letter
+    nothing.
+    """
 
 
 class SchemaNewerError(StoreMisconfiguredError):
-    """The database was migrated by a newer release than this one; going on could store what that release cannot read."""
+    """The database was migrated by a newer release than this one; going on could store what that release cannot
+    read.
+    """
 
 
 class DataRefusedError(StoreError):
-    """The data's fault (SQLSTATE class 22 or 23, or the driver cannot encode it): some message in the batch is poison."""
+    """The data's fault (SQLSTATE class 22 or 23, or the driver cannot encode it): some message in the batch is
+    poison.
+    """
 
 
 class UnclassifiedStoreError(StoreError):
-    """Neither the class of the error nor its fault is known: bisect, and call a message poison only if it fails alone."""
+    """Neither the class of the error nor its fault is known: bisect, and call a message poison only if it fails
+    alone.
+    """
 
 
 class DeliveriesRefusedError(StoreError):

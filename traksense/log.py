@@ -1,7 +1,7 @@
 """Logs: one line a state change, to stdout, as JSON (default) or text.
 
-The message is a constant event name; the data are `extra` fields with the prefix `traksense_`, which the output drops. No
-payloads, no credentials.
+The message is a constant event name; the data are `extra` fields with the prefix `traksense_`, which the output drops.
+No payloads, no credentials.
 """
 
 from __future__ import annotations

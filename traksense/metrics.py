@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from traksense.ingest.health import Health
     from traksense.ingest.ledger import Ledger
     from traksense.ingest.ports import WriteResult
+    from traksense.ingest.session import SessionWatch
     from traksense.ingest.write import Writer
     from traksense.model import Delivery, Message
     from traksense.mqtt.reader import SessionStatistics
 
 LATENCY_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
-"""Seconds. Dense around the targets (p50 20 ms, p99 100 ms) and the seed's own (1 s); the end shows an outage's backlog."""
+"""Seconds. Dense around the targets (p50 20 ms, p99 100 ms) and the seed's own (1 s); the end shows an outage's
+backlog."""
 
 LATE_SECONDS: Final = 86400.0
 """A device time so long ago is a replayed or wrong one, not a latency; counted as ignored."""
@@ -110,6 +112,7 @@ class ServiceCollector:
     ledger: Ledger
     acknowledger: Acknowledger
     session: SessionStatistics
+    session_watch: SessionWatch
     health: Health
     writers: Sequence[Writer]
     messages: trio.MemoryReceiveChannel[Message]
@@ -118,8 +121,18 @@ class ServiceCollector:
     def collect(self) -> Iterator[Metric]:
         """All families."""
         ledger = self.ledger
-        yield _counter("ingest_messages", "Messages received, by kind.", "type", {kind: ledger.received[kind] for kind in (*Kind, "other")})
-        yield _counter("ingest_errors", "Dead letters, by reason.", "reason", {reason: ledger.dead_reasons[reason] for reason in Reason})
+        yield _counter(
+            "ingest_messages",
+            "Messages received, by kind.",
+            "type",
+            {kind: ledger.received[kind] for kind in (*Kind, "other")},
+        )
+        yield _counter(
+            "ingest_errors",
+            "Dead letters, by reason.",
+            "reason",
+            {reason: ledger.dead_reasons[reason] for reason in Reason},
+        )
         yield _counter(
             "ingest_messages_ended",
             "Messages by how they ended; with ingest_in_flight_messages they add up to ingest_messages_total.",
@@ -127,20 +140,34 @@ class ServiceCollector:
             {"stored": ledger.stored, "duplicate": ledger.duplicate, "dead": ledger.dead},
         )
         yield CounterMetricFamily("ingest_points", "Points stored.", ledger.points_stored)
-        yield CounterMetricFamily("ingest_points_duplicate", "Points that were stored already, with the same value.", ledger.points_duplicate)
         yield CounterMetricFamily(
-            "ingest_points_conflicting", "Points that were stored already, with another value; the first is kept.", ledger.points_conflicting
+            "ingest_points_duplicate", "Points that were stored already, with the same value.", ledger.points_duplicate
         )
-        yield CounterMetricFamily("ingest_messages_redelivered", "Messages received with the DUP flag.", ledger.redelivered)
+        yield CounterMetricFamily(
+            "ingest_points_conflicting",
+            "Points that were stored already, with another value; the first is kept.",
+            ledger.points_conflicting,
+        )
+        yield CounterMetricFamily(
+            "ingest_messages_redelivered", "Messages received with the DUP flag.", ledger.redelivered
+        )
         yield CounterMetricFamily("ingest_messages_acknowledged", "PUBACKs sent.", self.acknowledger.acknowledged)
         yield CounterMetricFamily(
-            "ingest_messages_abandoned", "Messages whose connection ended before their PUBACK; the broker sends them again.", self.acknowledger.abandoned
+            "ingest_messages_abandoned",
+            "Messages whose connection ended before their PUBACK; the broker sends them again.",
+            self.acknowledger.abandoned,
         )
-        yield CounterMetricFamily("ingest_store_retries", "Batches that had to wait for the database.", sum(w.retries for w in self.writers))
+        yield CounterMetricFamily(
+            "ingest_store_retries", "Batches that had to wait for the database.", sum(w.retries for w in self.writers)
+        )
         yield from self._session()
         yield from self._gauges()
-        yield self.metrics.batch_size.family("ingest_batch_size", "Points in a batch; a message without points counts as one.")
-        yield self.metrics.latency.family("ingest_latency_seconds", "Device timestamp to commit, one observation a message.")
+        yield self.metrics.batch_size.family(
+            "ingest_batch_size", "Points in a batch; a message without points counts as one."
+        )
+        yield self.metrics.latency.family(
+            "ingest_latency_seconds", "Device timestamp to commit, one observation a message."
+        )
         yield _counter(
             "ingest_latency_ignored",
             "Messages whose device clock is ahead, or a day or more behind.",
@@ -150,22 +177,53 @@ class ServiceCollector:
 
     def _session(self) -> Iterator[Metric]:
         session = self.session
-        yield CounterMetricFamily("ingest_broker_connections", "Successful connections to the broker.", session.connections)
+        yield CounterMetricFamily(
+            "ingest_broker_connections", "Successful connections to the broker.", session.connections
+        )
         yield CounterMetricFamily("ingest_broker_failures", "Connections to the broker that failed.", session.failures)
-        yield CounterMetricFamily("ingest_sessions_lost", "Times the broker had forgotten our session.", session.sessions_lost)
-        yield CounterMetricFamily("ingest_session_takeovers", "Times another client took our client id.", session.takeovers)
-        yield CounterMetricFamily("ingest_paused_seconds", "Seconds in which the socket was not read because the pipeline was full.", session.paused_seconds)
+        yield CounterMetricFamily(
+            "ingest_sessions_lost",
+            "Times the broker had forgotten our session, and its queue.",
+            self.session_watch.lost,
+        )
+        yield GaugeMetricFamily(
+            "ingest_session_lost_seconds",
+            "Length of the interval that the last lost session put at risk.",
+            self.session_watch.lost_seconds,
+        )
+        if session.broker_dropped is not None:
+            yield CounterMetricFamily(
+                "ingest_broker_dropped_messages",
+                "Messages that the broker has dropped, by its own count.",
+                session.broker_dropped,
+            )
+        yield CounterMetricFamily(
+            "ingest_session_takeovers", "Times another client took our client id.", session.takeovers
+        )
+        yield CounterMetricFamily(
+            "ingest_paused_seconds",
+            "Seconds in which the socket was not read because the pipeline was full.",
+            session.paused_seconds,
+        )
 
     def _gauges(self) -> Iterator[Metric]:
         statistics = self.messages.statistics()
         yield GaugeMetricFamily("ingest_queue_size", "Messages in the queue.", statistics.current_buffer_used)
         yield GaugeMetricFamily("ingest_queue_max", "Messages that fit into the queue.", statistics.max_buffer_size)
         yield GaugeMetricFamily("ingest_in_flight_messages", "Messages received and not ended.", self.ledger.in_flight)
-        yield GaugeMetricFamily("ingest_in_flight_bytes", "Memory held by messages in flight.", self.ledger.in_flight_bytes)
-        yield GaugeMetricFamily("ingest_unacknowledged_messages", "Messages of this connection without a PUBACK.", self.acknowledger.unacknowledged)
+        yield GaugeMetricFamily(
+            "ingest_in_flight_bytes", "Memory held by messages in flight.", self.ledger.in_flight_bytes
+        )
+        yield GaugeMetricFamily(
+            "ingest_unacknowledged_messages",
+            "Messages of this connection without a PUBACK.",
+            self.acknowledger.unacknowledged,
+        )
         oldest = self.acknowledger.oldest_received_at
         age = (self.now() - oldest).total_seconds() if oldest else 0.0
-        yield GaugeMetricFamily("ingest_oldest_unacknowledged_seconds", "Age of the message that holds back all PUBACKs behind it.", age)
+        yield GaugeMetricFamily(
+            "ingest_oldest_unacknowledged_seconds", "Age of the message that holds back all PUBACKs behind it.", age
+        )
         ready = GaugeMetricFamily("ingest_ready", "1 for each condition of /readyz that holds.", labels=["condition"])
         for name, condition in self.health.report().items():
             ready.add_metric([name], float(bool(condition["ok"])))

@@ -52,7 +52,8 @@ class Reason(enum.StrEnum):
 
 @attrs.frozen
 class Point:
-    """One measured value. The field names are those of the envelope (PAYLOADS: v1), so that it decodes straight into it.
+    """One measured value. The field names are those of the envelope (PAYLOADS: v1), so that it decodes straight into
+    it.
 
     Attributes:
         name: The point's identifier within its device, 1-128 characters.
@@ -109,8 +110,8 @@ Item: TypeAlias = Telemetry | CommandAck | Event
 class Route:
     """What the topic says of a message.
 
-    `path`, "tenant/site/device", is a unique key for the device: names hold no slash. It is made once, since a dictionary
-    lookup by one string that knows its hash is several times cheaper than by a tuple of three.
+    `path`, "tenant/site/device", is a unique key for the device: names hold no slash. It is made once, since a
+    dictionary lookup by one string that knows its hash is several times cheaper than by a tuple of three.
     """
 
     tenant: str

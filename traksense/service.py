@@ -1,11 +1,12 @@
 """The composition root: what runs, in which order it starts, and in which order it stops.
 
     start   signals ▸ asyncio loop ▸ endpoint ▸ store ▸ writers ▸ batcher ▸ reader
-    drain   reader stops reading ▸ batcher flushes ▸ writers commit ▸ PUBACKs go out ▸ reader disconnects ▸ the rest is cancelled
+    drain   reader stops reading ▸ batcher flushes ▸ writers commit ▸ PUBACKs go out ▸ reader disconnects ▸ the rest is
+    cancelled
 
-Draining needs no flags: each stage closes the channel to the next when it has passed everything on, and ends when the channel
-before it is closed. The deadline and a second signal cancel everything at once, which is as safe: what was not acknowledged
-is still the broker's.
+Draining needs no flags: each stage closes the channel to the next when it has passed everything on, and ends when the
+channel before it is closed. The deadline and a second signal cancel everything at once, which is as safe: what was not
+acknowledged is still the broker's.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from traksense.ingest.decode import Decoder, Router
 from traksense.ingest.health import Health, watch_progress
 from traksense.ingest.intake import Intake
 from traksense.ingest.ledger import Ledger
+from traksense.ingest.session import SessionWatch
 from traksense.ingest.write import Writer
 from traksense.metrics import Metrics, ServiceCollector, make_registry
+from traksense.model import Delivery, Message
 from traksense.mqtt.reader import Reader
 from traksense.store.postgres import open_store
 from traksense.web.endpoint import listen, serve
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from traksense.config import Settings
-    from traksense.model import Delivery, Message
     from traksense.store.postgres import PostgresStore
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ async def run(settings: Settings) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, listener, make_registry(pipeline.collector()), health)
             nursery.start_soon(store.run)
+            nursery.start_soon(pipeline.session_watch.run)
             nursery.start_soon(watch_progress, health, pipeline.ledger, pipeline.acknowledger)
             nursery.start_soon(_drain_on_signal, signals, pipeline, settings.shutdown_deadline)
             _log_start(settings, listener)
@@ -96,6 +99,7 @@ class Pipeline:
     writers: list[Writer]
     ledger: Ledger
     acknowledger: Acknowledger
+    session_watch: SessionWatch
     health: Health
     metrics: Metrics
     messages: trio.MemoryReceiveChannel[Message]
@@ -106,8 +110,8 @@ class Pipeline:
     def build(cls, settings: Settings, store: PostgresStore, health: Health) -> Pipeline:
         """Connect the stages; nothing runs yet."""
         ledger, acknowledger, metrics = Ledger(), Acknowledger(), Metrics(_now)
-        messages_send, messages_receive = trio.open_memory_channel["Message"](settings.queue_max)
-        batches_send, batches_receive = trio.open_memory_channel["list[Delivery]"](0)
+        messages_send, messages_receive = trio.open_memory_channel[Message](settings.queue_max)
+        batches_send, batches_receive = trio.open_memory_channel[list[Delivery]](0)
         intake = Intake(
             messages_send, router=Router(), ledger=ledger, acknowledger=acknowledger, max_bytes=settings.queue_max_bytes
         )
@@ -132,11 +136,14 @@ class Pipeline:
             for _ in range(writer_count(settings))
         ]
         batches_receive.close()
-        reader = Reader(settings, intake=intake, acknowledger=acknowledger, health=health)
-        return cls(reader, batcher, writers, ledger, acknowledger, health, metrics, messages_receive)
+        watch = SessionWatch(store, health, client_id=settings.mqtt_client_id, broker=str(settings.broker), now=_now)
+        reader = Reader(settings, intake=intake, acknowledger=acknowledger, health=health, on_connected=watch.connected)
+        return cls(reader, batcher, writers, ledger, acknowledger, watch, health, metrics, messages_receive)
 
     async def run(self) -> None:
-        """Run until drained, or abandoned. The two nurseries are the drain order: the reader outlives the stages it feeds."""
+        """Run until drained, or abandoned. The two nurseries are the drain order: the reader outlives the stages it
+        feeds.
+        """
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read)
@@ -170,6 +177,7 @@ class Pipeline:
             ledger=self.ledger,
             acknowledger=self.acknowledger,
             session=self.reader.statistics,
+            session_watch=self.session_watch,
             health=self.health,
             writers=self.writers,
             messages=self.messages,
@@ -180,7 +188,10 @@ class Pipeline:
 async def _drain_on_signal(signals: AsyncIterator[int], pipeline: Pipeline, deadline: float) -> None:
     """The first signal drains; a second one, or the deadline in seconds, ends everything at once."""
     number = await anext(signals)
-    logger.info("draining", extra={"traksense_signal": signal.Signals(number).name, "traksense_in_flight": pipeline.ledger.in_flight})
+    logger.info(
+        "draining",
+        extra={"traksense_signal": signal.Signals(number).name, "traksense_in_flight": pipeline.ledger.in_flight},
+    )
     pipeline.drain()
     why = "deadline"
     with trio.move_on_after(deadline):

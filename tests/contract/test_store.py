@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import asyncpg
 import pytest
@@ -22,8 +22,11 @@ from traksense.store.postgres import PostgresStore, open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from traksense.ingest.ports import Store
+
+Devices: TypeAlias = list[tuple[str, str, str]]
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -31,19 +34,12 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 class OpenStore(Protocol):
     """Opens a store; with strict provisioning if asked, where only the named devices are registered."""
 
-    def __call__(self, *, registered: list[tuple[str, str, str]] | None = None) -> AsyncStore:
+    def __call__(self, *, registered: Devices | None = None) -> AbstractAsyncContextManager[Store]:
         """A context manager."""
 
 
-class AsyncStore(Protocol):
-    """An async context manager of a store."""
-
-    async def __aenter__(self) -> Store: ...
-    async def __aexit__(self, *args: object) -> None: ...
-
-
 @asynccontextmanager
-async def open_postgres_store(dsn: str, *, registered: list[tuple[str, str, str]] | None = None) -> AsyncIterator[PostgresStore]:
+async def open_postgres_store(dsn: str, *, registered: Devices | None = None) -> AsyncIterator[PostgresStore]:
     """A store on a migrated database, prepared."""
     environ = {"DATABASE_URL": dsn, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
     async with trio_asyncio.open_loop():
@@ -57,12 +53,14 @@ async def open_postgres_store(dsn: str, *, registered: list[tuple[str, str, str]
             nursery.cancel_scope.cancel()
 
 
-async def register(dsn: str, devices: list[tuple[str, str, str]]) -> None:
+async def register(dsn: str, devices: Devices) -> None:
     """asyncio-flavored."""
     connection = await asyncpg.connect(dsn)
     for tenant, site, device in devices:
         await connection.execute("INSERT INTO traksense.tenant (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING", tenant)
-        await connection.execute("INSERT INTO traksense.device (tenant_id, site_id, device_id) VALUES ($1, $2, $3)", tenant, site, device)
+        await connection.execute(
+            "INSERT INTO traksense.device (tenant_id, site_id, device_id) VALUES ($1, $2, $3)", tenant, site, device
+        )
     await connection.close()
 
 
@@ -74,7 +72,7 @@ def open_any_store(request: pytest.FixtureRequest) -> OpenStore:
         return lambda *, registered=None: open_postgres_store(dsn, registered=registered)
 
     @asynccontextmanager
-    async def open_memory(*, registered: list[tuple[str, str, str]] | None = None) -> AsyncIterator[MemoryStore]:
+    async def open_memory(*, registered: Devices | None = None) -> AsyncIterator[MemoryStore]:
         store = MemoryStore()
         if registered is not None:
             store.devices = {"/".join(names) for names in registered}
@@ -83,10 +81,14 @@ def open_any_store(request: pytest.FixtureRequest) -> OpenStore:
     return open_memory
 
 
-def delivery(*items: Item, device: str = "device", payload: bytes = b"{}", rejection: Rejection | None = None) -> Delivery:
+def delivery(
+    *items: Item, device: str = "device", payload: bytes = b"{}", rejection: Rejection | None = None
+) -> Delivery:
     """A delivery of one message with these items."""
     route = Route("tenant", "site", device, Kind.TELEM)
-    message = Message(f"traksense/{route.path}/telem", payload, 1, 1, 1, redelivered=False, received_at=NOW, route=route)
+    message = Message(
+        f"traksense/{route.path}/telem", payload, 1, 1, 1, redelivered=False, received_at=NOW, route=route
+    )
     points = sum(len(item.points) for item in items if isinstance(item, Telemetry))
     return Delivery(message, list(items), points, rejection)
 
@@ -99,7 +101,9 @@ def telemetry(*points: Point, second: int = 0, meta: bytes | None = None) -> Tel
 async def test_store_writes_every_type_of_value(open_any_store: OpenStore) -> None:
     """Numbers, booleans and texts of one message are stored and counted."""
     async with open_any_store() as store:
-        result = await store.write([delivery(telemetry(Point("a", 7.3, u="°C"), Point("b", True, "bool"), Point("c", "RUN", "enum")))])
+        result = await store.write(
+            [delivery(telemetry(Point("a", 7.3, u="°C"), Point("b", True, "bool"), Point("c", "RUN", "enum")))]
+        )
 
     assert WriteResult(points_stored=3) == result
 
@@ -120,7 +124,11 @@ async def test_store_duplicates_and_news_are_told_apart(open_any_store: OpenStor
     async with open_any_store() as store:
         await store.write([delivery(telemetry(Point("a", 1.0)))])
         result = await store.write(
-            [delivery(telemetry(Point("a", 1.0))), delivery(telemetry(Point("a", 1.0), Point("b", 2.0))), delivery(telemetry(Point("a", 1.0), second=1))]
+            [
+                delivery(telemetry(Point("a", 1.0))),
+                delivery(telemetry(Point("a", 1.0), Point("b", 2.0))),
+                delivery(telemetry(Point("a", 1.0), second=1)),
+            ]
         )
 
     assert WriteResult(points_stored=2, points_duplicate=2, duplicates=frozenset([0])) == result
@@ -139,7 +147,10 @@ async def test_store_repeats_within_a_message_and_a_batch(open_any_store: OpenSt
     """The same point twice in one message: the first is stored, the rest are duplicates; likewise within a batch."""
     async with open_any_store() as store:
         result = await store.write(
-            [delivery(telemetry(Point("a", 1.0), Point("a", 1.0), Point("a", 9.0))), delivery(telemetry(Point("a", 1.0)))]
+            [
+                delivery(telemetry(Point("a", 1.0), Point("a", 1.0), Point("a", 9.0))),
+                delivery(telemetry(Point("a", 1.0))),
+            ]
         )
 
     assert WriteResult(points_stored=1, points_duplicate=2, points_conflicting=1, duplicates=frozenset([1])) == result
@@ -149,7 +160,13 @@ async def test_store_unit_is_part_of_the_series(open_any_store: OpenStore) -> No
     """One name in two units is two series; no unit and an empty one too."""
     async with open_any_store() as store:
         result = await store.write(
-            [delivery(telemetry(Point("A", 23.35, u="Cel"), Point("A", 64.0, u="%RH"), Point("A", 1.0), Point("A", 2.0, u="")))]
+            [
+                delivery(
+                    telemetry(
+                        Point("A", 23.35, u="Cel"), Point("A", 64.0, u="%RH"), Point("A", 1.0), Point("A", 2.0, u="")
+                    )
+                )
+            ]
         )
 
     assert WriteResult(points_stored=4) == result
@@ -170,7 +187,12 @@ async def test_store_ack_repeat_is_a_duplicate(open_any_store: OpenStore) -> Non
     """One row for a command: the first acknowledgement is new, every later one a duplicate."""
     async with open_any_store() as store:
         first = await store.write([delivery(CommandAck("c1", True, b"{}", NOW))])
-        again = await store.write([delivery(CommandAck("c1", False, b"{}", NOW + timedelta(seconds=1))), delivery(CommandAck("c2", True, b"{}"))])
+        again = await store.write(
+            [
+                delivery(CommandAck("c1", False, b"{}", NOW + timedelta(seconds=1))),
+                delivery(CommandAck("c2", True, b"{}")),
+            ]
+        )
 
     assert WriteResult() == first
     assert WriteResult(duplicates=frozenset([0])) == again
@@ -179,8 +201,16 @@ async def test_store_ack_repeat_is_a_duplicate(open_any_store: OpenStore) -> Non
 async def test_store_event_identity(open_any_store: OpenStore) -> None:
     """An event is known again by its id or, without one, by device, type and ts."""
     async with open_any_store() as store:
-        first = await store.write([delivery(Event("boot", NOW, "e1")), delivery(Event("boot", NOW)), delivery(Event("alarm", NOW))])
-        again = await store.write([delivery(Event("other", NOW, "e1")), delivery(Event("boot", NOW)), delivery(Event("boot", NOW + timedelta(seconds=1)))])
+        first = await store.write(
+            [delivery(Event("boot", NOW, "e1")), delivery(Event("boot", NOW)), delivery(Event("alarm", NOW))]
+        )
+        again = await store.write(
+            [
+                delivery(Event("other", NOW, "e1")),
+                delivery(Event("boot", NOW)),
+                delivery(Event("boot", NOW + timedelta(seconds=1))),
+            ]
+        )
 
     assert WriteResult() == first
     assert WriteResult(duplicates=frozenset([0, 1])) == again

@@ -40,9 +40,7 @@ _BINDIRS = _bindirs()
 
 
 @pytest.fixture(scope="session", params=[*_BINDIRS, TIMESCALEDB])
-def schema_server(
-    request: pytest.FixtureRequest, postgres_servers: Callable[[Path], PostgresProcess]
-) -> Server:
+def schema_server(request: pytest.FixtureRequest, postgres_servers: Callable[[Path], PostgresProcess]) -> Server:
     """Each server in turn."""
     if request.param != TIMESCALEDB:
         bindir = _BINDIRS[request.param]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any, LiteralString, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import attrs
@@ -43,9 +43,7 @@ PRIVATE_TABLES = (
 log = logging.getLogger(__name__)
 
 
-def with_parts(
-    dsn: str, *, user: str | None = None, password: str | None = None, database: str | None = None
-) -> str:
+def with_parts(dsn: str, *, user: str | None = None, password: str | None = None, database: str | None = None) -> str:
     """The DSN with another login or database."""
     parts = urlsplit(dsn)
     login = f"{user}:{password}" if user is not None else parts.netloc.rpartition("@")[0]
@@ -85,14 +83,14 @@ class Database:
         """Execute statements, as the role of `dsn`."""
         with self.connect(dsn) as connection:
             for statement in statements:
-                connection.execute(cast("LiteralString", statement))
+                connection.execute(statement)
 
     def rows(self, query: str, *args: object, dsn: str | None = None, tenant: str | None = None) -> list[Any]:
         """The rows of a query, in a session that has set app.tenant_id to `tenant` unless it is None."""
         with self.connect(dsn) as connection:
             if tenant is not None:
                 connection.execute("SELECT set_config('app.tenant_id', %s, false)", (tenant,))
-            return connection.execute(cast("LiteralString", query), args).fetchall()
+            return connection.execute(query, args).fetchall()
 
     def value(self, query: str, *args: object, dsn: str | None = None, tenant: str | None = None) -> Any:
         """The first value of the first row."""
@@ -103,7 +101,7 @@ class Database:
         name, password = f"{prefix}_{secrets.token_hex(4)}", secrets.token_hex(8)
         with self.connect(self.admin) as connection:
             connection.execute(
-                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} " + options).format(  # type: ignore[arg-type]  # our own text
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} " + options).format(
                     sql.Identifier(name), sql.Literal(password)
                 )
             )
@@ -121,9 +119,7 @@ class Database:
         """Migrate as `dsn`."""
         return asyncio.run(migrate(self.dsn, log=log))
 
-    def add_series(
-        self, tenant: str, device: str, point: str, unit: str | None = None, site: str = "site"
-    ) -> int:
+    def add_series(self, tenant: str, device: str, point: str, unit: str | None = None, site: str = "site") -> int:
         """Register a series with its tenant and device, as the service does."""
         with self.connect() as connection:
             connection.execute("INSERT INTO traksense.tenant VALUES (%s) ON CONFLICT DO NOTHING", (tenant,))

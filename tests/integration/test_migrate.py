@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual)
 from __future__ import annotations
 
 import asyncio
@@ -155,9 +154,7 @@ def test_migrate_lock_wait_is_bounded(bare: Database, monkeypatch: pytest.Monkey
 
 def test_migrate_refuses_newer_schema(migrated: Database) -> None:
     """A database that a newer release has migrated is left alone."""
-    migrated.run(
-        f"INSERT INTO traksense.schema_version (version, name) VALUES ({LATEST + 1}, 'of_the_future')"
-    )
+    migrated.run(f"INSERT INTO traksense.schema_version (version, name) VALUES ({LATEST + 1}, 'of_the_future')")
     error = run_migrate(migrated.dsn)
 
     assert SchemaNewerError is type(error)
@@ -171,10 +168,7 @@ def test_migrate_refuses_changed_file(migrated: Database) -> None:
     error = run_migrate(migrated.dsn)
 
     assert StoreMisconfiguredError is type(error)
-    assert (
-        "migration 0001_first_schema is not the one that this database was given: its checksum differs"
-        == str(error)
-    )
+    assert "migration 0001_first_schema is not the one that this database was given: its checksum differs" == str(error)
 
 
 def test_migrate_refuses_gap(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,9 +228,7 @@ def test_read_version_without_rights(migrated: Database) -> None:
     """A role that may not look is told which right it lacks."""
     dsn = migrated.create_role("stranger")
 
-    with pytest.raises(
-        StoreMisconfiguredError, match="lacks a right on the database: permission denied for schema"
-    ):
+    with pytest.raises(StoreMisconfiguredError, match="lacks a right on the database: permission denied for schema"):
         version_of(dsn)
 
 
@@ -336,7 +328,7 @@ def test_search_path_of_the_role_does_not_matter(bare: Database) -> None:
     """Tables of the same names in front of ours are not touched or looked at."""
     bare.run("CREATE SCHEMA evil", "CREATE TABLE evil.measure (x int)", "CREATE TABLE evil.pg_class (x int)")
     with psycopg.connect(bare.dsn, autocommit=True) as connection:
-        connection.execute(f'ALTER DATABASE "{connection.info.dbname}" SET search_path = evil, pg_catalog')  # type: ignore[arg-type]  # our own name
+        connection.execute(f'ALTER DATABASE "{connection.info.dbname}" SET search_path = evil, pg_catalog')
 
     assert bare.migrate().applied == NAMES
     assert bare.value("SELECT count(*) FROM traksense.ensure_partitions(now(), now())") == 1

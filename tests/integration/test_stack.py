@@ -54,9 +54,7 @@ STUBBORN = [
 ]
 
 BUSY = "SELECT count(*) /* busy */ FROM generate_series(1, 100000000) a, generate_series(1, 100000000) b"
-RUNNING_BUSY = (
-    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* busy */ FROM%'"
-)
+RUNNING_BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* busy */ FROM%'"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to change the user")
 both_kinds = pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
@@ -174,7 +172,7 @@ def fetch(dsn: str, query: str) -> Any:
         try:
             return await connection.fetchval(query)
         finally:
-            await connection.close()
+            connection.terminate()
 
     return asyncio.run(ask())
 
@@ -193,9 +191,7 @@ def test_child_that_ends_early_is_told_with_its_last_words(tmp_path: Path) -> No
     """One line says how it ended, what it said last and where the log is."""
     log = tmp_path / "child.log"
     log.write_text("an older run\n")
-    child = Child(
-        "thing", [sys.executable, "-c", "print('the disk is full'); raise SystemExit(3)"], log_path=log
-    )
+    child = Child("thing", [sys.executable, "-c", "print('the disk is full'); raise SystemExit(3)"], log_path=log)
     while child.status is None:
         time.sleep(0.01)
 
@@ -482,9 +478,7 @@ def test_postgres_is_durable_and_private(postgres_server: PostgresProcess) -> No
     assert expected == {name: fetch(postgres_server.dsn, f"SHOW {name}") for name in expected}
     assert fetch(postgres_server.dsn, "SHOW server_version").startswith(postgres_server.version)
     with pytest.raises(asyncpg.InvalidPasswordError):
-        fetch(
-            f"postgresql://postgres:guess@{postgres_server.host}:{postgres_server.port}/postgres", "SELECT 1"
-        )
+        fetch(f"postgresql://postgres:guess@{postgres_server.host}:{postgres_server.port}/postgres", "SELECT 1")
 
 
 @pytest.mark.every_postgres
@@ -578,11 +572,7 @@ def test_postgres_refuses_a_directory_in_use(own_postgres: Any) -> None:
 def test_postgres_refuses_another_major_version(own_postgres: Any) -> None:
     """Before anything is started, with both versions named."""
     server = own_postgres()
-    other = [
-        bindir
-        for bindir in system_bindirs()
-        if bindir != server.bindir and str(server.major) not in bindir.parts
-    ]
+    other = [bindir for bindir in system_bindirs() if bindir != server.bindir and str(server.major) not in bindir.parts]
     if not other:
         pytest.skip("this machine has only one PostgreSQL")
     server.stop_sync()
@@ -591,9 +581,7 @@ def test_postgres_refuses_another_major_version(own_postgres: Any) -> None:
         PostgresProcess(server.directory, bindir=other[0])
 
 
-def test_postgres_that_refuses_a_setting_says_why(
-    stack_directory: Path, unique: Callable[[str], str]
-) -> None:
+def test_postgres_that_refuses_a_setting_says_why(stack_directory: Path, unique: Callable[[str], str]) -> None:
     """Its own words reach the user, on one line."""
     with pytest.raises(StackError, match=r"postgres exited with status 1: .*no_such_setting") as caught:
         PostgresProcess(stack_directory / unique("postgres"), settings={"no_such_setting": "1"}).start_sync()

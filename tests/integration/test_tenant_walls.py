@@ -1,14 +1,8 @@
-# ruff: noqa: SIM300  (expected == actual)
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from schema_servers import PRIVATE_TABLES, PUBLIC_RELATIONS, Database, user_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytest_plugins = ("schema_fixtures",)
 
@@ -50,10 +44,10 @@ def fill(database: Database) -> None:
 
 
 @pytest.fixture
-def filled(owned: Database) -> Iterator[tuple[Database, str]]:
+def filled(owned: Database) -> tuple[Database, str]:
     """A database with two tenants, owned by a superuser and by a plain role, and an application's DSN."""
     fill(owned)
-    yield owned, owned.create_app_role()
+    return owned, owned.create_app_role()
 
 
 def seen(database: Database, dsn: str, relation: str, tenant: str | None) -> list[str | None]:
@@ -101,8 +95,8 @@ def test_members_of_owner_are_operators(bare: Database, membership: str, sees_al
     for relation in ("ts_measure", "cmd_ack"):
         assert (list(TENANTS) if sees_all else []) == seen(database, member, relation, None)
         with psycopg.connect(member, autocommit=True) as connection:
-            connection.execute(f"SET ROLE {user_of(owner)}")  # type: ignore[arg-type]  # our own name
-            rows = connection.execute(f"SELECT tenant_id FROM {relation} ORDER BY 1").fetchall()  # type: ignore[arg-type]
+            connection.execute(f"SET ROLE {user_of(owner)}")
+            rows = connection.execute(f"SELECT tenant_id FROM {relation} ORDER BY 1").fetchall()
         assert [(tenant,) for tenant in TENANTS] == rows
 
 
@@ -111,9 +105,7 @@ def test_application_cannot_use_the_private_schema(filled: tuple[Database, str])
     database, app = filled
 
     for what in (*PRIVATE_TABLES, *PRIVATE_FUNCTIONS):
-        with pytest.raises(
-            psycopg.errors.InsufficientPrivilege, match="permission denied for schema traksense"
-        ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for schema traksense"):
             database.rows(f"SELECT * FROM traksense.{what}", dsn=app)
 
 
@@ -142,14 +134,14 @@ def test_row_security_is_enabled_and_forced(owned: Database) -> None:
     rows = owned.rows(
         "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p') AND c.relrowsecurity AND c.relforcerowsecurity"
-        " AND n.nspname IN ('public', 'traksense') ORDER BY 1"
+        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p')"
+        " AND c.relrowsecurity AND c.relforcerowsecurity AND n.nspname IN ('public', 'traksense') ORDER BY 1"
     )
     unsecured = owned.rows(
         "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity)"
-        " AND n.nspname IN ('public', 'traksense')"
+        " WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p')"
+        " AND NOT (c.relrowsecurity AND c.relforcerowsecurity) AND n.nspname IN ('public', 'traksense')"
     )
 
     assert sorted(name.removeprefix("public.") for name in ROW_SECURED) == sorted(row[0] for row in rows)
@@ -180,7 +172,7 @@ def test_leaky_function_sees_no_foreign_row(filled: tuple[Database, str], relati
     with database.connect(app) as connection:
         connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary))
         connection.execute("SET app.tenant_id = 'acme'")
-        connection.execute(f"SELECT * FROM {relation} WHERE attic.leak(tenant_id)").fetchall()  # type: ignore[arg-type]
+        connection.execute(f"SELECT * FROM {relation} WHERE attic.leak(tenant_id)").fetchall()
 
     assert ["acme"] == notices
 
@@ -202,9 +194,9 @@ def test_writes_are_walled_too(filled: tuple[Database, str]) -> None:
     insert = "INSERT INTO device_event VALUES ('{}', 'site', 'device', 'new', 'boot', now())"
     with database.connect(app) as connection:
         connection.execute("SET app.tenant_id = 'acme'")
-        connection.execute(insert.format("acme"))  # type: ignore[arg-type]  # our own text
+        connection.execute(insert.format("acme"))
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="violates row-level security policy"):
-            connection.execute(insert.format("bravo"))  # type: ignore[arg-type]  # our own text
+            connection.execute(insert.format("bravo"))
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="violates row-level security policy"):
             connection.execute("UPDATE device_event SET tenant_id = 'bravo'")
         deleted = connection.execute("DELETE FROM device_event").rowcount
@@ -215,7 +207,7 @@ def test_writes_are_walled_too(filled: tuple[Database, str]) -> None:
 
 def test_tenant_can_be_set_for_one_transaction(filled: tuple[Database, str]) -> None:
     """SET LOCAL names the tenant until the end of the transaction, as a pooler in transaction mode needs it."""
-    database, app = filled
+    _, app = filled
     with psycopg.connect(app) as connection:
         connection.execute("SET LOCAL app.tenant_id = 'acme'")
         during = connection.execute("SELECT tenant_id FROM ts_measure").fetchall()
@@ -226,14 +218,12 @@ def test_tenant_can_be_set_for_one_transaction(filled: tuple[Database, str]) -> 
 
 
 def test_prepared_statement_follows_the_setting(filled: tuple[Database, str]) -> None:
-    """A statement prepared for one tenant shows the other's rows after the setting changed, whatever plan is kept."""
+    """A statement prepared for one tenant shows the other's rows once the setting has changed."""
     database, app = filled
     found = []
     with database.connect(app) as connection:
         connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(
-            "PREPARE p AS SELECT tenant_id FROM ts_measure UNION ALL SELECT tenant_id FROM cmd_ack"
-        )
+        connection.execute("PREPARE p AS SELECT tenant_id FROM ts_measure UNION ALL SELECT tenant_id FROM cmd_ack")
         for tenant in ("acme", "bravo", ""):
             connection.execute("SELECT set_config('app.tenant_id', %s, false)", (tenant,))
             found.append(connection.execute("EXECUTE p").fetchall())
@@ -246,11 +236,7 @@ def test_last_characters_of_unicode_are_visible_to_operators(owned: Database) ->
     last = chr(0x10FFFF) * 128
     owned.run("SELECT traksense.ensure_partitions('2026-01-01', '2026-01-02')")
     series = owned.add_series(last, "device", "point")
-    owned.run(
-        f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, '2026-01-01 12:00+00', 1)"
-    )
+    owned.run(f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, '2026-01-01 12:00+00', 1)")
 
     assert [(last,)] == owned.rows("SELECT tenant_id FROM ts_measure")
-    assert [(last,)] == owned.rows(
-        "SELECT tenant_id FROM ts_measure", dsn=owned.create_app_role(), tenant=last
-    )
+    assert [(last,)] == owned.rows("SELECT tenant_id FROM ts_measure", dsn=owned.create_app_role(), tenant=last)

@@ -8,12 +8,12 @@
 
 The Ledger beside it counts what comes in and how it ends: received = stored + duplicate + dead + in flight.
 
-Backpressure runs against the arrows. A slow database leaves batches unfinished, so the batcher does not take messages, so
-the bounded channel fills, so the intake waits, so the reader does not read its socket; and since nothing is acknowledged
-before its COMMIT, the broker reaches Receive Maximum and keeps the rest in the session.
+Backpressure runs against the arrows. A slow database leaves batches unfinished, so the batcher does not take messages,
+so the bounded channel fills, so the intake waits, so the reader does not read its socket; and since nothing is
+acknowledged before its COMMIT, the broker reaches Receive Maximum and keeps the rest in the session.
 
-Layers: a module here may import those above it in this list, `model`, `errors`, `adapters`, and nothing of `mqtt`, `store`,
-`web` or `tools` (a linter holds that).
+Layers: a module here may import those above it in this list, `model`, `errors`, `adapters`, and nothing of `mqtt`,
+`store`, `web` or `tools` (a linter holds that).
 
     ports         what the pipeline needs of a broker and of a store
     ledger        the counts, and how many bytes are held
@@ -22,4 +22,6 @@ Layers: a module here may import those above it in this list, `model`, `errors`,
     decode        bytes to items, or a rejection
     batch         when to flush (pure policy), and the task that does it
     write         retries, bisection, outcomes
+    health        what must hold for the service to be ready
+    session       notices that the broker has forgotten us
 """

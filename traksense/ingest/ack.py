@@ -1,7 +1,7 @@
 """Which PUBACKs may go out: those of the longest settled prefix, in receive order, on the connection that brought them.
 
-Sources: MQTT 5.0 §4.6 [MQTT-4.6.0-2] (PUBACKs in the order in which the PUBLISHes were received; EMQX's durable sessions
-stall on any other order) and §4.4 (unacknowledged messages are sent again only on a new connection).
+Sources: MQTT 5.0 §4.6 [MQTT-4.6.0-2] (PUBACKs in the order in which the PUBLISHes were received; EMQX's durable
+sessions stall on any other order) and §4.4 (unacknowledged messages are sent again only on a new connection).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Acknowledger:
     """The window of one connection after another.
 
-    Messages are tracked by their place in the order of arrival, never by packet identifier: identifiers repeat (Mosquitto
-    assigns them when it queues a message, so a backlog of more than 65,535 has some twice).
+    Messages are tracked by their place in the order of arrival, never by packet identifier: identifiers repeat
+    (Mosquitto assigns them when it queues a message, so a backlog of more than 65,535 has some twice).
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,8 @@ class Acknowledger:
     def connected(self, generation: int, send_pubacks: SendPubacks) -> None:
         """Start the window of a new connection, once CONNACK is there. The old one's PUBACKs will never be sent.
 
-        Its messages stay in the pipeline and are stored; the broker sends them again, and those copies count as duplicates.
+        Its messages stay in the pipeline and are stored; the broker sends them again, and those copies count as
+        duplicates.
         """
         self._abandon()
         self._generation = generation

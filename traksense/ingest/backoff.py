@@ -11,8 +11,8 @@ import attrs
 class Backoff:
     """Exponential backoff with full jitter, for ever.
 
-    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: full jitter spreads a herd of clients best. A floor
-    of half the step keeps a single client from hammering.
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: full jitter spreads a herd of clients best.
+    A floor of half the step keeps a single client from hammering.
 
     Attributes:
         initial: The first step, in seconds.

@@ -1,10 +1,10 @@
 """When to flush, and the task that does it.
 
-The policy in one paragraph: a batch goes to a writer as soon as it is full (`INGEST_BATCH_SIZE` points), or when nothing
-more waits in the queue and no other batch is being written, or after `INGEST_BATCH_MS` at the latest. So an idle system
-stores a message at once, in a transaction of its own; a busy one collects while the database works and stores all of that
-next (group commit), so transactions grow with the load instead of multiplying; and a second writer is used when there is
-a full batch for it or when the first takes longer than `INGEST_BATCH_MS`.
+The policy in one paragraph: a batch goes to a writer as soon as it is full (`INGEST_BATCH_SIZE` points), or when
+nothing more waits in the queue and no other batch is being written, or after `INGEST_BATCH_MS` at the latest. So an
+idle system stores a message at once, in a transaction of its own; a busy one collects while the database works and
+stores all of that next (group commit), so transactions grow with the load instead of multiplying; and a second writer
+is used when there is a full batch for it or when the first takes longer than `INGEST_BATCH_MS`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from traksense.model import Delivery, Message
 
 BATCH_MAX_BYTES: Final = 8 * 1024 * 1024
-"""A batch is also full when its payloads reach this: dead letters carry their bytes and no points. Chosen by guess: eight
-messages of the default size limit."""
+"""A batch is also full when its payloads reach this: dead letters carry their bytes and no points. Chosen by guess:
+eight messages of the default size limit."""
 
 MESSAGE_WEIGHT: Final = 1
 """What a message without points (an acknowledgement, an event, a dead letter) counts towards the batch size."""

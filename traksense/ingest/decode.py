@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from traksense.model import Item, Message
 
 NAME_MAX: Final = 128
-"""Longest tenant, site and device name, in characters. With it the index entry of a series stays below the 2,704 bytes that
-a PostgreSQL btree page can hold (five names of at most four bytes a character)."""
+"""Longest tenant, site and device name, in characters. With it the index entry of a series stays below the 2,704 bytes
+that a PostgreSQL btree page can hold (five names of at most four bytes a character)."""
 
 ROUTES_MAX: Final = 200_000
-"""How many topics the router remembers: enough for 100,000 devices with two kinds. Chosen by guess; about 60 MB when full."""
+"""How many topics the router remembers: enough for 100,000 devices with two kinds. Chosen by guess; about 60 MB when
+full."""
 
 
 class Router:
-    """Reads topics, `traksense/{tenant}/{site}/{device}/{kind}`, and remembers them: a fleet repeats its topics for ever."""
+    """Reads topics, `traksense/{tenant}/{site}/{device}/{kind}`, and remembers them: a fleet repeats its topics for
+    ever.
+    """
 
     def __init__(self) -> None:
         self._routes: dict[str, Route | None] = {}
@@ -58,7 +61,9 @@ def read_topic(topic: str) -> Route | None:
 class Decoder:
     """Applies the adapters and the limits that hold for every format."""
 
-    def __init__(self, settings: Settings, registry: Registry, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._decode = registry.decode
         self._payload_max_bytes = settings.payload_max_bytes
         self._points_max = settings.points_max
@@ -97,7 +102,8 @@ class Decoder:
             if ts is not None and not self._ts_min <= ts <= latest:
                 raise DecodeError(
                     Reason.TIMESTAMP_OUT_OF_WINDOW,
-                    f"{ts.isoformat()} is not between {self._ts_min.isoformat()} and {latest.isoformat(timespec='seconds')}",
+                    f"{ts.isoformat()} is not between {self._ts_min.isoformat()} and "
+                    f"{latest.isoformat(timespec='seconds')}",
                 )
         if points > self._points_max:
             raise DecodeError(Reason.TOO_MANY_POINTS, f"{points} points, the limit is {self._points_max}")

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_CHECK_SECONDS: Final = 1.0
 STALLED_AFTER_SECONDS: Final = 60.0
-"""Messages wait and nothing is committed for this long: longer than a statement time-out with its retry, shorter than anyone's
-patience. Chosen by guess."""
+"""Messages wait and nothing is committed for this long: longer than a statement time-out with its retry, shorter than
+anyone's patience. Chosen by guess."""
 
 
 @attrs.define
@@ -47,7 +47,8 @@ class Health:
             return
         level = logging.INFO if ok else logging.WARNING
         condition.ok, condition.reason, condition.since = ok, reason or "", trio.current_time()
-        logger.log(level, f"{name}_{'ok' if ok else 'not_ok'}", extra={"traksense_reason": reason} if reason else {})
+        extra = {"traksense_condition": name} | ({} if ok else {"traksense_reason": reason})
+        logger.log(level, "condition_holds" if ok else "condition_fails", extra=extra)
 
     def holds(self, name: str) -> bool:
         """Whether one condition holds."""
@@ -67,7 +68,9 @@ class Health:
         }
 
 
-async def watch_progress(health: Health, ledger: Ledger, acknowledger: Acknowledger, *, stalled_after: float = STALLED_AFTER_SECONDS) -> None:
+async def watch_progress(
+    health: Health, ledger: Ledger, acknowledger: Acknowledger, *, stalled_after: float = STALLED_AFTER_SECONDS
+) -> None:
     """Fail the condition "progress" when messages wait and nothing is committed for too long. Runs until cancelled."""
     ended = -1
     since = trio.current_time()

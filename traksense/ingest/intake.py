@@ -65,8 +65,8 @@ class Intake:
         The reader does not read while this waits, so TCP holds the rest: that bounds memory even if the broker overruns
         Receive Maximum (Mosquitto before 2.0.13 does when it has a backlog).
 
-        Cancellation: what was not passed on is kept, and the next call goes on with it. That is needed, since after a lost
-        session these may be the only copies.
+        Cancellation: what was not passed on is kept, and the next call goes on with it. That is needed, since after a
+        lost session these may be the only copies.
         """
         while not self.flush_nowait():
             head = self._pending[0]

@@ -1,7 +1,7 @@
 """The ledger: every message that was received, and how it ended.
 
-Invariant: received = stored + duplicate + dead + in flight, at every moment that another task can see. The methods do not
-await, so a scrape cannot come between the two sides of an entry.
+Invariant: received = stored + duplicate + dead + in flight, at every moment that another task can see. The methods do
+not await, so a scrape cannot come between the two sides of an entry.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from traksense.model import Delivery
 
@@ -54,5 +55,25 @@ class Store(Protocol):
 
         Raises:
             StoreError: It would not.
+        """
+        ...
+
+
+class SessionLog(Protocol):
+    """Remembers the broker sessions that we have had, across restarts."""
+
+    async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
+        """Record a connection; returns when this session was last known to be alive, or None if there was none.
+
+        Raises:
+            StoreError: It was not recorded.
+        """
+        ...
+
+    async def alive(self, client_id: str, at: datetime) -> None:
+        """Record that the session is alive.
+
+        Raises:
+            StoreError: It was not recorded.
         """
         ...

@@ -1,9 +1,9 @@
 """Writers: each takes a batch and does not let go of it until all of it is stored or dead-lettered.
 
-Whose fault is a failure? The store says (`errors`): nobody's, then the whole batch waits and is tried again for ever; an
-operator's, then it waits likewise and the health says what is missing; the data's, then the batch is halved until the
-message at fault is alone, its neighbours are stored, and it becomes a dead letter. k poison messages among n cost about
-k·log2(n) transactions more.
+Whose fault is a failure? The store says (`errors`): nobody's, then the whole batch waits and is tried again for ever;
+an operator's, then it waits likewise and the health says what is missing; the data's, then the batch is halved until
+the message at fault is alone, its neighbours are stored, and it becomes a dead letter. k poison messages among n cost
+about k·log2(n) transactions more.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ RETRY_MAXIMUM_SECONDS: Final = 5.0
 """A database that comes back is used again within this time. Chosen by guess: a failover takes tens of seconds."""
 
 UNCLASSIFIED_TRIES: Final = 3
-"""How often a message must fail alone, for an unknown reason, while the database takes other writes, to be called poison."""
+"""How often a message must fail alone, for an unknown reason, while the database takes other writes, to be called
+poison."""
 
 
 class Writer:
@@ -70,8 +71,8 @@ class Writer:
     async def run(self) -> None:
         """Write batches until the channel is closed.
 
-        Error handling: every StoreError is handled here; anything else is a bug and ends the service, which is safe: what
-        was not committed was not acknowledged.
+        Error handling: every StoreError is handled here; anything else is a bug and ends the service, which is safe:
+        what was not committed was not acknowledged.
 
         Cancellation: a batch under way is given up; it is not acknowledged, whether or not it was committed.
         """
@@ -140,7 +141,9 @@ class Writer:
         if delivery.rejection is not None:
             # Not even the dead letter is taken: there is no further place to put it, so it waits, unacknowledged.
             return False
-        return isinstance(error, DataRefusedError) or (isinstance(error, UnclassifiedStoreError) and tries >= UNCLASSIFIED_TRIES)
+        return isinstance(error, DataRefusedError) or (
+            isinstance(error, UnclassifiedStoreError) and tries >= UNCLASSIFIED_TRIES
+        )
 
     async def _pause(self, error: StoreError, backoff: Backoff) -> None:
         self.retries += 1
@@ -148,7 +151,9 @@ class Writer:
         await trio.sleep(backoff.next())
 
     def _settle(self, part: Sequence[Delivery], result: WriteResult) -> None:
-        """Account for a committed part and let its messages be acknowledged. Does not await: nobody sees it half done."""
+        """Account for a committed part and let its messages be acknowledged. Does not await: nobody sees it half
+        done.
+        """
         ledger = self._ledger
         ledger.points_stored += result.points_stored
         ledger.points_duplicate += result.points_duplicate

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Connected:
-    """CONNACK: `reason` is 0 for success; `keepalive` is what the server wants instead of ours, if it said so."""
+    """CONNACK: `reason` is 0 for success; `keepalive` is what the server wants instead of ours, if it said so.
+
+    `receive_maximum` and `packet_max_bytes` are the server's limits for what we publish, if it said so.
+    """
 
     reason: int
     reason_text: str
     session_present: bool
     keepalive: int | None = None
+    receive_maximum: int | None = None
+    packet_max_bytes: int | None = None
 
 
 @attrs.frozen

@@ -21,8 +21,8 @@ FAREWELL_TIMEOUT_SECONDS: Final = 2.0
 """How long we wait, after DISCONNECT, for the broker to close: long enough for it to read our last PUBACKs."""
 
 SILENCE: Final = 1.5
-"""In keepalives: no byte for so long, although we ping twice in each, means a dead peer. Source: MQTT 5.0 §3.1.2.10 gives
-the server the same measure for us."""
+"""In keepalives: no byte for so long, although we ping twice in each, means a dead peer. Source: MQTT 5.0 §3.1.2.10
+gives the server the same measure for us."""
 
 SESSION_TAKEN_OVER: Final = 0x8E
 REFUSED_CONFIGURATION: Final = (0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C)
@@ -46,8 +46,8 @@ class Connection:
     async def run(self, body: Callable[[], Awaitable[None]]) -> None:
         """Run the body until it returns; the stream is closed then.
 
-        Error handling: a BrokerError in the body or in one of the tasks ends all of them and is raised as it is. Anything
-        else is a bug, and comes in an exception group.
+        Error handling: a BrokerError in the body or in one of the tasks ends all of them and is raised as it is.
+        Anything else is a bug, and comes in an exception group.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -125,7 +125,8 @@ class Connection:
     async def close(self) -> None:
         """Send what is queued and DISCONNECT, then read on until the broker closes, for a moment.
 
-        Closing a socket with unread bytes resets the connection, and a reset can overtake our last PUBACKs; so we only say
+        Closing a socket with unread bytes resets the connection, and a reset can overtake our last PUBACKs; so we only
+        say
         that we are done, and drop what still comes: it is not acknowledged.
         """
         self.codec.disconnect()

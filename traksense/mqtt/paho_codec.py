@@ -1,18 +1,18 @@
 """paho-mqtt as a codec: it believes that it has a socket, which is a pair of buffers.
 
-paho reads a packet with three or more `recv` calls and sends each PUBACK with a `send`; on buffers that costs no system call.
-Everything that paho would do to a socket by itself (resolve, connect, TLS, select, ping) is Trio's here, so nothing blocks
-and no thread exists.
+paho reads a packet with three or more `recv` calls and sends each PUBACK with a `send`; on buffers that costs no
+system call. Everything that paho would do to a socket by itself (resolve, connect, TLS, select, ping) is Trio's here,
+so nothing blocks and no thread exists.
 
-Private names of paho 2.2 that this relies on: `_create_socket` (called by `reconnect`). setup.cfg pins paho to 2.2.*, and
-tests/unit/test_codec_contract.py holds the behaviour. Traps, with their place in paho 2.2.0 `client.py`:
+Private names of paho 2.2 that this relies on: `_create_socket` (called by `reconnect`). setup.cfg pins paho to 2.2.*,
+and tests/unit/test_codec_contract.py holds the behaviour. Traps, with their place in paho 2.2.0 `client.py`:
 
 * `clean_start` must be passed as False, or the first CONNECT of each process wipes the session (l.3491).
 * `reconnect_on_failure=False`, or a refused protocol version makes paho reconnect inside `loop_read` (l.3865).
 * `loop_read` reads one packet for a QoS 1 subscriber, whatever its argument says (l.2096).
 * An exception in a callback makes paho replay the packet for ever (l.3147): the callbacks here only append.
-* `ack()` does not know connections. We write PUBACKs ourselves, whole, between paho's packets: our socket takes every packet
-  in one piece, so paho is never in the middle of one.
+* `ack()` does not know connections. We write PUBACKs ourselves, whole, between paho's packets: our socket takes every
+  packet in one piece, so paho is never in the middle of one.
 """
 
 from __future__ import annotations
@@ -38,14 +38,13 @@ if TYPE_CHECKING:
     from traksense.config import Secret
 
 PACKET_MAX_BYTES: Final = 128 * 1024 * 1024
-"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is far above the
-payload limit: a payload over that limit must arrive, to become a dead letter with its exact bytes."""
+"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is far
+above the payload limit: a payload over that limit must arrive, to become a dead letter with its exact bytes."""
 
 TOPICS_MAX: Final = 200_000
 """How many topics keep one shared string; a fleet repeats its topics for ever."""
 
 _PINGREQ: Final = b"\xc0\x00"
-_CONNECTION_ENDED: Final = (MQTTErrorCode.MQTT_ERR_CONN_REFUSED, MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_CONN_LOST)
 
 
 class PahoCodec:
@@ -109,7 +108,7 @@ class PahoCodec:
         """Queue CONNECT."""
         arguments: dict[str, Any] = {"keepalive": self._keepalive}
         if self._v5:
-            properties = Properties(PacketTypes.CONNECT)
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho annotates half of it
             properties.ReceiveMaximum = self._receive_maximum
             properties.SessionExpiryInterval = self._session_expiry
             properties.MaximumPacketSize = PACKET_MAX_BYTES
@@ -120,11 +119,13 @@ class PahoCodec:
     def subscribe(self, filters: Sequence[str], qos: int) -> int:
         """Queue SUBSCRIBE; returns its packet identifier.
 
-        With MQTT 5, retained messages are asked for only if the subscription is new (Retain Handling 1): subscribing again
-        on each connection must not bring them again.
+        With MQTT 5, retained messages are asked for only if the subscription is new (Retain Handling 1): subscribing
+        again on each connection must not bring them again.
         """
         if self._v5:
-            _, packet_id = self._client.subscribe([(topic, SubscribeOptions(qos=qos, retainHandling=1)) for topic in filters])
+            _, packet_id = self._client.subscribe(
+                [(topic, SubscribeOptions(qos=qos, retainHandling=1)) for topic in filters]
+            )
         else:
             _, packet_id = self._client.subscribe([(topic, qos) for topic in filters])
         if packet_id is None:
@@ -137,7 +138,9 @@ class PahoCodec:
         return info.mid if qos else 0
 
     def acknowledge(self, packet_ids: Iterable[int]) -> None:
-        """Queue PUBACKs, in this order, as one piece. Reason code 0 and no properties may be left out (MQTT 5.0 §3.4.2.1)."""
+        """Queue PUBACKs, in this order, as one piece. Reason code 0 and no properties may be left out (MQTT 5.0
+        §3.4.2.1).
+        """
         self._wire.outgoing += b"".join([b"\x40\x02" + packet_id.to_bytes(2, "big") for packet_id in packet_ids])
 
     def ping(self) -> None:
@@ -145,7 +148,9 @@ class PahoCodec:
         self._wire.outgoing += _PINGREQ
 
     def disconnect(self) -> None:
-        """Queue DISCONNECT; without properties, so that the session keeps its expiry interval (MQTT 5.0 §3.14.2.2.2)."""
+        """Queue DISCONNECT; without properties, so that the session keeps its expiry interval (MQTT 5.0
+        §3.14.2.2.2).
+        """
         self._client.disconnect()
 
     def feed(self, data: bytes) -> list[Event]:
@@ -158,8 +163,8 @@ class PahoCodec:
         while wire.readable:
             code = loop_read()
             if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                if self._events and code in _CONNECTION_ENDED:
-                    break  # the events say why
+                if self._events and _is_farewell(self._events[-1]):
+                    break  # paho calls every refusal of MQTT 5 a protocol error; the event says what it is
                 raise ProtocolError(f"paho: {paho.error_string(code)}")
         events, self._events = self._events, []
         return events
@@ -175,31 +180,44 @@ class PahoCodec:
     # --- paho's callbacks: they must not raise ----------------------------------------------------------------------
 
     def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
-        raw: bytes = message._topic  # noqa: SLF001  (the property decodes each time and raises on what is not UTF-8)
+        raw: bytes = message._topic
         topic = self._topics.get(raw)
         if topic is None:
             if len(self._topics) >= TOPICS_MAX:
                 self._topics.clear()
             topic = self._topics[raw] = raw.decode("utf-8", "backslashreplace")
         self.messages.append(
-            Message(topic, bytes(message.payload), message.qos, message.mid, self._generation, bool(message.dup), self._now)
+            Message(
+                topic, bytes(message.payload), message.qos, message.mid, self._generation, bool(message.dup), self._now
+            )
         )
 
     def _on_connect(
         self, _client: Any, _userdata: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        keepalive = getattr(properties, "ServerKeepAlive", None)
-        self._events.append(Connected(reason.value, str(reason), bool(flags.session_present), keepalive))
+        limits = (
+            getattr(properties, name, None) for name in ("ServerKeepAlive", "ReceiveMaximum", "MaximumPacketSize")
+        )
+        self._events.append(Connected(reason.value, str(reason), bool(flags.session_present), *limits))
 
-    def _on_disconnect(self, _client: Any, _userdata: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any) -> None:
+    def _on_disconnect(
+        self, _client: Any, _userdata: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any
+    ) -> None:
         if flags.is_disconnect_packet_from_server:
             self._events.append(Disconnected(reason.value, str(reason)))
 
-    def _on_subscribe(self, _client: Any, _userdata: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any) -> None:
+    def _on_subscribe(
+        self, _client: Any, _userdata: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any
+    ) -> None:
         self._events.append(Subscribed(mid, tuple(reason.value for reason in reasons)))
 
     def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         self._events.append(Published(mid, reason.value))
+
+
+def _is_farewell(event: Event) -> bool:
+    """Whether the connection is over after this event."""
+    return isinstance(event, Disconnected) or (isinstance(event, Connected) and event.reason != 0)
 
 
 class _BufferedClient(paho.Client):

@@ -4,9 +4,10 @@ Decisions, with their sources in the project's reliability notes:
 
 * QoS 1 at most. With QoS 2, receipt is confirmed before anything is stored.
 * `clean_start=False` and a session expiry of days: the broker's session is the durable buffer.
-* Subscribed again on every connection, SUBACK codes checked: a broker that lost the session would otherwise send nothing.
-* The socket is not read while the pipeline is full. PINGREQs go on, so the broker does not drop us; PINGRESP is waited for
-  only while we read, since it may sit unread behind messages.
+* Subscribed again on every connection, SUBACK codes checked: a broker that lost the session would otherwise send
+  nothing.
+* The socket is not read while the pipeline is full. PINGREQs go on, so the broker does not drop us; PINGRESP is waited
+  for only while we read, since it may sit unread behind messages.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Sequence
 
     from traksense.config import Settings
     from traksense.ingest.ack import Acknowledger
     from traksense.ingest.health import Health
     from traksense.ingest.intake import Intake
+    from traksense.model import Message
     from traksense.mqtt.codec import Codec, Event
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,16 @@ RECONNECT_MAXIMUM_SECONDS: Final = 15.0
 
 STABLE_SECONDS: Final = 10.0
 """A connection that held this long was a success: the next backoff starts small again."""
+
+SUSPICIOUS_CLOSURES: Final = 3
+"""So many connections in a row that the broker accepted and soon closed without a word look like a second client with our
+client id: Mosquitto 2.0.11 does not send the DISCONNECT with reason 0x8E that MQTT 5.0 §4.13 describes (seen on the wire;
+tests/integration/test_reader.py holds it)."""
+
+
+DROPPED_TOPIC: Final = "$SYS/broker/publish/messages/dropped"
+"""Where Mosquitto says how many messages it has dropped: of all clients, since its start. EMQX has no such topic;
+watch its `emqx_delivery_dropped` instead."""
 
 
 class CodecFactory(Protocol):
@@ -72,15 +85,17 @@ class SessionStatistics:
     Attributes:
         connections: How often CONNACK said success.
         failures: How often a connection failed or could not be made.
-        sessions_lost: How often the broker had forgotten a session that it should have kept.
-        takeovers: How often another client took our client id.
+        broker_dropped: Messages that the broker has dropped, by its own count, or None if it does not say.
+        takeovers: How often another client took our client id, as far as the broker said so.
+        short_lived: Connections in a row that were accepted and lost again within `STABLE_SECONDS`.
         paused_seconds: How long the socket was not read because the pipeline was full.
     """
 
     connections: int = 0
     failures: int = 0
-    sessions_lost: int = 0
     takeovers: int = 0
+    short_lived: int = 0
+    broker_dropped: int | None = None
     paused_seconds: float = 0.0
 
 
@@ -97,6 +112,16 @@ class Reader:
         make_codec: CodecFactory = paho_codec,
         on_connected: Callable[[bool], None] = lambda _session_present: None,
     ) -> None:
+        """Connect nothing yet.
+
+        Args:
+            settings: Where the broker is and what to subscribe to.
+            intake: Where messages go.
+            acknowledger: Whose PUBACKs to send.
+            health: Where to say how the connection is.
+            make_codec: Makes the codec of each connection.
+            on_connected: Told after each CONNACK whether the broker had our session.
+        """
         self._settings = settings
         self._intake = intake
         self._acknowledger = acknowledger
@@ -105,6 +130,7 @@ class Reader:
         self._on_connected = on_connected
         self._tls = tls_context(settings)
         self._generation = 0
+        self._subscription = 0
         self._reading: trio.CancelScope | None = None
         self._stopping = trio.Event()
         self._closing = trio.Event()
@@ -117,13 +143,13 @@ class Reader:
 
         Raises:
             BrokerRefusedError: At the first connection, for a reason that no waiting mends: a wrong configuration.
-            SessionTakenOverError: Another client uses our client id; to reconnect would start a tug of war. What was read has
-                been passed on.
+            SessionTakenOverError: Another client uses our client id; to reconnect would start a tug of war. What was
+                read has been passed on.
         """
         backoff = Backoff(RECONNECT_INITIAL_SECONDS, RECONNECT_MAXIMUM_SECONDS)
         takeover: SessionTakenOverError | None = None
         while not self._stopping.is_set():
-            started = trio.current_time()
+            started, connections = trio.current_time(), self.statistics.connections
             try:
                 await self._connect_and_read()
             except SessionTakenOverError as error:
@@ -134,9 +160,12 @@ class Reader:
                 if isinstance(error, BrokerRefusedError) and self.statistics.connections == 0:
                     raise
                 self.statistics.failures += 1
-                self._health.set("broker", f"{error} ({self._settings.broker})")
-            if trio.current_time() - started > STABLE_SECONDS:
-                backoff.reset()
+                accepted = self.statistics.connections > connections
+                if trio.current_time() - started > STABLE_SECONDS:
+                    backoff.reset()
+                    self.statistics.short_lived = 0
+                self.statistics.short_lived += accepted
+                self._health.set("broker", self._explain(error))
             with trio.move_on_after(backoff.next()):
                 await self._stopping.wait()
         # Without a connection there may still be messages that an earlier one left behind.
@@ -155,6 +184,15 @@ class Reader:
         """Send the PUBACKs that are queued, then DISCONNECT; `run` returns soon after."""
         self._closing.set()
 
+    def _explain(self, error: BrokerError) -> str:
+        text = f"{error} ({self._settings.broker})"
+        if self.statistics.short_lived >= SUSPICIOUS_CLOSURES:
+            text += (
+                f"; {self.statistics.short_lived} connections in a row were accepted and soon lost: is another client "
+            )
+            text += f"using the client id {self._settings.mqtt_client_id}?"
+        return text
+
     async def _connect_and_read(self) -> None:
         self._generation += 1
         codec = self._make_codec(self._settings, self._generation)
@@ -168,9 +206,12 @@ class Reader:
     async def _session(self, connection: Connection) -> None:
         """What happens on one connection, from CONNECT to DISCONNECT."""
         connected = await connection.handshake()
-        self._count_connection(session_present=connected.session_present)
+        self.statistics.connections += 1
+        self._on_connected(connected.session_present)
         self._acknowledger.connected(self._generation, connection.acknowledge)
-        connection.codec.subscribe(self._settings.mqtt_topics, self._settings.mqtt_qos)
+        self._subscription = connection.codec.subscribe(self._settings.mqtt_topics, self._settings.mqtt_qos)
+        # In a packet of its own: a broker may refuse it, and that is no fault.
+        connection.codec.subscribe([DROPPED_TOPIC], 0)
         connection.wake()
         with trio.CancelScope() as self._reading:
             while not self._stopping.is_set():
@@ -180,17 +221,14 @@ class Reader:
                     self._handle(event, session_present=connected.session_present)
         self._reading = None
         connection.pause(True)
-        self._intake.accept(connection.codec.messages)
-        connection.codec.messages.clear()
+        self._accept(connection.codec.messages)
         await self._intake.flush()
         self._intake.close()
         await self._closing.wait()
         await connection.close()
 
     async def _pass_on(self, connection: Connection) -> None:
-        messages = connection.codec.messages
-        self._intake.accept(messages)
-        messages.clear()
+        self._accept(connection.codec.messages)
         if self._intake.flush_nowait():
             return
         paused_at = trio.current_time()
@@ -201,8 +239,24 @@ class Reader:
             connection.pause(False)
             self.statistics.paused_seconds += trio.current_time() - paused_at
 
+    def _accept(self, messages: deque[Message]) -> None:
+        self._intake.accept([m for m in messages if m.topic != DROPPED_TOPIC or self._note_drops(m)])
+        messages.clear()
+
+    def _note_drops(self, message: Message) -> bool:
+        """Keep the broker's count of what it has dropped; False, since it is not a message of ours."""
+        if not message.payload.isdigit():
+            return False
+        dropped = int(message.payload)
+        known, self.statistics.broker_dropped = self.statistics.broker_dropped, dropped
+        if known is not None and dropped > known:
+            logger.error(
+                "broker_dropped_messages", extra={"traksense_dropped": dropped - known, "traksense_total": dropped}
+            )
+        return False
+
     def _handle(self, event: Event, *, session_present: bool) -> None:
-        if not isinstance(event, Subscribed):
+        if not isinstance(event, Subscribed) or event.packet_id != self._subscription:
             return
         settings = self._settings
         self._health.set("subscription", _subscription_fault(settings.mqtt_topics, event.reasons, settings.mqtt_qos))
@@ -218,13 +272,6 @@ class Reader:
                 "traksense_receive_maximum": settings.receive_maximum,
             },
         )
-
-    def _count_connection(self, *, session_present: bool) -> None:
-        self.statistics.connections += 1
-        if self.statistics.connections > 1 and not session_present:
-            self.statistics.sessions_lost += 1
-            logger.error("session_lost", extra={"traksense_client_id": self._settings.mqtt_client_id})
-        self._on_connected(session_present)
 
 
 def _subscription_fault(filters: Sequence[str], granted: Sequence[int], qos: int) -> str | None:

@@ -17,8 +17,8 @@ Stream: TypeAlias = trio.SocketStream | trio.SSLStream
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS: Final = 60
-"""TCP_USER_TIMEOUT: how long bytes that we sent may stay unacknowledged by the peer's kernel. It finds a black hole even while
-reading is paused and PINGRESP therefore unseen."""
+"""TCP_USER_TIMEOUT: how long bytes that we sent may stay unacknowledged by the peer's kernel. It finds a black hole
+even while reading is paused and PINGRESP therefore unseen."""
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:

@@ -1,7 +1,7 @@
 """PostgreSQL and TimescaleDB: the only asyncio-flavoured code in traksense.
 
-Every database transaction is one asyncio coroutine, called once from Trio (`postgres.PostgresStore` is that border). asyncpg's
-exceptions are translated there, by the table in `sqlstate`, and do not leave this package.
+Every database transaction is one asyncio coroutine, called once from Trio (`postgres.PostgresStore` is that border).
+asyncpg's exceptions are translated there, by the table in `sqlstate`, and do not leave this package.
 
     sqlstate     whose fault an error is
     dictionary   names to numbers: series, meta; first sight registers in bulk

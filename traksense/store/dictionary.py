@@ -1,8 +1,9 @@
 """Names to numbers: which series a point belongs to, which stored `meta` a message carries.
 
-A row of measurements names its series by a number; names are stored once (ops/decisions has the figures). The numbers are
-cached here, in bounded dictionaries; what is not in the cache is looked up, and what is not in the database is registered,
-in bulk, in a transaction of its own: an entry without measurements harms nobody, and other batches do not wait for this one.
+A row of measurements names its series by a number; names are stored once (ops/decisions has the figures). The numbers
+are cached here, in bounded dictionaries; what is not in the cache is looked up, and what is not in the database is
+registered, in bulk, in a transaction of its own: an entry without measurements harms nobody, and other batches do not
+wait for this one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PointKey: TypeAlias = str | tuple[str, str]
 """A point within its device: its name or, if it has a unit, name and unit."""
 
 DEVICES_MAX: Final = 150_000
-"""How many devices are remembered. About 950 bytes each with ten points (measured with tracemalloc), so 140 MB when full."""
+"""How many devices are remembered. About 950 bytes each with ten points (measured with tracemalloc), so 140 MB when
+full."""
 
 META_MAX: Final = 20_000
 """How many `meta` objects are remembered."""
@@ -33,8 +35,8 @@ META_LENGTH_MAX: Final = 4096
 """A longer `meta`, in bytes, is stored with its row instead of in the dictionary."""
 
 NOVEL_META_MAX: Final = 64
-"""How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an uptime)
-would otherwise add one for each message; beyond this its meta is stored with its rows."""
+"""How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an
+uptime) would otherwise add one for each message; beyond this its meta is stored with its rows."""
 
 
 @attrs.define(eq=False)
@@ -109,7 +111,9 @@ class Dictionary:
         for tenant, site, device in found:
             self._devices.setdefault(f"{tenant}/{site}/{device}", Device(tenant, site, device))
 
-    async def _register_series(self, connection: PoolConnectionProxy, series: dict[tuple[str, PointKey], Route]) -> None:
+    async def _register_series(
+        self, connection: PoolConnectionProxy, series: dict[tuple[str, PointKey], Route]
+    ) -> None:
         wanted: dict[tuple[str, str, str, str, str | None], tuple[Device, PointKey]] = {}
         for (path, key), route in series.items():
             device = self._devices.get(path)
@@ -127,7 +131,11 @@ class Dictionary:
                 device.series[key] = row[0]
 
     async def _register_meta(self, connection: PoolConnectionProxy, meta: dict[tuple[str, bytes], Device]) -> None:
-        wanted = {(tenant, digest(document)): (tenant, document) for tenant, document in meta if (tenant, document) not in self._meta}
+        wanted = {
+            (tenant, digest(document)): (tenant, document)
+            for tenant, document in meta
+            if (tenant, document) not in self._meta
+        }
         if len(self._meta) + len(wanted) > META_MAX:
             self._meta.clear()
         for statement in (_SELECT_META, _INSERT_META, _SELECT_META):
@@ -143,7 +151,9 @@ class Dictionary:
                 meta[known].novel_meta += statement is _INSERT_META
 
     def _make_room(self, count: int) -> None:
-        """Forget the devices that were seen first, when there are too many. Their series are looked up again by need."""
+        """Forget the devices that were seen first, when there are too many. Their series are looked up again by
+        need.
+        """
         excess = len(self._devices) + count - DEVICES_MAX
         if excess > 0:
             for path in list(self._devices)[: excess + DEVICES_MAX // 10]:
@@ -181,8 +191,10 @@ JOIN traksense.device d USING (tenant_id, site_id, device_id)
 
 _SELECT_SERIES: Final = """
 SELECT s.series_id, s.tenant_id, s.site_id, s.device_id, s.point_id, s.unit
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) AS k (tenant_id, site_id, device_id, point_id, unit)
-JOIN traksense.series s ON (s.tenant_id, s.site_id, s.device_id, s.point_id) = (k.tenant_id, k.site_id, k.device_id, k.point_id)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    AS k (tenant_id, site_id, device_id, point_id, unit)
+JOIN traksense.series s
+    ON (s.tenant_id, s.site_id, s.device_id, s.point_id) = (k.tenant_id, k.site_id, k.device_id, k.point_id)
     AND s.unit IS NOT DISTINCT FROM k.unit
 """
 

@@ -207,8 +207,8 @@ async def _check_server(connection: Connection) -> None:
 async def _lock(connection: Connection, log: Log) -> None:
     """Take the session's advisory lock.
 
-    By polling: a session that waits inside pg_advisory_lock() holds a snapshot all the while, and a migration
-    that builds an index concurrently would wait for that snapshot: a deadlock that PostgreSQL cannot see.
+    By polling: a session that waits inside pg_advisory_lock() holds a snapshot all the while, for which VACUUM
+    and CREATE INDEX CONCURRENTLY in other sessions would wait, and it could not say that it waits.
     """
     started = time.monotonic()
     waiting = False
@@ -372,9 +372,7 @@ def _translated(error: Exception, where: str) -> StoreError:
         known = error.errno is not None and not isinstance(error, socket.gaierror | ssl.SSLError)
         reason = os.strerror(error.errno) if known and error.errno else error.strerror or str(error)
         return StoreUnavailableError(f"{where} cannot be reached: {reason}")
-    if isinstance(
-        error, ValueError
-    ):  # asyncpg's ClientConfigurationError is one; its text may quote the password
+    if isinstance(error, ValueError):  # asyncpg's ClientConfigurationError is one; its text may quote the password
         return StoreMisconfiguredError("the connection string cannot be read")
     return StoreUnavailableError(f"the connection to {where} was lost: {type(error).__name__}")
 

@@ -1,8 +1,9 @@
 """Which instants have a place in the measurements.
 
-On plain PostgreSQL the table is partitioned by time; partitions are made ahead of time by the maintenance task and by need
-here, so that a point of any accepted date is stored. On TimescaleDB chunks make themselves and one range covers everything:
-the schema's functions hide the difference. A cache, since a batch nearly always falls into what is known to be covered.
+On plain PostgreSQL the table is partitioned by time; partitions are made ahead of time by the maintenance task and by
+need here, so that a point of any accepted date is stored. On TimescaleDB chunks make themselves and one range covers
+everything: the schema's functions hide the difference. A cache, since a batch nearly always falls into what is known
+to be covered.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 AHEAD: Final = timedelta(days=7)
-"""How far ahead the maintenance task makes partitions. Chosen by guess: a week of failing maintenance before it is by need."""
+"""How far ahead the maintenance task makes partitions. Chosen by guess: a week of failing maintenance before it is by
+need."""
 
 _BEGIN: Final = datetime.min.replace(tzinfo=UTC)
 _END: Final = datetime.max.replace(tzinfo=UTC)
@@ -44,7 +46,9 @@ class Partitions:
         await self._ensure(connection, now - timedelta(days=1), now + AHEAD)
 
     async def _ensure(self, connection: PoolConnectionProxy, begin: datetime, end: datetime) -> None:
-        rows = await connection.fetch("SELECT lower(r) AS begin, upper(r) AS end FROM traksense.ensure_partitions($1, $2) r", begin, end)
+        rows = await connection.fetch(
+            "SELECT lower(r) AS begin, upper(r) AS end FROM traksense.ensure_partitions($1, $2) r", begin, end
+        )
         self._add([(row["begin"] or _BEGIN, row["end"] or _END) for row in rows])
 
     def forget(self) -> None:

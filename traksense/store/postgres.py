@@ -1,7 +1,7 @@
 """The pool, the checks before the first write, and the border between Trio and asyncio.
 
-Sources: asyncpg 0.32 (a cancelled query is cancelled on the server through a second connection; a Trio deadline around it is
-therefore soft, so every time-out here is asyncpg's or the server's own, and `terminate()` stands behind them);
+Sources: asyncpg 0.32 (a cancelled query is cancelled on the server through a second connection; a Trio deadline around
+it is therefore soft, so every time-out here is asyncpg's or the server's own, and `terminate()` stands behind them);
 trio-asyncio 0.16 documentation, "Calling asyncio from Trio".
 """
 
@@ -23,7 +23,7 @@ from traksense.errors import (
     StoreUnavailableError,
 )
 from traksense.ingest.backoff import Backoff
-from traksense.store import migrate
+from traksense.store import migrate, sessions
 from traksense.store.dictionary import Dictionary
 from traksense.store.partitions import Partitions
 from traksense.store.rows import build, unknown_devices
@@ -31,7 +31,8 @@ from traksense.store.sqlstate import translate
 from traksense.store.transaction import Transactor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from datetime import datetime
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -45,7 +46,8 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 ACQUIRE_TIMEOUT_SECONDS: Final = 10.0
 COMMAND_GRACE_SECONDS: Final = 5.0
-"""How much longer than the server's statement time-out the client waits: only a server that does not answer reaches it."""
+"""How much longer than the server's statement time-out the client waits: only a server that does not answer reaches
+it."""
 
 LOCK_SHARE: Final = 0.5
 """lock_timeout as a share of statement_timeout, so that waiting for a lock is told apart from slow work."""
@@ -55,7 +57,8 @@ MAINTAIN_EVERY_SECONDS: Final = 3600.0
 IDLE_CONNECTION_SECONDS: Final = 60.0
 
 CONFIGURATION_SQLSTATES: Final = ("28P01", "28000", "3D000")
-"""Wrong password, no such role, no such database: at the first connection these are configuration errors, not trouble."""
+"""Wrong password, no such role, no such database: at the first connection these are configuration errors, not
+trouble."""
 
 
 class PostgresStore:
@@ -85,11 +88,22 @@ class PostgresStore:
         await self._prepared.wait()
         await self._call(self._probe)
 
+    async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
+        """See `ingest.ports.SessionLog.connected`. Trio-flavored."""
+        await self._prepared.wait()
+        last_alive: datetime | None = await self._call(self._with_connection, sessions.connected, client_id, broker, at)
+        return last_alive
+
+    async def alive(self, client_id: str, at: datetime) -> None:
+        """See `ingest.ports.SessionLog.alive`. Trio-flavored."""
+        await self._prepared.wait()
+        await self._call(self._with_connection, sessions.alive, client_id, at)
+
     async def run(self) -> None:
         """Connect, check, then keep the health of the database true and its partitions ahead, until cancelled.
 
-        Error handling: whatever the database does is retried and said in the health; a configuration that can never work
-        raises ConfigError, but only before the first success. Trio-flavored.
+        Error handling: whatever the database does is retried and said in the health; a configuration that can never
+        work raises ConfigError, but only before the first success. Trio-flavored.
         """
         await self._prepare()
         maintained_at = trio.current_time()
@@ -100,7 +114,7 @@ class PostgresStore:
                     await self._call(self._probe)
                     self._health.set("database")
                 if trio.current_time() - maintained_at >= MAINTAIN_EVERY_SECONDS:
-                    await self._call(self._ensure_ahead)
+                    await self._call(self._with_connection, self._partitions.ensure_ahead)
                     maintained_at = trio.current_time()
             except StoreError as error:
                 self._health.set("database", str(error))
@@ -158,7 +172,9 @@ class PostgresStore:
                 if "no partition of relation" not in str(error):
                     raise
                 self._partitions.forget()
-                raise StoreUnavailableError("a partition has disappeared; it will be made again", error.sqlstate) from error
+                raise StoreUnavailableError(
+                    "a partition has disappeared; it will be made again", error.sqlstate
+                ) from error
 
     async def _ensure_partitions(self, connection: PoolConnectionProxy, measures: Sequence[tuple[Any, ...]]) -> None:
         """asyncio-flavored."""
@@ -169,7 +185,9 @@ class PostgresStore:
             await self._partitions.ensure(connection, instants)
 
     async def _probe(self) -> None:
-        """Insert a row for real, then take it back: it finds a full disk, a read-only server, a missing right. asyncio-flavored."""
+        """Insert a row for real, then take it back: it finds a full disk, a read-only server, a missing right.
+        asyncio-flavored.
+        """
         async with self._acquire() as connection:
             transaction = connection.transaction()
             await transaction.start()
@@ -178,10 +196,10 @@ class PostgresStore:
             finally:
                 await transaction.rollback()
 
-    async def _ensure_ahead(self) -> None:
+    async def _with_connection(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
         """asyncio-flavored."""
         async with self._acquire() as connection:
-            await self._partitions.ensure_ahead(connection)
+            return await function(connection, *args)
 
     async def _connect(self) -> None:
         """Open the pool and check the server. asyncio-flavored."""
@@ -221,9 +239,10 @@ class PostgresStore:
 
     async def _check_server(self, connection: PoolConnectionProxy) -> None:
         """asyncio-flavored."""
-        if connection.get_server_version().major < migrate.SERVER_MINIMUM:
+        server = connection.get_server_version()
+        if server.major < migrate.SERVER_MINIMUM:
             raise ConfigError(
-                [f"PostgreSQL {connection.get_server_version().major} is too old, {migrate.SERVER_MINIMUM} or newer is needed @ DATABASE_URL"]
+                [f"PostgreSQL {server.major} is too old, {migrate.SERVER_MINIMUM} or newer is needed @ DATABASE_URL"]
             )
         unsafe = [
             row["name"]
@@ -233,12 +252,18 @@ class PostgresStore:
         ]
         if unsafe and not self._settings.db_allow_unsafe:
             raise ConfigError(
-                [f"the server runs with {' and '.join(unsafe)} off and would lose committed data in a crash; DB_ALLOW_UNSAFE=true accepts that @ DATABASE_URL"]
+                [
+                    (
+                        f"the server runs with {' and '.join(unsafe)} off and would lose committed data in a crash; "
+                        "DB_ALLOW_UNSAFE=true accepts that @ DATABASE_URL"
+                    )
+                ]
             )
         version = await migrate.read_version(connection)
         if version is None or version < migrate.LATEST:
             raise StoreMisconfiguredError(
-                f"the database schema is at version {version or 0}, this release needs {migrate.LATEST}: run `traksense migrate`"
+                f"the database schema is at version {version or 0}, this release needs {migrate.LATEST}: "
+                "run `traksense migrate`"
             )
         if version > migrate.LATEST:
             logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": migrate.LATEST})
@@ -257,8 +282,8 @@ class PostgresStore:
 async def open_store(settings: Settings, health: Health) -> AsyncIterator[PostgresStore]:
     """A store for the duration; needs a surrounding `trio_asyncio.open_loop()`.
 
-    Resource handling: on the way out every connection is terminated rather than closed politely: at that point nothing is
-    under way that was promised to anybody. Trio-flavored.
+    Resource handling: on the way out every connection is terminated rather than closed politely: at that point nothing
+    is under way that was promised to anybody. Trio-flavored.
     """
     store = PostgresStore(settings, health)
     try:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 MEASURE_COLUMNS: Final = ("series_id", "meta_id", "ts", "v_num", "v_bool", "v_text", "qual", "meta")
 
-MeasureRow: TypeAlias = tuple[int, int | None, "datetime", float | None, bool | None, str | None, int | None, str | None]
+MeasureRow: TypeAlias = tuple[
+    int, int | None, "datetime", float | None, bool | None, str | None, int | None, str | None
+]
 
 by_key: Final = itemgetter(0, 2)
 """The unique key of a MeasureRow. Rows go in sorted by it, so that concurrent writers lock keys in one order."""
@@ -66,7 +68,9 @@ class Rows:
 
 
 def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Missing]:
-    """Make the rows of a batch; if anything is missing in the dictionary, they are not complete and must be made again."""
+    """Make the rows of a batch; if anything is missing in the dictionary, they are not complete and must be made
+    again.
+    """
     rows = Rows()
     missing = Missing()
     for index, delivery in enumerate(batch):
@@ -149,7 +153,17 @@ def _point_key(name: str, unit: str | None) -> PointKey:
 def _add_ack(rows: Rows, index: int, ack: CommandAck, route: Route, received_at: datetime) -> None:
     """Keep the newest acknowledgement of each command: one statement cannot update a row twice (SQLSTATE 21000)."""
     key = (route.tenant, route.device, ack.cmd_id)
-    row = (route.tenant, route.site, route.device, ack.cmd_id, ack.ok, ack.ts_exec, ack.err, ack.payload.decode(), received_at)
+    row = (
+        route.tenant,
+        route.site,
+        route.device,
+        ack.cmd_id,
+        ack.ok,
+        ack.ts_exec,
+        ack.err,
+        ack.payload.decode(),
+        received_at,
+    )
     previous = rows.acks.get(key)
     if previous is None:
         rows.acks[key] = (index, row)

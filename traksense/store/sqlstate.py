@@ -1,8 +1,8 @@
 """Whose fault is it? One table from SQLSTATE to what is to be done.
 
-Sources: PostgreSQL 18 documentation, appendix A (error codes); asyncpg 0.32 `exceptions`; the notes beside each line. The
-default for what is not listed is `UnclassifiedStoreError`: bisect, and call a message poison only if it fails alone while
-the database takes other writes.
+Sources: PostgreSQL 18 documentation, appendix A (error codes); asyncpg 0.32 `exceptions`; the notes beside each line.
+The default for what is not listed is `UnclassifiedStoreError`: bisect, and call a message poison only if it fails
+alone while the database takes other writes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
     "23": _DATA,  # constraint violation
     "44": _DATA,  # WITH CHECK OPTION violation
     "54": _DATA,  # program limit exceeded: index row too long, jsonb nested beyond the stack
-    # Looks like resources, but waiting does not help: TimescaleDB's tuple decompression limit. A smaller batch may pass.
+    # Looks like resources, but waiting does not help: TimescaleDB's tuple decompression limit. A smaller batch may
+    # pass.
     "53400": _UNKNOWN,
 }
 """By whole SQLSTATE first, then by its class (the first two characters)."""
@@ -60,7 +61,8 @@ _NO_ANSWER: Final = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncpg
 A CancelledError that Trio did not send comes from asyncpg giving up a connection (trio-asyncio documents this case)."""
 
 _CLIENT_DATA: Final = (asyncpg.DataError, UnicodeError, OverflowError, ValueError, TypeError)
-"""The driver could not encode a value; nothing of it was sent. asyncpg's client-side DataError is an InterfaceError too."""
+"""The driver could not encode a value; nothing of it was sent. asyncpg's client-side DataError is an InterfaceError
+too."""
 
 _STALE_CACHE: Final = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
 """The schema changed under a prepared statement: asyncpg has dropped it, and the next try prepares it anew."""

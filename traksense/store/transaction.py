@@ -1,9 +1,9 @@
 """One batch, one COMMIT: COPY first, the staging road only for a batch that meets a duplicate.
 
-COPY straight into the measurements is two to three times as fast as any way that tolerates duplicates (DESIGN: 375 k rows/s
-against 170-200 k), and duplicates are rare: redeliveries after a restart. So COPY goes first; if the unique key refuses it
-(23505), nothing of it stays, and the batch goes through a temporary table and `ON CONFLICT DO NOTHING`. While duplicates
-keep coming, the first try is left out.
+COPY straight into the measurements is two to three times as fast as any way that tolerates duplicates (DESIGN: 375 k
+rows/s against 170-200 k), and duplicates are rare: redeliveries after a restart. So COPY goes first; if the unique key
+refuses it (23505), nothing of it stays, and the batch goes through a temporary table and `ON CONFLICT DO NOTHING`.
+While duplicates keep coming, the first try is left out.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from traksense.store.rows import Rows
 
 STAGING_BATCHES: Final = 16
-"""After a duplicate, so many batches take the staging road at once. A COPY that fails half-way costs about as much as the
-staging road saves on two clean batches. Chosen by guess; `bench` with 1 % and 20 % duplicates would settle it."""
+"""After a duplicate, so many batches take the staging road at once. A COPY that fails half-way costs about as much as
+the staging road saves on two clean batches. Chosen by guess; `bench` with 1 % and 20 % duplicates would settle it."""
 
 _COLUMNS: Final = ", ".join(MEASURE_COLUMNS)
 
@@ -32,8 +32,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS traksense_staging ON COMMIT DELETE ROWS AS
 SELECT {_COLUMNS}, 0 AS row FROM traksense.measure WITH NO DATA
 """  # noqa: S608  (constants)
 
-# One statement, so that it sees its own insertions through RETURNING and the older rows through its snapshot. A row that
-# conflicts with a transaction that commits meanwhile is in neither: a duplicate whose value is not compared.
+# One statement, so that it sees its own insertions through RETURNING and the older rows through its snapshot. A row
+# that conflicts with a transaction that commits meanwhile is in neither: a duplicate whose value is not compared.
 _INSERT_STAGED: Final = f"""
 WITH new AS (
     INSERT INTO traksense.measure ({_COLUMNS})
@@ -49,19 +49,21 @@ FROM pg_temp.traksense_staging s
 WHERE NOT EXISTS (SELECT FROM new WHERE new.series_id = s.series_id AND new.ts = s.ts)
 """  # noqa: S608  (constants)
 
-# Newer wins by the device's own time; where that is missing or equal, by the time of receipt, so that batches of several
-# writers end the same in any order. A repeat (0 rows changed, or an update) is a duplicate message.
+# Newer wins by the device's own time; where that is missing or equal, by the time of receipt, so that batches of
+# several writers end the same in any order. A repeat (0 rows changed, or an update) is a duplicate message.
 _UPSERT_ACKS: Final = """
 INSERT INTO cmd_ack AS a (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, created_at, updated_at)
 SELECT tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload::jsonb, received_at, received_at
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[], $7::text[], $8::text[], $9::timestamptz[])
-    AS k (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, received_at)
+FROM unnest(
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[], $7::text[], $8::text[],
+        $9::timestamptz[]
+    ) AS k (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, received_at)
 ORDER BY tenant_id, device_id, cmd_id
 ON CONFLICT (tenant_id, device_id, cmd_id) DO UPDATE
-SET site_id = excluded.site_id, ok = excluded.ok, ts_exec = excluded.ts_exec, err = excluded.err, payload = excluded.payload,
-    updated_at = excluded.updated_at
+SET site_id = excluded.site_id, ok = excluded.ok, ts_exec = excluded.ts_exec, err = excluded.err,
+    payload = excluded.payload, updated_at = excluded.updated_at
 WHERE CASE
-    WHEN a.ts_exec IS NOT NULL AND excluded.ts_exec IS NOT NULL AND a.ts_exec <> excluded.ts_exec THEN excluded.ts_exec > a.ts_exec
+    WHEN a.ts_exec <> excluded.ts_exec THEN excluded.ts_exec > a.ts_exec
     WHEN a.ts_exec IS NOT NULL AND excluded.ts_exec IS NULL THEN false
     ELSE excluded.updated_at >= a.updated_at
 END
@@ -78,16 +80,18 @@ ON CONFLICT DO NOTHING
 RETURNING tenant_id, device_id, event_id, event_type, ts
 """
 
-# The same bytes on the same topic are one dead letter, however often they come; it is open again if it had been replayed.
+# The same bytes on the same topic are one dead letter, however often they come; if it had been replayed, it reopens.
 _INSERT_ERRORS: Final = """
 INSERT INTO ingest_errors AS e (tenant_id, topic, payload, reason, detail, ts, last_ts, digest, repeats)
-SELECT DISTINCT ON (digest) tenant_id, topic, payload, reason, detail, ts, nullif(max(ts) OVER same, ts), digest, count(*) OVER same - 1
+SELECT DISTINCT ON (digest)
+    tenant_id, topic, payload, reason, detail, ts, nullif(max(ts) OVER same, ts), digest, count(*) OVER same - 1
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::timestamptz[], $7::bytea[])
     AS k (tenant_id, topic, payload, reason, detail, ts, digest)
 WINDOW same AS (PARTITION BY digest)
 ORDER BY digest, ts
 ON CONFLICT (digest) DO UPDATE
-SET repeats = e.repeats + 1 + excluded.repeats, last_ts = coalesce(excluded.last_ts, excluded.ts), reason = excluded.reason, detail = excluded.detail, replayed_at = NULL
+SET repeats = e.repeats + 1 + excluded.repeats, last_ts = coalesce(excluded.last_ts, excluded.ts),
+    reason = excluded.reason, detail = excluded.detail, replayed_at = NULL
 """
 
 
@@ -159,7 +163,9 @@ async def _store_others(connection: PoolConnectionProxy, rows: Rows) -> set[int]
             if row["inserted"]:
                 fresh.add(rows.acks[(row["tenant_id"], row["device_id"], row["cmd_id"])][0])
     if rows.events:
-        stored = {tuple(row) for row in await connection.fetch(_INSERT_EVENTS, *_columns([row for _, row in rows.events]))}
+        stored = {
+            tuple(row) for row in await connection.fetch(_INSERT_EVENTS, *_columns([row for _, row in rows.events]))
+        }
         for index, event in rows.events:
             key = (event[0], *event[2:6])
             if key in stored:
@@ -171,7 +177,9 @@ async def _store_others(connection: PoolConnectionProxy, rows: Rows) -> set[int]
 
 
 def _without_repeats(measures: list[MeasureRow]) -> tuple[list[tuple[Any, ...]], set[int], int]:
-    """The rows with their places, less those whose key came before in the batch; their places; how many of those differ."""
+    """The rows with their places, less those whose key came before in the batch; their places; how many of those
+    differ.
+    """
     first: dict[Any, MeasureRow] = {}
     records: list[tuple[Any, ...]] = []
     repeated: set[int] = set()

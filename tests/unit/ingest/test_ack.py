@@ -12,7 +12,9 @@ from traksense.model import Message
 
 
 def message(packet_id: int, *, generation: int = 1, qos: int = 1) -> Message:
-    return Message("t", b"", qos, packet_id, generation, redelivered=False, received_at=datetime(2026, 1, 1, tzinfo=UTC))
+    return Message(
+        "t", b"", qos, packet_id, generation, redelivered=False, received_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
 
 
 def connected(generation: int = 1) -> tuple[Acknowledger, list[int]]:
@@ -53,7 +55,9 @@ def test_ack_repeated_packet_ids_are_told_apart() -> None:
 
 
 def test_ack_of_an_old_connection_is_never_sent() -> None:
-    """A message of an earlier connection is not acknowledged on the present one, even under the same packet identifier."""
+    """A message of an earlier connection is not acknowledged on the present one, even under the same packet
+    identifier.
+    """
     acknowledger, sent_on_first = connected(1)
     old = message(1, generation=1)
     acknowledger.received(old)
@@ -126,7 +130,7 @@ class AcknowledgerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.generation > 0)
     @rule(packet_id=st.integers(1, 5), qos=st.integers(0, 1), stale=st.booleans())
-    def receive(self, packet_id: int, qos: int, stale: bool) -> None:  # noqa: FBT001
+    def receive(self, packet_id: int, qos: int, stale: bool) -> None:
         m = message(packet_id, qos=qos, generation=self.generation - (stale and self.generation > 1))
         self.received.append(m)
         self.acknowledger.received(m)

@@ -23,7 +23,15 @@ WAIT = 0.25
 
 
 def message(number: int, size: int = 0) -> Message:
-    return Message(f"{number}", b"x" * size, 1, 1 + number % 65535, 1, redelivered=False, received_at=datetime(2026, 1, 1, tzinfo=UTC))
+    return Message(
+        f"{number}",
+        b"x" * size,
+        1,
+        1 + number % 65535,
+        1,
+        redelivered=False,
+        received_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
 
 
 def one_point(m: Message) -> Delivery:
@@ -110,7 +118,9 @@ async def test_batch_close_flushes_the_rest(autojump_clock: MockClock, nursery: 
 
 
 async def test_batch_blocked_writers_stop_the_intake(nursery: trio.Nursery) -> None:
-    """Backpressure, counted exactly: a batcher without a writer holds one batch, the queue fills, the next send blocks."""
+    """Backpressure, counted exactly: a batcher without a writer holds one batch, the queue fills, the next send
+    blocks.
+    """
     stage = Stage(size_max=3, queue_max=4)
     nursery.start_soon(stage.batcher.run)
     await stage.messages_send.send(message(0))
@@ -138,7 +148,9 @@ def test_batch_large_payloads_fill_it() -> None:
     busy=st.lists(st.booleans(), max_size=60),
 )
 def test_batch_loses_and_reorders_nothing(sizes: list[int], size_max: int, busy: list[bool]) -> None:
-    """Whatever the load and the writers do: every message in exactly one batch, in order, and no batch beyond its size."""
+    """Whatever the load and the writers do: every message in exactly one batch, in order, and no batch beyond its
+    size.
+    """
 
     async def main() -> list[list[Delivery]]:
         stage = Stage(size_max=size_max, decode=lambda m: Delivery(m, [], sizes[int(m.topic)]))
@@ -162,5 +174,4 @@ def test_batch_loses_and_reorders_nothing(sizes: list[int], size_max: int, busy:
 
 
 async def _consume(stage: Stage, batches: list[list[Delivery]]) -> None:
-    async for batch in stage.batches_receive:
-        batches.append(batch)
+    batches.extend([batch async for batch in stage.batches_receive])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -20,6 +20,9 @@ from traksense.ingest.health import Health
 from traksense.ingest.ledger import Ledger
 from traksense.ingest.write import Writer
 from traksense.model import Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 ROUTE = Route("tenant", "site", "device", Kind.TELEM)
@@ -38,7 +41,9 @@ class Bench:
         messages_send, messages_receive = trio.open_memory_channel[Message](0)
         messages_send.close()
         self.health = Health(["database"])
-        batcher = Batcher(messages_receive, self.batches_send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0)
+        batcher = Batcher(
+            messages_receive, self.batches_send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0
+        )
         self.writer = Writer(
             batches_receive,
             store=self.store,
@@ -51,11 +56,22 @@ class Bench:
 
     def delivery(self, value: float | str = 1.0, *, rejection: Rejection | None = None) -> Delivery:
         self._count += 1
-        message = Message("traksense/tenant/site/device/telem", b"%d" % self._count, 1, self._count, 1, redelivered=False, received_at=BEGIN, route=ROUTE)
+        message = Message(
+            "traksense/tenant/site/device/telem",
+            b"%d" % self._count,
+            1,
+            self._count,
+            1,
+            redelivered=False,
+            received_at=BEGIN,
+            route=ROUTE,
+        )
         self.ledger.receive(message)
         self.acknowledger.received(message)
         points = [Point("p", value)]
-        return Delivery(message, [] if rejection else [Telemetry(BEGIN + timedelta(seconds=self._count), points)], 1, rejection)
+        return Delivery(
+            message, [] if rejection else [Telemetry(BEGIN + timedelta(seconds=self._count), points)], 1, rejection
+        )
 
     async def write(self, deliveries: Sequence[Delivery]) -> None:
         await self.batches_send.send(list(deliveries))
@@ -70,11 +86,18 @@ async def test_write_stores_then_acknowledges(autojump_clock: MockClock) -> None
     await bench.write([bench.delivery() for _ in range(3)])
 
     assert [1, 2, 3] == bench.acknowledged
-    assert (3, 3, 0, True) == (bench.ledger.stored, bench.ledger.points_stored, bench.ledger.in_flight, bench.ledger.balanced)
+    assert (3, 3, 0, True) == (
+        bench.ledger.stored,
+        bench.ledger.points_stored,
+        bench.ledger.in_flight,
+        bench.ledger.balanced,
+    )
 
 
 async def test_write_waits_while_the_database_is_away(autojump_clock: MockClock) -> None:
-    """Trouble waits: the whole batch is tried again until it is stored, health says why, and nothing is acknowledged before."""
+    """Trouble waits: the whole batch is tried again until it is stored, health says why, and nothing is acknowledged
+    before.
+    """
     bench = Bench()
     seen: list[tuple[bool, int]] = []
 
@@ -113,7 +136,9 @@ async def test_write_misconfigured_dead_letters_nothing(autojump_clock: MockCloc
 
 
 async def test_write_one_poison_in_ten_thousand(autojump_clock: MockClock) -> None:
-    """One message that the database refuses: one dead letter, 9,999 stored, and a logarithmic number of transactions."""
+    """One message that the database refuses: one dead letter, 9,999 stored, and a logarithmic number of
+    transactions.
+    """
     bench = Bench()
     deliveries = [bench.delivery(POISON if n == 6543 else 1.0) for n in range(10_000)]
 
@@ -177,7 +202,9 @@ async def test_write_unclassified_that_passes_is_stored(autojump_clock: MockCloc
 
 
 async def test_write_refused_dead_letter_waits(autojump_clock: MockClock) -> None:
-    """Even if the dead letter itself is refused, the message is not dropped: it waits, unacknowledged, until it is taken."""
+    """Even if the dead letter itself is refused, the message is not dropped: it waits, unacknowledged, until it is
+    taken.
+    """
     bench = Bench()
     tries = 0
 
@@ -222,11 +249,16 @@ async def test_write_cancelled_acknowledges_nothing(autojump_clock: MockClock) -
     assert ([], 1, True) == (bench.acknowledged, bench.ledger.in_flight, bench.ledger.balanced)
 
 
-FAULTS: dict[str, Callable[[], Exception]] = {
-    "away": lambda: StoreUnavailableError("away", "08006"),
-    "schema": lambda: StoreMisconfiguredError("no relation", "42P01"),
-    "unknown": lambda: UnclassifiedStoreError("what?", "XX000"),
+FAULTS = {
+    "away": (StoreUnavailableError, "08006"),
+    "schema": (StoreMisconfiguredError, "42P01"),
+    "unknown": (UnclassifiedStoreError, "XX000"),
 }
+
+
+def make_fault(name: str) -> Exception:
+    error, sqlstate = FAULTS[name]
+    return error(name, sqlstate)
 
 
 @given(
@@ -234,8 +266,9 @@ FAULTS: dict[str, Callable[[], Exception]] = {
     faults=st.lists(st.sampled_from([None, *FAULTS]), max_size=30),
 )
 def test_write_ends_every_message_exactly_once(values: list[float | str], faults: list[str | None]) -> None:
-    """Poison among good messages, and a database that fails in every way for a while: the good ones are stored, the poison
-    is dead-lettered, all are acknowledged in order, and the ledger balances."""
+    """Poison among good messages, and a database that fails in every way for a while: the good ones are stored, the
+    poison is dead-lettered, all are acknowledged in order, and the ledger balances.
+    """
 
     async def main() -> None:
         bench = Bench()
@@ -244,13 +277,13 @@ def test_write_ends_every_message_exactly_once(values: list[float | str], faults
         def fault(_batch: Sequence[Delivery]) -> None:
             name = next(script, None)
             if name is not None:
-                raise FAULTS[name]()
+                raise make_fault(name)
 
         def probe_fault() -> None:
             # A database that fails in an unknown way fails the probe as well, as long as it lasts.
             name = next(script, None)
             if name is not None:
-                raise FAULTS[name]()
+                raise make_fault(name)
 
         bench.store.fault, bench.store.probe_fault = fault, probe_fault
         await bench.write([bench.delivery(value) for value in values])
@@ -268,7 +301,7 @@ def test_write_ends_every_message_exactly_once(values: list[float | str], faults
 
 @pytest.mark.parametrize("poison", [0, 1, 7, 31])
 async def test_write_cost_grows_with_poison_times_log(autojump_clock: MockClock, poison: int) -> None:
-    """k poison messages among n cost at most about 2·k·log2(n) transactions."""
+    """K poison messages among n cost at most about 2·k·log2(n) transactions."""
     bench = Bench()
     n = 1024
     places = {(i * 997) % n for i in range(poison)}

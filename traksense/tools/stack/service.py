@@ -159,8 +159,7 @@ class ServiceProcess:
         if status != 200:
             self._child.check_running()
             raise StackError(
-                f"{self.metrics_url} answered {status or 'nothing'}: is the service ready? "
-                f"(log: {self.log_path})"
+                f"{self.metrics_url} answered {status or 'nothing'}: is the service ready? (log: {self.log_path})"
             )
         return parse_metrics(body)
 

@@ -1,0 +1,101 @@
+"""The check of what a third-party adapter returns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import attrs
+import pytest
+
+from traksense.adapters import ConformanceError, check_items
+from traksense.model import CommandAck, Event, Point, Telemetry
+
+TS = datetime(2025, 10, 7, 15, 30, tzinfo=UTC)
+TELEMETRY = Telemetry(TS, [Point("a", 1.0)], b'{"fw":"1"}')
+ACK = CommandAck("c-1", True, b'{"cmd_id":"c-1"}', TS, "late")
+EVENT = Event("boot", TS, "e-1", b"[1]")
+
+
+class Text(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [TELEMETRY, ACK, EVENT],
+        [Telemetry(TS, [Point("a", True, "bool", "x" * 64, 2), Point("a" * 128, "", "enum")])],
+        [CommandAck("c-1", False, b"{}"), Event("boot", TS)],
+    ],
+)
+def test_check_items_conforming(items: list[object]) -> None:
+    """Items that can be stored pass."""
+    assert check_items(items) is None
+
+
+def point(**members: Any) -> Telemetry:
+    defaults: dict[str, Any] = {"name": "a", "v": 1.0, "t": "num", "u": None, "q": 0}
+    return Telemetry(TS, [Point("a", 1.0), Point(**(defaults | members))])
+
+
+@pytest.mark.parametrize(
+    ("item", "fault"),
+    [
+        ("text", "items[1]: a str is no item"),
+        (attrs.evolve(TELEMETRY, points=[]), "items[1].points: not a list of some points"),
+        (attrs.evolve(TELEMETRY, points=(Point("a", 1.0),)), "items[1].points: not a list of some points"),
+        (attrs.evolve(TELEMETRY, points=["a"]), "items[1].points[0]: a str is no Point"),
+        (attrs.evolve(TELEMETRY, ts="now"), "items[1].ts: 'now' is not a datetime with tzinfo=UTC"),
+        (attrs.evolve(TELEMETRY, ts=TS.replace(tzinfo=None)), "is not a datetime with tzinfo=UTC"),
+        (
+            attrs.evolve(TELEMETRY, ts=TS.astimezone(timezone(timedelta(hours=-3)))),
+            "is not a datetime with tzinfo=UTC",
+        ),
+        (attrs.evolve(TELEMETRY, meta={"fw": "1"}), "items[1].meta: a dict, not bytes"),
+        (attrs.evolve(TELEMETRY, meta=b"[1]"), "items[1].meta: not a JSON object"),
+        (attrs.evolve(TELEMETRY, meta=b"{"), "items[1].meta: not JSON that can be stored: parse_error"),
+        (attrs.evolve(TELEMETRY, meta=b'{"a":"\\u0000"}'), "nul_character"),
+        (attrs.evolve(TELEMETRY, meta=b'{"a":"\xff"}'), "parse_error"),
+        (attrs.evolve(TELEMETRY, meta=b'{"a":1e400}'), "number_out_of_range"),
+        (attrs.evolve(TELEMETRY, meta=b'{"a":%s}' % (b"[" * 600 + b"]" * 600)), "nested_too_deep"),
+        (point(name=""), "items[1].points[1].name: empty"),
+        (point(name="a" * 129), "items[1].points[1].name: 129 characters, more than 128"),
+        (point(name=b"a"), "items[1].points[1].name: a bytes is no text"),
+        (point(name="\0"), "items[1].points[1].name: U+0000 in the text"),
+        (point(name="\ud800"), "items[1].points[1].name: a lone surrogate in the text"),
+        (point(u="x" * 65), "items[1].points[1].u: 65 characters, more than 64"),
+        (point(t="double"), "items[1].points[1].t: 'double' is none of float, num, int, bool, enum, text"),
+        (point(t=["num"]), "items[1].points[1].t: ['num'] is none of"),
+        (point(v=1), "items[1].points[1].v: a int is no num"),
+        (point(v=True), "items[1].points[1].v: a bool is no num"),
+        (point(v="1", t="bool"), "items[1].points[1].v: a str is no bool"),
+        (point(v=Text("a"), t="text"), "items[1].points[1].v: a Text is no text"),
+        (point(v="\0", t="text"), "items[1].points[1].v: U+0000 in the text"),
+        (point(v=float("nan")), "items[1].points[1].v: nan is not finite"),
+        (point(v=float("-inf")), "items[1].points[1].v: -inf is not finite"),
+        (point(q=3), "items[1].points[1].q: 3 is not 0, 1 or 2"),
+        (point(q=True), "items[1].points[1].q: True is not 0, 1 or 2"),
+        (attrs.evolve(ACK, cmd_id=""), "items[1].cmd_id: empty"),
+        (attrs.evolve(ACK, ok=1), "items[1].ok: 1 is not a bool"),
+        (attrs.evolve(ACK, payload="{}"), "items[1].payload: a str, not bytes"),
+        (attrs.evolve(ACK, ts_exec=TS.replace(tzinfo=None)), "items[1].ts_exec"),
+        (attrs.evolve(ACK, err=7), "items[1].err: a int is no text"),
+        (attrs.evolve(EVENT, event_type="a" * 129), "items[1].event_type: 129 characters, more than 128"),
+        (attrs.evolve(EVENT, event_id=""), "items[1].event_id: empty"),
+        (attrs.evolve(EVENT, ts=None), "items[1].ts"),
+        (attrs.evolve(EVENT, data=b""), "items[1].data: not JSON that can be stored: parse_error"),
+    ],
+)
+def test_check_items_broken(item: object, fault: str) -> None:
+    """What could not be stored is found, and the text says what and where."""
+    with pytest.raises(ConformanceError) as caught:
+        check_items([TELEMETRY, item])
+
+    assert fault in str(caught.value)
+
+
+def test_check_items_none() -> None:
+    """A message that makes nothing is not accounted for, so an adapter must not return nothing."""
+    with pytest.raises(ConformanceError, match="no items"):
+        check_items([])

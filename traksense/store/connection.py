@@ -1,0 +1,144 @@
+"""One connection for a command, and its border between Trio and asyncio (`postgres` is that border for the service)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import asyncpg
+import trio
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from traksense.errors import ConfigError, StoreError, StoreUnavailableError
+from traksense.store.sqlstate import fault, translate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import Concatenate, ParamSpec
+
+    from traksense.config import DatabaseUrl
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+CONNECT_SECONDS: Final = 10.0
+STATEMENT_SECONDS: Final = 60.0
+"""For one statement. Chosen by guess: a person waits for it, and the service goes on beside it."""
+
+GRACE_SECONDS: Final = 5.0
+"""How much longer we wait than the server's own time-out: only a server that does not answer reaches it."""
+
+UNUSABLE_URL: Final = ("28P01", "28000", "3D000")
+"""Wrong password, no such role, no such database: the configuration is wrong, and waiting mends nothing."""
+
+
+class DatabaseConnection:
+    """See `open_connection`. Any task may call; one call at a time is on the wire."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._connection = connection
+        self._turn = trio.Lock()
+
+    @property
+    def server_version(self) -> str:
+        """PostgreSQL's version, like `15.18`."""
+        return str(self._connection.get_settings().server_version).split()[0]
+
+    async def fetch(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Run one statement, in a transaction of its own; its rows. Trio-flavored.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        async with self._turn:
+            return [tuple(row) for row in await _call(self._connection.fetch, sql, *arguments)]
+
+    async def call(
+        self,
+        function: Callable[Concatenate[asyncpg.Connection[asyncpg.Record], P], Awaitable[T]],
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> T:
+        """Run an asyncio-flavored coroutine function that takes the connection first. Trio-flavored.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        async with self._turn:
+            return await _call(function, self._connection, *arguments, **options)
+
+
+@asynccontextmanager
+async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterator[DatabaseConnection]:
+    """Connect, for the duration; with an asyncio loop of its own.
+
+    Raises:
+        ConfigError: The URL cannot work: unreadable, a wrong password, no such role or database.
+        StoreError: The database is not available, or refuses.
+
+    Resource handling: on the way out the connection is terminated, which takes no time and rolls back what is open.
+
+    Trio-flavored.
+    """
+    async with trio_asyncio.open_loop():
+        connection = await _connect(url, application)
+        try:
+            yield DatabaseConnection(connection)
+        finally:
+            connection.terminate()
+
+
+async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asyncpg.Record]:
+    try:
+        return await _call(
+            asyncpg.connect,
+            url.dsn.reveal(),
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS + GRACE_SECONDS,
+            server_settings={
+                "application_name": application,
+                "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
+                "timezone": "UTC",
+            },
+        )
+    except StoreError as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError) and not isinstance(cause, OSError):
+            # asyncpg's text may quote the password.
+            raise ConfigError(["the connection string cannot be read @ DATABASE_URL"]) from None
+        if error.sqlstate in UNUSABLE_URL:
+            raise ConfigError([f"{url} refuses: {error} @ DATABASE_URL"]) from error
+        if isinstance(cause, OSError):
+            raise StoreUnavailableError(f"cannot connect to {url}: {_reason(cause)}") from error
+        raise type(error)(f"cannot connect to {url}: {error}", error.sqlstate) from error
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"no answer within {CONNECT_SECONDS:.0f} s"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if error.errno and not isinstance(error, socket.gaierror | ssl.SSLError):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
+
+
+async def _call(function: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) -> T:
+    """Cancellation: passed on to asyncpg once; it ends when asyncpg has cleaned up."""
+    try:
+        result: T = await aio_as_trio(function)(*arguments, **options)
+    except (trio.Cancelled, StoreError, ConfigError):
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | BaseExceptionGroup):
+            raise
+        if isinstance(error, asyncpg.PostgresError) and error.sqlstate == "42P01":
+            hint = f"{str(error).splitlines()[0]}: run `traksense migrate`, or correct DATABASE_URL"
+            raise fault("42P01")(hint, "42P01") from error
+        raise translate(error) from error
+    return result

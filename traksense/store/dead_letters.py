@@ -1,0 +1,248 @@
+"""Dead letters, as operators ask for them: find, show, send again, delete.
+
+A dead letter that is sent again is marked first (`claim`), in a transaction of its own: should the service refuse the message
+again, it opens the dead letter again (`replayed_at = NULL`), and that must not be overwritten by a mark that comes late.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import attrs
+
+from traksense.errors import StoreMisconfiguredError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from typing import TypeAlias
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+
+PAGE_ROWS: Final = 500
+PAGE_BYTES: Final = 16 * 1024 * 1024
+"""Of payloads, in memory at once: a page ends where this is passed, so a larger one goes alone."""
+
+PURGE_ROWS: Final = 10_000
+"""For one DELETE: short transactions, so that the service never waits for the rows."""
+
+
+@attrs.frozen(kw_only=True)
+class Selection:
+    """Which dead letters. What is None does not count.
+
+    Attributes:
+        ids: These only.
+        tenant, reason: As in the columns.
+        since: Last received at this time or later.
+        until: Last received before this time.
+        open_only: Only those that have not been replayed, or came back since.
+        limit: This many at most.
+    """
+
+    ids: tuple[int, ...] | None = None
+    tenant: str | None = None
+    reason: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    open_only: bool = True
+    limit: int | None = None
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """The first parameters of every statement with a selection."""
+        return (self.ids, self.tenant, self.reason, self.since, self.until, self.open_only)
+
+
+@attrs.frozen
+class Summary:
+    """A dead letter without its payload. The names are those of the columns; `size` is that of the payload, in bytes."""
+
+    id: int
+    ts: datetime
+    last_ts: datetime | None
+    replayed_at: datetime | None
+    tenant_id: str | None
+    reason: str
+    detail: str | None
+    repeats: int
+    topic: str
+    size: int
+
+    @property
+    def unpublishable(self) -> str | None:
+        """Why this cannot be published to its topic as it was, or None if it can."""
+        return topic_fault(self.topic)
+
+
+@attrs.frozen
+class Letter:
+    """A dead letter with its exact bytes."""
+
+    summary: Summary
+    payload: bytes
+
+
+@attrs.frozen
+class Claimed:
+    """A dead letter that has just been marked as replayed, at `at`."""
+
+    id: int
+    topic: str
+    payload: bytes
+    at: datetime
+
+
+@attrs.frozen
+class Count:
+    """How many dead letters: `total`, of which `open` have not been replayed; `newest` is the largest id."""
+
+    total: int
+    open: int
+    newest: int
+
+
+def topic_fault(topic: str) -> str | None:
+    """Why a message cannot be published to this topic as it was, or None if it can.
+
+    Source: MQTT 5.0 §4.7.3 (at least one character, no NUL, at most 65,535 bytes), §3.3.2.1 (no wildcards), §4.7.2 ($).
+    """
+    if not topic:
+        return "the topic is empty"
+    if "+" in topic or "#" in topic:
+        return "the topic has a wildcard"
+    if topic.startswith("$"):
+        return "topics that begin with $ belong to the broker"
+    # Bytes that text cannot hold were stored as escapes: the topic that was meant is not known for sure.
+    if _ESCAPE.search(topic):
+        return "the topic had bytes that are not UTF-8"
+    if len(topic.encode()) > 65_535:
+        return "the topic is longer than 65535 bytes"
+    return None
+
+
+_ESCAPE: Final = re.compile(r"\\x[0-9a-f]{2}|\\ud[89a-f][0-9a-f]{2}")
+
+
+async def check_operator(connection: Connection) -> None:
+    """Make sure that this role sees every dead letter: others would silently be shown a part. asyncio-flavored.
+
+    Raises:
+        StoreMisconfiguredError: It does not.
+    """
+    try:
+        operator = await connection.fetchval("SELECT traksense.is_operator()")
+    except asyncpg.InvalidSchemaNameError:
+        raise StoreMisconfiguredError("this database has no traksense schema: run `traksense migrate`", "3F000") from None
+    except asyncpg.InsufficientPrivilegeError:
+        operator = False
+    if not operator:
+        raise StoreMisconfiguredError(
+            "this role is not an operator and would see a part of the dead letters only: "
+            "use the service's own DATABASE_URL",
+            "42501",
+        )
+
+
+async def select(connection: Connection, selection: Selection) -> list[Summary]:
+    """Those that came last come first. asyncio-flavored."""
+    rows = await connection.fetch(_SELECT, *selection.arguments, selection.limit)
+    return [Summary(*row) for row in rows]
+
+
+async def next_page(connection: Connection, selection: Selection, *, after: int) -> list[Summary]:
+    """The next ones by id, few enough to hold their payloads in memory; empty at the end. asyncio-flavored."""
+    limit = PAGE_ROWS if selection.limit is None else min(PAGE_ROWS, selection.limit)
+    page: list[Summary] = []
+    size = 0
+    for row in await connection.fetch(_SELECT_PAGE, *selection.arguments, limit, after):
+        summary = Summary(*row)
+        size += summary.size
+        if page and size > PAGE_BYTES:
+            break
+        page.append(summary)
+    return page
+
+
+async def fetch(connection: Connection, number: int) -> Letter | None:
+    """The dead letter with this id, or None. asyncio-flavored."""
+    row = await connection.fetchrow(_FETCH, number)
+    return None if row is None else Letter(Summary(*tuple(row)[:-1]), row["payload"])
+
+
+async def count(connection: Connection, selection: Selection) -> Count:
+    """How many there are; `limit` does not count. asyncio-flavored."""
+    row = await connection.fetchrow(_COUNT, *selection.arguments)
+    assert row is not None  # an aggregate has a row
+    return Count(*row)
+
+
+async def claim(connection: Connection, ids: Sequence[int], *, open_only: bool) -> list[Claimed]:
+    """Mark these as replayed, now; those that are gone, or replayed by somebody else meanwhile, are left out.
+
+    Committed when this returns. asyncio-flavored.
+    """
+    rows = await connection.fetch(_CLAIM, list(ids), open_only)
+    return sorted((Claimed(*row) for row in rows), key=lambda claimed: claimed.id)
+
+
+async def reopen(connection: Connection, claimed: Sequence[Claimed]) -> None:
+    """Take the mark back, where it still is ours. asyncio-flavored."""
+    await connection.execute(_REOPEN, [c.id for c in claimed], [c.at for c in claimed])
+
+
+async def purge(connection: Connection, selection: Selection, *, newest: int) -> int:
+    """Delete them, up to the id `newest`: what came later was not part of the question. Returns how many. asyncio-flavored."""
+    deleted = 0
+    while selection.limit is None or deleted < selection.limit:
+        rows = PURGE_ROWS if selection.limit is None else min(PURGE_ROWS, selection.limit - deleted)
+        status = await connection.execute(_PURGE, *selection.arguments, rows, newest)
+        now = int(status.split()[-1])
+        deleted += now
+        if not now:
+            break
+    return deleted
+
+
+_COLUMNS: Final = "id, ts, last_ts, replayed_at, tenant_id, reason, detail, repeats, topic, octet_length(payload) AS size"
+
+_WHERE: Final = """
+WHERE ($1::bigint[] IS NULL OR id = ANY ($1))
+    AND ($2::text IS NULL OR tenant_id = $2)
+    AND ($3::text IS NULL OR reason = $3)
+    AND ($4::timestamptz IS NULL OR coalesce(last_ts, ts) >= $4)
+    AND ($5::timestamptz IS NULL OR coalesce(last_ts, ts) < $5)
+    AND (NOT $6::bool OR replayed_at IS NULL)
+"""
+
+_SELECT: Final = f"""
+SELECT {_COLUMNS} FROM public.ingest_errors {_WHERE} ORDER BY coalesce(last_ts, ts) DESC, id DESC LIMIT $7
+"""  # noqa: S608  (constants)
+
+_SELECT_PAGE: Final = f"""
+SELECT {_COLUMNS} FROM public.ingest_errors {_WHERE} AND id > $8 ORDER BY id LIMIT $7
+"""  # noqa: S608  (constants)
+
+_FETCH: Final = f"SELECT {_COLUMNS}, payload FROM public.ingest_errors WHERE id = $1"  # noqa: S608  (constants)
+
+_COUNT: Final = f"""
+SELECT count(*), count(*) FILTER (WHERE replayed_at IS NULL), coalesce(max(id), 0) FROM public.ingest_errors {_WHERE}
+"""  # noqa: S608  (constants)
+
+_CLAIM: Final = """
+UPDATE public.ingest_errors SET replayed_at = now()
+WHERE id = ANY ($1::bigint[]) AND (NOT $2::bool OR replayed_at IS NULL)
+RETURNING id, topic, payload, replayed_at
+"""
+
+_REOPEN: Final = """
+UPDATE public.ingest_errors e SET replayed_at = NULL
+FROM unnest($1::bigint[], $2::timestamptz[]) AS k (id, at) WHERE e.id = k.id AND e.replayed_at = k.at
+"""
+
+_PURGE: Final = f"""
+DELETE FROM public.ingest_errors
+WHERE id IN (SELECT id FROM public.ingest_errors {_WHERE} AND id <= $8 ORDER BY coalesce(last_ts, ts), id LIMIT $7)
+"""  # noqa: S608  (constants)

@@ -1,0 +1,173 @@
+"""Sends dead letters to their topics again, through the broker: the service takes them as it takes any message.
+
+Harmless to repeat: what can be stored is stored once whatever happens, and what still cannot opens its dead letter again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from traksense.mqtt.stream import tls_context
+from traksense.store import dead_letters
+from traksense.tools.publisher import open_publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from traksense.config import Settings
+    from traksense.store.connection import DatabaseConnection
+    from traksense.store.dead_letters import Claimed, Selection
+    from traksense.tools.publisher import Publisher
+
+CONFIRM_SECONDS: Final = 30.0
+"""How long the broker may take for one page of messages, reconnections included. Chosen by guess."""
+
+REOPEN_SECONDS: Final = 10.0
+"""How long putting marks back may take when we are being ended."""
+
+
+@attrs.define
+class Counts:
+    """What became of the dead letters that were asked for.
+
+    Attributes:
+        selected: How many there were.
+        published: Confirmed by the broker, or with a dry run those that would be published.
+        unpublishable: Left alone: their topic cannot be published to.
+        refused: The broker refused them, or no subscriber was there to take them; open again.
+        unconfirmed: The broker did not answer in time; open again.
+        missing: No longer there, or replayed by somebody else meanwhile.
+    """
+
+    selected: int = 0
+    published: int = 0
+    unpublishable: int = 0
+    refused: int = 0
+    unconfirmed: int = 0
+    missing: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for was done."""
+        return self.published == self.selected
+
+
+@attrs.define(eq=False)
+class Replay:
+    """One run.
+
+    Attributes:
+        counts: What became of them so far.
+        say: Told, in one line each, what could not be published and why.
+    """
+
+    settings: Settings
+    database: DatabaseConnection
+    selection: Selection
+    say: Callable[[str], None]
+    counts: Counts = attrs.field(factory=Counts)
+    _confirmed: set[int] = attrs.field(factory=set)
+    _refused: set[int] = attrs.field(factory=set)
+    _unmatched: int = 0
+    _publisher: Publisher | None = None
+
+    async def run(self, *, dry: bool = False) -> None:
+        """Publish them, page by page. With `dry`, only find out what would be published.
+
+        Raises:
+            BrokerError: There is no connection to the broker; nothing has been marked then.
+            StoreError: The database refused or failed.
+
+        Cancellation: what the broker had not confirmed is open again.
+
+        Trio-flavored.
+        """
+        if dry:
+            await self._pages(publish=False)
+            return
+        async with open_publisher(
+            self.settings.broker,
+            client_id=f"traksense-dlq-{secrets.token_hex(5)}",
+            username=self.settings.username,
+            password=self.settings.password,
+            tls=tls_context(self.settings),
+            on_confirmed=self._on_confirmed,
+            on_refused=self._on_refused,
+        ) as self._publisher:
+            await self._pages(publish=True)
+
+    async def _pages(self, *, publish: bool) -> None:
+        selection = self.selection
+        after = 0
+        while selection.limit is None or selection.limit > 0:
+            page = await self.database.call(dead_letters.next_page, selection, after=after)
+            if not page:
+                self._count_missing_ids()
+                return
+            after = page[-1].id
+            if selection.limit is not None:
+                selection = attrs.evolve(selection, limit=selection.limit - len(page))
+            self.counts.selected += len(page)
+            ids = []
+            for summary in page:
+                if (why := summary.unpublishable) is None:
+                    ids.append(summary.id)
+                else:
+                    self.counts.unpublishable += 1
+                    self.say(f"{summary.id}: left alone: {why}")
+            if not publish:
+                self.counts.published += len(ids)
+            elif not await self._publish(ids):
+                return
+
+    async def _publish(self, ids: list[int]) -> bool:
+        """Publish a page; says whether it is worth going on."""
+        assert self._publisher is not None  # opened by run
+        # Shielded, as cancelled in the middle it would leave us in the dark about what was marked; asyncpg has its time-out.
+        with trio.CancelScope(shield=True):
+            claimed = await self.database.call(dead_letters.claim, ids, open_only=self.selection.open_only)
+        self.counts.missing += len(ids) - len(claimed)
+        try:
+            with trio.move_on_after(CONFIRM_SECONDS) as scope:
+                for letter in claimed:
+                    await self._publisher.publish(letter.topic, letter.payload, tag=letter.id)
+                await self._publisher.drain()
+        finally:
+            left = [letter for letter in claimed if letter.id not in self._confirmed]
+            refused = sum(letter.id in self._refused for letter in left)
+            self.counts.published += len(claimed) - len(left)
+            self.counts.refused += refused
+            self.counts.unconfirmed += len(left) - refused
+            if left:
+                with trio.move_on_after(REOPEN_SECONDS, shield=True):
+                    await self.database.call(dead_letters.reopen, left)
+        if scope.cancelled_caught:
+            why = self._publisher.fault or "no answer"
+            self.say(f"stopped: no confirmation of {len(left) - refused} within {CONFIRM_SECONDS:.0f} s ({why})")
+        return not scope.cancelled_caught
+
+    def _count_missing_ids(self) -> None:
+        """Ids that were asked for and are not there."""
+        if self.selection.ids is not None and self.selection.limit is None:
+            missing = len(set(self.selection.ids)) - self.counts.selected
+            self.counts.selected += missing
+            self.counts.missing += missing
+
+    def _on_confirmed(self, number: int) -> None:
+        assert self._publisher is not None  # it is calling
+        unmatched = self._publisher.counters.unmatched
+        if unmatched > self._unmatched:
+            # Confirmed, but by a broker that had nobody to give it to.
+            self._unmatched = unmatched
+            self._refused.add(number)
+            self.say(f"{number}: nobody subscribes to its topic: is the service's session there?")
+        else:
+            self._confirmed.add(number)
+
+    def _on_refused(self, number: int, reason: int) -> None:
+        self._refused.add(number)
+        self.say(f"{number}: the broker refuses it (reason code 0x{reason:02X})")

@@ -1,0 +1,215 @@
+"""Publishes a fleet to the broker of the settings, and reports what was confirmed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from traksense.mqtt.stream import tls_context
+from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, play
+from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS
+from traksense.tools.publisher import PACKET_TOO_LARGE, open_publisher
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator
+
+    from traksense.config import Settings
+    from traksense.tools.publisher import Publisher
+
+DRAIN_SECONDS: Final = 30.0
+"""How long the broker may take for the last confirmations before they count as missing."""
+
+SEEDED_START_HOUR: Final = 10.0
+PROGRESS_SECONDS: Final = 1.0
+
+
+async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        BrokerError: The broker is not there, or refuses us.
+
+    Trio-flavored.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
+    options = _options(arguments)
+    run = _Run(options, Tally(), str(settings.broker), arguments.qos)
+    limits = Limits(seconds=arguments.seconds, messages=arguments.messages)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_publisher(
+            settings.broker,
+            client_id=f"traksense-simulate-{secrets.token_hex(4)}",
+            window=arguments.window,
+            username=settings.username,
+            password=settings.password,
+            tls=tls_context(settings),
+            on_confirmed=run.tally.confirm,
+            on_refused=run.tally.refuse,
+        ) as publisher:
+            run.publisher = publisher
+            if not arguments.json:
+                print(run.announcement(), flush=True)
+            await run.go(limits, signals)
+    print(json.dumps(run.as_dict(), ensure_ascii=False) if arguments.json else run.summary())
+    return 0 if run.complete else 1
+
+
+@attrs.define
+class _Run:
+    options: FleetOptions
+    tally: Tally
+    broker: str
+    qos: int
+    publisher: Publisher | None = None
+    started_at: float = attrs.field(factory=time.time)
+    seconds: float = 0.0
+
+    async def go(self, limits: Limits, signals: AsyncIterator[int]) -> None:
+        """Publish until a limit or a signal, then wait for the confirmations until a deadline or another signal."""
+        assert self.publisher is not None
+        fleet = Fleet(self.options)
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            playing, draining = trio.CancelScope(), trio.CancelScope()
+            nursery.start_soon(_cancel_on_signals, signals, (playing, draining))
+            if sys.stderr.isatty():
+                nursery.start_soon(self._show_progress)
+            with playing:
+                await play(fleet, self.publisher, self.tally, limits=limits, qos=self.qos)
+            self.seconds = trio.current_time() - begun
+            draining.deadline = trio.current_time() + DRAIN_SECONDS
+            with draining:
+                await self.publisher.drain()
+            nursery.cancel_scope.cancel()
+
+    async def _show_progress(self) -> None:
+        try:
+            while True:
+                await trio.sleep(PROGRESS_SECONDS)
+                tally, fault = self.tally, self.publisher.fault if self.publisher else None
+                state = f"; no connection: {fault}" if fault else ""
+                line = f"{tally.published:,} published, {tally.confirmed:,} confirmed{state}"
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        finally:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the broker has all that it could take."""
+        refused = self.tally.refused.total() - self.tally.refused[PACKET_TOO_LARGE]
+        return not refused and (self.qos == 0 or not self.tally.unconfirmed)
+
+    def announcement(self) -> str:
+        """What is about to happen."""
+        o = self.options
+        rate = f"{o.rate:,.0f} points/s" if o.rate else "as fast as possible"
+        return (
+            f"Publishing to {self.broker}: {o.tenants} tenants ({o.tenant_prefix}…) × {o.devices} devices, {rate}, "
+            f"format {o.format or 'mixed'}, seed {o.seed}. Ctrl-C ends it."
+        )
+
+    def summary(self) -> str:
+        """The counts for people, and how to compare them."""
+        t, seconds = self.tally, max(self.seconds, 1e-9)
+        if self.qos == 0:
+            return (
+                f"Published with QoS 0 in {seconds:.1f} s: {t.published:,} messages, {t.published_points:,} points "
+                f"({t.published_points / seconds:,.0f}/s). Nothing of it is confirmed."
+            )
+        points = t.points + t.repeats.points
+        lines = [
+            f"Confirmed by the broker in {seconds:.1f} s: {t.confirmed:,} of {t.published:,} messages "
+            f"({t.confirmed / seconds:,.0f}/s), {points:,} points ({points / seconds:,.0f}/s)",
+            f"  telem     {t.telemetry_messages:>10,} messages {t.points:>12,} points  {_listed(t.telemetry)}",
+            f"  event     {t.events:>10,} messages",
+            f"  ack       {t.acknowledgements:>10,} messages",
+            f"  bad       {t.bad.total():>10,} messages {'':>19}  {_listed(t.bad)}".rstrip(),
+            f"  repeated  {t.repeats.messages:>10,} messages {t.repeats.points:>12,} points  published twice; they store nothing",
+            f"  late      {t.late.messages:>10,} messages {t.late.points:>12,} points  of the telemetry, after later ones",
+        ]
+        return "\n".join([*lines, *self._troubles(), *self._comparison()])
+
+    def _troubles(self) -> list[str]:
+        t, counters = self.tally, self._counters()
+        refused = {code: count for code, count in t.refused.items() if code != PACKET_TOO_LARGE}
+        beyond = sum(t.bad[fault] for fault in BEYOND_DEFAULT_TOPICS)
+        said = [
+            (t.unconfirmed, "never confirmed: the broker may have them or not"),
+            (sum(refused.values()), f"refused by the broker (reason {', '.join(f'0x{code:02X}' for code in sorted(refused))})"),
+            (t.refused[PACKET_TOO_LARGE], "not sent: larger than the broker's Maximum Packet Size"),
+            (counters["unmatched"], "confirmed, but the broker has no subscriber for them: nobody stores them"),
+            (counters["retransmitted"], f"published again after a lost connection ({counters['reconnections']} reconnections)"),
+            (beyond, "bad ones on topics outside the default MQTT_TOPICS: only traksense/# receives them"),
+        ]
+        return [f"  {count:,} {what}" for count, what in said if count]
+
+    def _comparison(self) -> list[str]:
+        since = f"'{datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec='seconds')}'"
+        prefix = self.options.tenant_prefix.replace("'", "''")
+        ours = f"starts_with(tenant_id, '{prefix}')"
+        dead = self.tally.dead(all_topics=False).total()
+        rows = [
+            (f"ts_measure WHERE {ours} AND ts >= {since}", self.tally.points),
+            (f"device_event WHERE {ours} AND ts >= {since}", self.tally.events),
+            (f"cmd_ack WHERE {ours} AND ts_exec >= {since}", self.tally.acknowledgements),
+            (f"ingest_errors WHERE starts_with(topic, 'traksense/{prefix}') AND ts >= {since}", dead),
+        ]
+        return ["Compare:", *(f"  SELECT count(*) FROM {where};  -- {count}" for where, count in rows)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for machines."""
+        o = self.options
+        return {
+            "complete": self.complete,
+            "broker": self.broker,
+            "started_at": datetime.fromtimestamp(self.started_at, UTC).isoformat(),
+            "seconds": round(self.seconds, 3),
+            "qos": self.qos,
+            "fleet": {**attrs.asdict(o), "format": o.format or "mixed"},
+            **self.tally.as_dict(),
+            "connection": self._counters(),
+        }
+
+    def _counters(self) -> dict[str, int]:
+        return attrs.asdict(self.publisher.counters) if self.publisher else {}
+
+
+def _options(arguments: argparse.Namespace) -> FleetOptions:
+    hour = arguments.start_hour
+    if hour is None:
+        now = datetime.now()  # noqa: DTZ005  (the hour that people here see)
+        hour = now.hour + now.minute / 60 if arguments.seed is None else SEEDED_START_HOUR
+    return FleetOptions(
+        tenants=arguments.tenants,
+        devices=arguments.devices,
+        points=arguments.points,
+        rate=arguments.rate,
+        format=None if arguments.format == "mixed" else Format(arguments.format),
+        bad=arguments.bad / 100,
+        duplicates=arguments.duplicates / 100,
+        disorder=arguments.disorder / 100,
+        seed=secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed,
+        start_hour=hour,
+        speed=arguments.speed,
+        tenant_prefix=arguments.tenant_prefix,
+    )
+
+
+async def _cancel_on_signals(signals: AsyncIterator[int], scopes: tuple[trio.CancelScope, ...]) -> None:
+    for scope in scopes:
+        await anext(signals)
+        scope.cancel()
+
+
+def _listed(counts: Any) -> str:
+    return ", ".join(f"{name} {getattr(count, 'points', count):,}" for name, count in sorted(counts.items()))
