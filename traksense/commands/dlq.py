@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="for machines")
         return sub
 
-    listing = action("list", f"list dead letters, those that came last first; {LIST_LIMIT} unless --limit says otherwise")
+    listing = action("list", f"list dead letters, those that came last first; {LIST_LIMIT} unless --limit is given")
     add_filters(listing)
     show = action("show", "show one dead letter with its payload")
     show.add_argument("id", type=dead_letter_id, metavar="ID")
-    show.add_argument("--raw", action="store_true", help="write the exact bytes of the payload to stdout, and nothing else")
+    show.add_argument("--raw", action="store_true", help="write the payload's exact bytes to stdout, and nothing else")
     replay = action("replay", "publish dead letters to their topics again, with their exact bytes")
     add_ids(replay)
     add_filters(replay)
@@ -102,7 +102,7 @@ async def _list(arguments: argparse.Namespace, _settings: Settings, database: Da
         count = await database.call(dead_letters.count, wanted)
         _say(f"{len(found)} of {count.total} dead letters; --limit shows more")
     else:
-        _say(f"{_letters(len(found))}{'' if arguments.state == 'all' else ', open ones only (--all: replayed ones too)'}")
+        _say(f"{_letters(len(found))}{'' if arguments.state == 'all' else ' (open ones; --all: replayed ones too)'}")
     return True
 
 

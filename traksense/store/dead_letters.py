@@ -1,7 +1,7 @@
 """Dead letters, as operators ask for them: find, show, send again, delete.
 
-A dead letter that is sent again is marked first (`claim`), in a transaction of its own: should the service refuse the message
-again, it opens the dead letter again (`replayed_at = NULL`), and that must not be overwritten by a mark that comes late.
+A dead letter that is sent again is marked first (`claim`), in a transaction of its own: should the service refuse the
+message again, it opens the dead letter again (`replayed_at = NULL`), and a mark that comes late must not overwrite that.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Selection:
 
 @attrs.frozen
 class Summary:
-    """A dead letter without its payload. The names are those of the columns; `size` is that of the payload, in bytes."""
+    """A dead letter without its payload, whose size in bytes is `size`. The other names are those of the columns."""
 
     id: int
     ts: datetime
@@ -135,7 +135,9 @@ async def check_operator(connection: Connection) -> None:
     try:
         operator = await connection.fetchval("SELECT traksense.is_operator()")
     except asyncpg.InvalidSchemaNameError:
-        raise StoreMisconfiguredError("this database has no traksense schema: run `traksense migrate`", "3F000") from None
+        raise StoreMisconfiguredError(
+            "the database has no traksense schema: run `traksense migrate`", "3F000"
+        ) from None
     except asyncpg.InsufficientPrivilegeError:
         operator = False
     if not operator:
@@ -194,7 +196,15 @@ async def reopen(connection: Connection, claimed: Sequence[Claimed]) -> None:
 
 
 async def purge(connection: Connection, selection: Selection, *, newest: int) -> int:
-    """Delete them, up to the id `newest`: what came later was not part of the question. Returns how many. asyncio-flavored."""
+    """Delete them, the oldest first; returns how many.
+
+    Args:
+        connection: An operator's.
+        selection: Which.
+        newest: The largest id that may be deleted: what came later was not part of the question.
+
+    asyncio-flavored.
+    """
     deleted = 0
     while selection.limit is None or deleted < selection.limit:
         rows = PURGE_ROWS if selection.limit is None else min(PURGE_ROWS, selection.limit - deleted)
@@ -206,7 +216,9 @@ async def purge(connection: Connection, selection: Selection, *, newest: int) ->
     return deleted
 
 
-_COLUMNS: Final = "id, ts, last_ts, replayed_at, tenant_id, reason, detail, repeats, topic, octet_length(payload) AS size"
+_COLUMNS: Final = (
+    "id, ts, last_ts, replayed_at, tenant_id, reason, detail, repeats, topic, octet_length(payload) AS size"
+)
 
 _WHERE: Final = """
 WHERE ($1::bigint[] IS NULL OR id = ANY ($1))

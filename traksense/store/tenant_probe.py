@@ -113,7 +113,7 @@ async def _name(connection: Connection, tenant: str) -> None:
 async def _readable(connection: Connection, relation: str) -> bool:
     async with _savepoint(connection):
         try:
-            await connection.fetch(f"SELECT FROM {relation} LIMIT 1")  # noqa: S608  (constants)
+            await connection.fetch(f"SELECT FROM {relation} LIMIT 1")
         except asyncpg.InsufficientPrivilegeError:
             return False
         return True

@@ -52,7 +52,7 @@ WHERE NOT EXISTS (SELECT FROM new WHERE new.series_id = s.series_id AND new.ts =
 # Newer wins by the device's own time; where that is missing or equal, by the time of receipt, so that batches of
 # several writers end the same in any order. A repeat (0 rows changed, or an update) is a duplicate message.
 _UPSERT_ACKS: Final = """
-INSERT INTO cmd_ack AS a (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, created_at, updated_at)
+INSERT INTO public.cmd_ack AS a (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, created_at, updated_at)
 SELECT tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload::jsonb, received_at, received_at
 FROM unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[], $7::text[], $8::text[],
@@ -71,7 +71,7 @@ RETURNING a.tenant_id, a.device_id, a.cmd_id, xmax = 0 AS inserted
 """
 
 _INSERT_EVENTS: Final = """
-INSERT INTO device_event (tenant_id, site_id, device_id, event_id, event_type, ts, data)
+INSERT INTO public.device_event (tenant_id, site_id, device_id, event_id, event_type, ts, data)
 SELECT tenant_id, site_id, device_id, event_id, event_type, ts, data::jsonb
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
     AS k (tenant_id, site_id, device_id, event_id, event_type, ts, data)
@@ -82,7 +82,7 @@ RETURNING tenant_id, device_id, event_id, event_type, ts
 
 # The same bytes on the same topic are one dead letter, however often they come; if it had been replayed, it reopens.
 _INSERT_ERRORS: Final = """
-INSERT INTO ingest_errors AS e (tenant_id, topic, payload, reason, detail, ts, last_ts, digest, repeats)
+INSERT INTO public.ingest_errors AS e (tenant_id, topic, payload, reason, detail, ts, last_ts, digest, repeats)
 SELECT DISTINCT ON (digest)
     tenant_id, topic, payload, reason, detail, ts, nullif(max(ts) OVER same, ts), digest, count(*) OVER same - 1
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::timestamptz[], $7::bytea[])

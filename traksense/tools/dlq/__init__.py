@@ -1,6 +1,6 @@
 """What `traksense dlq` consists of.
 
-    selection  which dead letters: the options, and times as people write them
-    text       tables, hexdumps, JSON
-    replay     back through the broker, the way every message goes
+`selection`: which dead letters; the options, and times as people write them.
+`text`: tables, hexdumps, JSON.
+`replay`: back through the broker, the way every message goes.
 """

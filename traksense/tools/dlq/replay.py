@@ -1,6 +1,7 @@
 """Sends dead letters to their topics again, through the broker: the service takes them as it takes any message.
 
-Harmless to repeat: what can be stored is stored once whatever happens, and what still cannot opens its dead letter again.
+Harmless to repeat: what can be stored is stored once whatever happens, and what still cannot opens its dead letter
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from traksense.config import Settings
     from traksense.store.connection import DatabaseConnection
-    from traksense.store.dead_letters import Claimed, Selection
+    from traksense.store.dead_letters import Selection
     from traksense.tools.publisher import Publisher
 
 CONFIRM_SECONDS: Final = 30.0
@@ -127,7 +128,7 @@ class Replay:
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""
         assert self._publisher is not None  # opened by run
-        # Shielded, as cancelled in the middle it would leave us in the dark about what was marked; asyncpg has its time-out.
+        # Shielded: cancelled in the middle, it would leave us in the dark about what was marked. asyncpg has its time-out.
         with trio.CancelScope(shield=True):
             claimed = await self.database.call(dead_letters.claim, ids, open_only=self.selection.open_only)
         self.counts.missing += len(ids) - len(claimed)

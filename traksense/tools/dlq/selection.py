@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION: Final = re.compile(r"(\d{1,9})([smhdw])")
+_TIMES: Final = "ISO 8601, or an age like 2h, 7d"
 _ID_MAX: Final = 2**63 - 1
 
 
@@ -25,11 +26,17 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reason", metavar="CODE", choices=[str(reason) for reason in Reason], help=f"one of: {', '.join(Reason)}"
     )
-    group.add_argument("--since", type=point_in_time, metavar="TIME", help="last received then or later: ISO 8601 or an age like 2h, 7d")
-    group.add_argument("--until", type=point_in_time, metavar="TIME", help="last received before then: ISO 8601 or an age like 2h, 7d")
+    group.add_argument("--since", type=point_in_time, metavar="TIME", help=f"last received then or later: {_TIMES}")
+    group.add_argument("--until", type=point_in_time, metavar="TIME", help=f"last received before then: {_TIMES}")
     group.add_argument("--limit", type=_positive, metavar="N", help="so many at most")
     state = group.add_mutually_exclusive_group()
-    state.add_argument("--open", dest="state", action="store_const", const="open", help="not replayed, or come back since (the default)")
+    state.add_argument(
+        "--open",
+        dest="state",
+        action="store_const",
+        const="open",
+        help="not replayed, or come back since (the default)",
+    )
     state.add_argument("--all", dest="state", action="store_const", const="all", help="replayed ones too")
 
 
