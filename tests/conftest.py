@@ -180,31 +180,8 @@ def own_postgres(stack_directory: Path, unique: Callable[[str], str]) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def broker(stack_directory: Path) -> Iterator[BrokerProcess]:
-    """The shared Mosquitto; do not stop it, and keep to a tenant and client identifiers of your own."""
-    _need_mosquitto()
-    with BrokerProcess(stack_directory / "broker", kind="mosquitto") as process:
-        yield process
-
-
-@pytest.fixture
-def own_broker(stack_directory: Path, unique: Callable[[str], str]) -> Iterator[OwnBroker]:
-    """Starts a Mosquitto for this test alone; it is removed afterwards."""
-    with contextlib.ExitStack() as stack:
-
-        def start(*, options: BrokerOptions | None = None) -> BrokerProcess:
-            _need_mosquitto()
-            directory = stack_directory / unique("own-broker")
-            stack.callback(_remove, directory)
-            process = BrokerProcess(directory, kind="mosquitto", options=options)
-            stack.callback(process.kill)
-            process.start_sync()
-            return process
-
-        yield start
-
-
-def _need_mosquitto() -> None:
+def mosquitto() -> None:
+    """For tests that need Mosquitto: fails, or skips if that was asked for, where it is missing."""
     if find_mosquitto() is not None:
         return
     if os.environ.get("TRAKSENSE_TEST_ALLOW_NO_MOSQUITTO") == "1":
@@ -214,6 +191,29 @@ def _need_mosquitto() -> None:
         "TRAKSENSE_MOSQUITTO, or skip these tests with TRAKSENSE_TEST_ALLOW_NO_MOSQUITTO=1",
         pytrace=False,
     )
+
+
+@pytest.fixture(scope="session")
+def broker(stack_directory: Path, mosquitto: None) -> Iterator[BrokerProcess]:
+    """The shared Mosquitto; do not stop it, and keep to a tenant and client identifiers of your own."""
+    with BrokerProcess(stack_directory / "broker", kind="mosquitto") as process:
+        yield process
+
+
+@pytest.fixture
+def own_broker(stack_directory: Path, mosquitto: None, unique: Callable[[str], str]) -> Iterator[OwnBroker]:
+    """Starts a Mosquitto for this test alone; it is removed afterwards."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*, options: BrokerOptions | None = None) -> BrokerProcess:
+            directory = stack_directory / unique("own-broker")
+            stack.callback(_remove, directory)
+            process = BrokerProcess(directory, kind="mosquitto", options=options)
+            stack.callback(process.kill)
+            process.start_sync()
+            return process
+
+        yield start
 
 
 def _default_bindir() -> Path:

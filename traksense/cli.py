@@ -22,6 +22,8 @@ MISUSED: Final = 2
 COMMANDS: Final = {
     "run": "run the service until SIGTERM or SIGINT, then drain (the default)",
     "migrate": "bring the database schema up to date",
+    "validate": "check that the running stack keeps its promises",
+    "dlq": "list, show, replay and purge dead letters",
 }
 """Each is a module of the same name in `traksense.commands` with `add_arguments(parser)` and `main(arguments) ->
 int`."""

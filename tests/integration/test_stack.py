@@ -54,10 +54,19 @@ STUBBORN = [
 ]
 
 BUSY = "SELECT count(*) /* busy */ FROM generate_series(1, 100000000) a, generate_series(1, 100000000) b"
-RUNNING_BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* busy */ FROM%'"
+RUNNING_BUSY = (
+    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT count(*) /* busy */%'"
+)
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to change the user")
-both_kinds = pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
+
+
+@pytest.fixture(params=["mosquitto", "iotcore"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    """Each broker in turn."""
+    if request.param == "mosquitto":
+        request.getfixturevalue("mosquitto")
+    return request.param
 
 
 class Peer:
@@ -220,7 +229,7 @@ def test_child_deaf_to_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None
     while "deaf" not in child.last_words():
         time.sleep(0.01)
 
-    assert child.stop_sync() == -signal.SIGKILL
+    assert -signal.SIGKILL == child.stop_sync()
 
 
 async def test_child_stop_cancelled_leaves_no_process(tmp_path: Path) -> None:
@@ -231,7 +240,7 @@ async def test_child_stop_cancelled_leaves_no_process(tmp_path: Path) -> None:
     with trio.move_on_after(0.1):
         await child.stop()
 
-    assert child.status == -signal.SIGKILL
+    assert -signal.SIGKILL == child.status
 
 
 def test_child_has_its_own_session(tmp_path: Path) -> None:
@@ -289,7 +298,6 @@ async def test_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 # --- the brokers --------------------------------------------------------------------------------------------
 
 
-@both_kinds
 async def test_broker_starts_stops_and_starts_again(tmp_path: Path, kind: Any) -> None:
     """Under the same port, whatever ended it; and it is gone afterwards."""
     with trio.fail_after(50):
@@ -309,12 +317,11 @@ async def test_broker_starts_stops_and_starts_again(tmp_path: Path, kind: Any) -
         assert not process.running
 
 
-@both_kinds
 def test_broker_keeps_an_offline_queue_and_redelivers_in_order(tmp_path: Path, kind: Any) -> None:
     """A persistent session gets what it did not acknowledge and what came since, in order; over 1,000."""
     with BrokerProcess(tmp_path, kind=kind) as process:
         reader = Peer(process, "reader", keep=True, acknowledge=False)
-        assert reader.subscribe("traksense/+/+/+/telem") == [1]
+        assert [1] == reader.subscribe("traksense/+/+/+/telem")
         sender = Peer(process, "sender")
         sender.publish("traksense/a/b/c/telem", numbers(0, 50))
         assert reader.turn_until(lambda: len(reader.messages) == 50)
@@ -331,7 +338,6 @@ def test_broker_keeps_an_offline_queue_and_redelivers_in_order(tmp_path: Path, k
         assert numbers(10, 3000) == reader.payloads
 
 
-@both_kinds
 def test_broker_takes_payloads_larger_than_we_accept(tmp_path: Path, kind: Any) -> None:
     """So that it is traksense that judges them."""
     payload = bytes(3 * 1024 * 1024)
@@ -344,7 +350,6 @@ def test_broker_takes_payloads_larger_than_we_accept(tmp_path: Path, kind: Any) 
         assert [payload] == peer.payloads
 
 
-@both_kinds
 def test_broker_with_users_admits_only_them(tmp_path: Path, kind: Any) -> None:
     """A right password, a wrong one, and none."""
     options = BrokerOptions(users={"fleet": 'p"ss word', "other": "x"})
@@ -354,12 +359,11 @@ def test_broker_with_users_admits_only_them(tmp_path: Path, kind: Any) -> None:
         none = Peer(process, "none")
 
     refused = {"mosquitto": "Not authorized", "iotcore": None}[kind]
-    assert right.answer == "Success"
+    assert "Success" == right.answer
     assert refused == wrong.answer
     assert refused == none.answer
 
 
-@both_kinds
 def test_broker_with_tls_asks_for_a_certificate_when_told(tmp_path: Path, kind: Any) -> None:
     """The TLS listener works, and mutual TLS keeps strangers out."""
     authority = trustme.CA()
@@ -379,12 +383,12 @@ def test_broker_with_tls_asks_for_a_certificate_when_told(tmp_path: Path, kind: 
     authority.issue_cert("device@example.org").configure_cert(known)
 
     with BrokerProcess(tmp_path / "broker", kind=kind, options=BrokerOptions(tls=files)) as process:
-        assert Peer(process, "known", tls=known).answer == "Success"
+        assert "Success" == Peer(process, "known", tls=known).answer
         if files.require_certificate:
             with contextlib.suppress(OSError):
                 assert Peer(process, "stranger", tls=stranger).answer is None
         else:
-            assert Peer(process, "stranger", tls=stranger).answer == "Success"
+            assert "Success" == Peer(process, "stranger", tls=stranger).answer
 
 
 def test_iotcore_refuses_to_pretend_mutual_tls(tmp_path: Path) -> None:
@@ -397,6 +401,7 @@ def test_iotcore_refuses_to_pretend_mutual_tls(tmp_path: Path) -> None:
         BrokerProcess(tmp_path, kind="iotcore", options=BrokerOptions(tls=files))
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_mosquitto_sessions_survive_a_restart(tmp_path: Path) -> None:
     """SIGTERM saves what is queued; another run on the same directory finds it."""
     with BrokerProcess(tmp_path, kind="mosquitto") as process:
@@ -409,6 +414,7 @@ def test_mosquitto_sessions_survive_a_restart(tmp_path: Path) -> None:
         assert reader.turn_until(lambda: len(reader.messages) == 10)
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_mosquitto_that_refuses_its_file_says_why(tmp_path: Path) -> None:
     """Its own words reach the user, on one line."""
     options = BrokerOptions(extra_config=("no_such_option 1",))
@@ -432,11 +438,12 @@ def test_iotcore_limits_are_as_documented(tmp_path: Path) -> None:
         process.restart_sync()
         again = Peer(process, "reader", keep=True)
 
-    assert window == 100
+    assert 100 == window
     assert curious.ended
     assert not again.session_present
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_broker_auto_prefers_mosquitto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wheel's broker is the fallback, and without either the user is told what to install."""
     kinds = [BrokerProcess(tmp_path).kind]
@@ -448,9 +455,10 @@ def test_broker_auto_prefers_mosquitto(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(StackError, match=r"no MQTT broker here: install it .* or pip install"):
         BrokerProcess(tmp_path)
 
-    assert kinds == ["mosquitto", "iotcore"]
+    assert ["mosquitto", "iotcore"] == kinds
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_broker_files_with_passwords_are_private(tmp_path: Path) -> None:
     """Nobody else on the machine reads them."""
     with BrokerProcess(tmp_path, kind="mosquitto", options=BrokerOptions(users={"fleet": "secret"})):
@@ -496,7 +504,7 @@ def test_postgres_database_is_copied_from_its_template(
     postgres_server.drop_database_sync(copy)
     postgres_server.drop_database_sync(template)
 
-    assert copied == 7
+    assert 7 == copied
     assert again.endswith(copy)
 
 
@@ -515,10 +523,10 @@ async def test_postgres_keeps_its_data_through_restart_kill_and_the_next_run(
             server.kill()
             assert not server.running
             await server.start()
-            assert await trio.to_thread.run_sync(fetch, dsn, "SELECT count(*) FROM t") == 3
+            assert 3 == await trio.to_thread.run_sync(fetch, dsn, "SELECT count(*) FROM t")
         async with open_postgres(directory) as server:
             dsn = await server.create_database("traksense", exist_ok=True)
-            assert await trio.to_thread.run_sync(fetch, dsn, "SELECT count(*) FROM t") == 3
+            assert 3 == await trio.to_thread.run_sync(fetch, dsn, "SELECT count(*) FROM t")
 
 
 def test_postgres_starts_after_a_crash_that_left_a_busy_backend(
@@ -536,7 +544,7 @@ def test_postgres_starts_after_a_crash_that_left_a_busy_backend(
         busy.join(10)
 
         assert not busy.is_alive()
-        assert fetch(server.dsn, "SELECT 1") == 1
+        assert 1 == fetch(server.dsn, "SELECT 1")
 
 
 def _compute_until_killed(dsn: str) -> None:
@@ -556,7 +564,7 @@ def test_postgres_starts_although_another_process_has_the_old_number(
         pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]), encoding="ascii")
         server.start_sync()
 
-        assert fetch(server.dsn, "SELECT 1") == 1
+        assert 1 == fetch(server.dsn, "SELECT 1")
 
 
 def test_postgres_refuses_a_directory_in_use(own_postgres: Any) -> None:
@@ -566,7 +574,7 @@ def test_postgres_refuses_a_directory_in_use(own_postgres: Any) -> None:
     with pytest.raises(StackError, match=rf"PostgreSQL \(pid {first.pid}\) runs on .* already"):
         PostgresProcess(first.directory).start_sync()
 
-    assert fetch(first.dsn, "SELECT 1") == 1
+    assert 1 == fetch(first.dsn, "SELECT 1")
 
 
 def test_postgres_refuses_another_major_version(own_postgres: Any) -> None:
@@ -593,7 +601,7 @@ def test_postgres_password_is_private(own_postgres: Any) -> None:
     """Nobody else on the machine reads it."""
     server = own_postgres()
 
-    assert stat.S_IMODE((server.directory / "password").stat().st_mode) == 0o600
+    assert 0o600 == stat.S_IMODE((server.directory / "password").stat().st_mode)
 
 
 @needs_root
@@ -604,7 +612,7 @@ def test_postgres_as_root_moves_out_of_a_private_directory(tmp_path: Path) -> No
     server = PostgresProcess(directory)
     try:
         with server:
-            assert fetch(server.dsn, "SELECT 1") == 1
+            assert 1 == fetch(server.dsn, "SELECT 1")
         assert not directory.exists()
         assert server.note is not None
         assert str(directory) in server.note
@@ -630,7 +638,7 @@ def test_postgres_as_root_copies_programs_that_its_user_cannot_run(
 
     with PostgresProcess(stack_directory / unique("postgres"), bindir=private) as server:
         assert server.directory in server.bindir.parents
-        assert fetch(server.dsn, "SELECT 1") == 1
+        assert 1 == fetch(server.dsn, "SELECT 1")
 
 
 # --- the service --------------------------------------------------------------------------------------------
@@ -667,12 +675,12 @@ async def test_service_is_watched_from_start_to_end(tmp_path: Path, monkeypatch:
             metrics = await service.metrics()
             service.terminate()
 
-            assert await service.wait() == 0
+            assert 0 == await service.wait()
     assert before == (503, {"ready": False, "reasons": ["database: away"]})
-    assert metrics.value("ingest_errors_total", reason="bad") == 3.0
-    assert metrics.total("ingest_errors_total") == 7.0
-    assert metrics.value("ingest_points_total") == 0.0
-    assert service.log_path.read_text(encoding="utf-8").splitlines()[0] == "METRICS_HOST 127.0.0.1 None"
+    assert 3.0 == metrics.value("ingest_errors_total", reason="bad")
+    assert 7.0 == metrics.total("ingest_errors_total")
+    assert 0.0 == metrics.value("ingest_points_total")
+    assert "METRICS_HOST 127.0.0.1 None" == service.log_path.read_text(encoding="utf-8").splitlines()[0]
 
 
 async def test_service_that_ends_before_it_is_ready_is_told(tmp_path: Path) -> None:
@@ -690,7 +698,7 @@ async def test_service_is_stopped_on_the_way_out(tmp_path: Path) -> None:
         async with open_service({}, tmp_path, command=SLEEP) as service:
             raise LookupError
 
-    assert service.status == -signal.SIGTERM
+    assert -signal.SIGTERM == service.status
 
 
 def test_metrics_are_read_by_name_and_labels() -> None:

@@ -82,26 +82,24 @@ def _check_points(points: list[Point]) -> None:
             or not 0 <= point.q <= 2
             or (unit is not None and len(unit) > MAX_UNIT)
         ):
-            # Which fault it is, and where, is worked out only once there is one: this loop is half of our own
-            # time.
+            # Which fault it is, and where, is worked out only once there is one: this loop is half of our own time.
             raise _first_fault(points)
 
 
 def _first_fault(points: list[Point]) -> DecodeError:
-    for index, point in enumerate(points):
-        where = f"$.points[{index}]"
-        try:
-            checked_name(point.name, f"{where}.name")
-            checked_unit(point.u, f"{where}.u")
-        except DecodeError as fault:
-            return fault
-        if not 0 <= point.q <= 2:
-            return DecodeError(
-                Reason.INVALID_FIELD, f"a quality of {point.q}, not 0, 1 or 2 - at `{where}.q`"
-            )
-        if type(point.v) is not CLASS_OF[point.t]:
-            got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
-            return DecodeError(
-                Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}.v`"
-            )
-    raise AssertionError("the caller found a fault")
+    faults = (_fault(point, f"$.points[{index}]") for index, point in enumerate(points))
+    return next(fault for fault in faults if fault is not None)
+
+
+def _fault(point: Point, where: str) -> DecodeError | None:
+    try:
+        checked_name(point.name, f"{where}.name")
+        checked_unit(point.u, f"{where}.u")
+    except DecodeError as fault:
+        return fault
+    if not 0 <= point.q <= 2:
+        return DecodeError(Reason.INVALID_FIELD, f"a quality of {point.q}, not 0, 1 or 2 - at `{where}.q`")
+    if type(point.v) is not CLASS_OF[point.t]:
+        got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
+        return DecodeError(Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}.v`")
+    return None

@@ -40,9 +40,7 @@ def checked_name(name: str, where: str) -> str:
         DecodeError: INVALID_FIELD.
     """
     if not 0 < len(name) <= MAX_NAME:
-        raise DecodeError(
-            Reason.INVALID_FIELD, f"a name of {len(name)} characters, not 1-{MAX_NAME} - at `{where}`"
-        )
+        raise DecodeError(Reason.INVALID_FIELD, f"a name of {len(name)} characters, not 1-{MAX_NAME} - at `{where}`")
     return name
 
 
@@ -53,7 +51,5 @@ def checked_unit(unit: str | None, where: str) -> str | None:
         DecodeError: INVALID_FIELD.
     """
     if unit is not None and len(unit) > MAX_UNIT:
-        raise DecodeError(
-            Reason.INVALID_FIELD, f"a unit of {len(unit)} characters, not 0-{MAX_UNIT} - at `{where}`"
-        )
+        raise DecodeError(Reason.INVALID_FIELD, f"a unit of {len(unit)} characters, not 0-{MAX_UNIT} - at `{where}`")
     return unit

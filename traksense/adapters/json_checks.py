@@ -90,9 +90,7 @@ def check_json(raw: bytes, where: str) -> None:
     except msgspec.ValidationError as exc:
         raise DecodeError(Reason.NUMBER_OUT_OF_RANGE, f"{exc} in `{where}`") from exc
     except RecursionError as exc:
-        raise DecodeError(
-            Reason.NESTED_TOO_DEEP, f"nested deeper than the decoder goes - at `{where}`"
-        ) from exc
+        raise DecodeError(Reason.NESTED_TOO_DEEP, f"nested deeper than the decoder goes - at `{where}`") from exc
     # Depth takes two brackets a level: hardly a value is long enough to need the walk.
     if len(raw) > 2 * MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DecodeError(Reason.NESTED_TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels - at `{where}`")
@@ -153,9 +151,7 @@ def _shape_fault(payload: bytes, detail: str) -> DecodeError:
 def _syntax_fault(payload: bytes, exc: msgspec.DecodeError) -> DecodeError:
     # For a lone surrogate msgspec may say no more than that the input is too short.
     if any(escape["lone"] for escape in _ESCAPES.finditer(payload)):
-        return DecodeError(
-            Reason.PARSE_ERROR, f"a lone surrogate escape (half of a \\ud83d\\ude00 pair): {exc}"
-        )
+        return DecodeError(Reason.PARSE_ERROR, f"a lone surrogate escape (half of a \\ud83d\\ude00 pair): {exc}")
     return DecodeError(Reason.PARSE_ERROR, str(exc))
 
 
@@ -163,8 +159,9 @@ def _storable_number(text: str) -> float:
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"Number out of range: {text[:40]}")
-    # A double rounds 1e-20000 to zero, but jsonb keeps all the digits or refuses them.
-    if len(text) > MAX_NUMERIC_SCALE or "e-" in text or "E-" in text:
+    # A double rounds 1e-20000 to zero, but jsonb keeps all the digits or refuses them. The first digit of what is not
+    # zero comes at most 324 places after the point, so the last one is near enough unless there are very many.
+    if number == 0.0 or len(text) > MAX_NUMERIC_SCALE - 324:
         try:
             scale = -int(Decimal(text).as_tuple().exponent)
         except InvalidOperation:

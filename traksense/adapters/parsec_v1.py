@@ -76,7 +76,5 @@ def _points(reading: _Reading) -> list[Point]:
 
 def _meta(reading: _Reading) -> bytes:
     firmware = json_value(reading.fw, "$.fw")
-    described = (
-        {"src": "parsec_v1"} if firmware is None else {"fw": msgspec.Raw(firmware), "src": "parsec_v1"}
-    )
+    described = {"src": "parsec_v1"} if firmware is None else {"fw": msgspec.Raw(firmware), "src": "parsec_v1"}
     return msgspec.json.encode(described)

@@ -60,8 +60,7 @@ class Registry:
             raise ConfigError(faults)
         self._third_party = frozenset(adapter.name for adapter in third_party)
         self._others = {
-            kind: tuple(adapter for adapter in (*third_party, *_OTHERS) if adapter.kind == kind)
-            for kind in Kind
+            kind: tuple(adapter for adapter in (*third_party, *_OTHERS) if adapter.kind == kind) for kind in Kind
         }
 
     def adapters(self, kind: Kind) -> tuple[Adapter, ...]:
@@ -98,9 +97,7 @@ class Registry:
                     return adapter
             except Exception as exc:
                 raise _refusal(adapter, exc) from exc
-        if refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or (
-            members and "schema" in members
-        ):
+        if refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or (members and "schema" in members):
             raise refusal
         raise DecodeError(Reason.UNKNOWN_FORMAT, _printable(_description(members)))
 
@@ -116,9 +113,7 @@ def load_registry() -> Registry:
     """
     adapters: list[Adapter] = []
     faults: list[str] = []
-    for entry_point in sorted(
-        entry_points(group=ENTRY_POINT_GROUP), key=lambda found: (found.name, found.value)
-    ):
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda found: (found.name, found.value)):
         try:
             adapter = _load(entry_point)
         except Exception as exc:  # noqa: BLE001 (foreign code: it can raise anything)

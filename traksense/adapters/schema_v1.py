@@ -46,6 +46,4 @@ def _refuse_other_schema(payload: bytes) -> None:
     except msgspec.ValidationError:
         return
     if schema != b'"v1"':
-        raise DecodeError(
-            Reason.UNKNOWN_SCHEMA, f'schema is {schema[:40].decode(errors="replace")}, not "v1"'
-        )
+        raise DecodeError(Reason.UNKNOWN_SCHEMA, f'schema is {schema[:40].decode(errors="replace")}, not "v1"')

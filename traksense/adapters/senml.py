@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import attrs
 import msgspec
@@ -47,7 +47,6 @@ from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from datetime import datetime
 
     from traksense.adapters.base import Context
@@ -84,32 +83,42 @@ class _Record(msgspec.Struct):
 
 _LABELLED: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _RECORDS: Final = msgspec.json.Decoder(list[_Record])
-_BASE_FIELDS: Final = ("bn", "bt", "bu", "bv", "bs", "bver")
-_REGULAR_FIELDS: Final = ("n", "u", "v", "vs", "vb", "vd", "s", "t", "ut")
-_STARTS_LIKE_A_PACK: Final = re.compile(
-    rb'\s*\[\s*\{[^{}]*"(?:%s)"\s*:' % "|".join(_BASE_FIELDS + _REGULAR_FIELDS).encode()
-)
+_LABELS: Final = "|".join(_Record.__struct_fields__)
+_STARTS_LIKE_A_PACK: Final = re.compile(rb'\s*\[\s*\{[^{}]*"(?:%s)"\s*:' % _LABELS.encode())
 
 
-@attrs.frozen
-class _Measurement:
-    """A record with the base fields that apply to it."""
+@attrs.define
+class _Base:
+    """The base fields that apply to a record."""
 
+    name: str = ""
+    time: float = 0.0
+    unit: str | None = None
+    value: float | None = None
+    sum: float | None = None
+
+    def update(self, record: _Record) -> None:
+        """Take over what the record changes."""
+        if record.bn is not None:
+            self.name = record.bn
+        if record.bt is not None:
+            self.time = record.bt
+        if record.bu is not None:
+            self.unit = record.bu
+        if record.bv is not None:
+            self.value = record.bv
+        if record.bs is not None:
+            self.sum = record.bs
+
+
+class _Measurement(NamedTuple):
+    """A resolved record, but for its name: which of its two parts count is known only at the end of the pack."""
+
+    base_name: str
+    own_name: str
     where: str
-    base: _Record
-    record: _Record
-
-    @property
-    def prefix(self) -> str:
-        return self.base.bn or ""
-
-    @property
-    def suffix(self) -> str:
-        return self.record.n or ""
-
-    def is_metadata(self) -> bool:
-        record = self.record
-        return record.vs is not None and record.u is None and self.suffix.casefold() in METADATA
+    ts: datetime
+    values: list[tuple[Value, ValueType, str | None]]
 
 
 class SenML:
@@ -129,91 +138,101 @@ class SenML:
             DecodeError: PARSE_ERROR, UNKNOWN_SCHEMA, INVALID_FIELD, MISSING_TIMESTAMP, NUL_CHARACTER,
                 NUMBER_OUT_OF_RANGE, NESTED_TOO_DEEP.
         """
-        _refuse_other_versions(decode_json(_LABELLED, payload))
-        resolved = list(_with_base(decode_json(_RECORDS, payload)))
-        measurements = [entry for entry in resolved if not entry.is_metadata()]
-        device = _device_name(measurements)
-        points: dict[datetime, list[Point]] = {}
-        for entry in measurements:
-            points.setdefault(_time(entry), []).extend(_points(entry, short=device is not None))
-        if not points:
+        # Hardly a pack has such labels, and looking for bytes spares decoding it twice. (An escape can hide them.)
+        if b'_"' in payload or b"bver" in payload or b"\\" in payload:
+            _refuse_other_versions(decode_json(_LABELLED, payload))
+        measurements, metadata = _resolved(decode_json(_RECORDS, payload))
+        if not measurements:
             raise DecodeError(Reason.INVALID_FIELD, "no record with a measurement")
-        meta = _meta(device, [entry for entry in resolved if entry.is_metadata()])
-        return [Telemetry(ts, points[ts], meta) for ts in sorted(points)]
+        device = _device_name(measurements)
+        by_time: dict[datetime, list[Point]] = {}
+        for base_name, own_name, where, ts, values in measurements:
+            name = checked_name(own_name if device and own_name else base_name + own_name, where)
+            points = by_time.setdefault(ts, [])
+            points.extend(Point(name, value, declared, checked_unit(unit, where)) for value, declared, unit in values)
+        meta = _meta(device, metadata)
+        return [Telemetry(ts, by_time[ts], meta) for ts in sorted(by_time)]
 
 
 def _refuse_other_versions(pack: list[dict[str, msgspec.Raw]]) -> None:
     for index, record in enumerate(pack):
         for label in record:
             if label.endswith("_"):
-                detail = f"label {label[:40]!r} must be understood and is not - at `$[{index}]`"
+                detail = f"label {label!r} must be understood and is not - at `$[{index}]`"
                 raise DecodeError(Reason.UNKNOWN_SCHEMA, detail)
     versions = {bytes(record["bver"]) for record in pack if "bver" in record}
     for version in versions:
-        if version.isdigit() and int(version[:9]) > VERSION:
-            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"bver is {version[:9].decode()}, not {VERSION} or less")
+        # A number of three digits or more is a later version, too, and need not be read to the end.
+        if version.isdigit() and int(version[:3]) > VERSION:
+            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"bver is {version.decode()}, not {VERSION} or less")
     if len(versions) > 1:
         raise DecodeError(Reason.INVALID_FIELD, "bver is not the same in all records")
 
 
-def _with_base(records: list[_Record]) -> Iterator[_Measurement]:
-    base = _Record()
+def _resolved(records: list[_Record]) -> tuple[list[_Measurement], list[tuple[str, str, str]]]:
+    """The measurements, and the metadata as base name, own name and value."""
+    base = _Base()
+    measurements: list[_Measurement] = []
+    metadata: list[tuple[str, str, str]] = []
     for index, record in enumerate(records):
-        news = {name: value for name in _BASE_FIELDS if (value := getattr(record, name)) is not None}
-        if news:
-            base = msgspec.structs.replace(base, **news)
-        if any(getattr(record, name) is not None for name in _REGULAR_FIELDS):
-            yield _Measurement(f"$[{index}]", base, record)
+        base.update(record)
+        own_name = record.n or ""
+        if record.vs is not None and record.u is None and own_name.casefold() in METADATA:
+            metadata.append((base.name, own_name, record.vs))
+        elif _has_regular_field(record):
+            where = f"$[{index}]"
+            ts, values = _time(base, record, where), _values(base, record, where)
+            measurements.append(_Measurement(base.name, own_name, where, ts, values))
+    return measurements, metadata
+
+
+def _has_regular_field(record: _Record) -> bool:
+    # Almost every record that has one has one of the first two.
+    if record.n is not None or record.v is not None:
+        return True
+    others = (record.u, record.vs, record.vb, record.vd, record.s, record.t, record.ut)
+    return any(value is not None for value in others)
 
 
 def _device_name(measurements: list[_Measurement]) -> str | None:
-    prefixes = {entry.prefix for entry in measurements}
-    if len(prefixes) != 1:
+    base_names = {measurement.base_name for measurement in measurements}
+    if len(base_names) != 1:
         return None
-    device = prefixes.pop()
-    suffixes = {entry.suffix for entry in measurements}
+    device = base_names.pop()
+    own_names = {measurement.own_name for measurement in measurements}
     # A measurement without a name of its own is called like the device: another must not be.
-    if not device or {"", device} <= suffixes:
-        return None
-    return device
+    return None if not device or {"", device} <= own_names else device
 
 
-def _time(entry: _Measurement) -> datetime:
-    seconds = (entry.base.bt or 0.0) + (entry.record.t or 0.0)
+def _time(base: _Base, record: _Record, where: str) -> datetime:
+    seconds = base.time + (record.t or 0.0)
     if seconds < FIRST_ABSOLUTE_TIME:
-        detail = f"time {seconds!r} is relative to when the device sent it - at `{entry.where}`"
+        detail = f"time {seconds!r} is relative to when the device sent it - at `{where}`"
         raise DecodeError(Reason.MISSING_TIMESTAMP, detail)
-    return from_unix_seconds(seconds, entry.where)
+    return from_unix_seconds(seconds, where)
 
 
-def _points(entry: _Measurement, *, short: bool) -> Iterator[Point]:
-    base, record, where = entry.base, entry.record, entry.where
-    full = entry.prefix + entry.suffix
-    name = checked_name(entry.suffix if short and entry.suffix else full, f"{where}.n")
-    unit = base.bu if record.u is None else record.u
-    value, declared = _value(entry)
-    total = _sum(base.bs, record.s, f"{where}.s")
-    if value is None and total is None:
+def _values(base: _Base, record: _Record, where: str) -> list[tuple[Value, ValueType, str | None]]:
+    if (record.v, record.vs, record.vb, record.vd).count(None) < 3:
+        raise DecodeError(Reason.INVALID_FIELD, f"more than one of v, vs, vb and vd - at `{where}`")
+    unit = base.unit if record.u is None else record.u
+    values: list[tuple[Value, ValueType, str | None]] = []
+    if record.vs is not None:
+        values.append((record.vs, "text", unit))
+    elif record.vd is not None:
+        values.append((record.vd, "text", unit))
+    elif record.vb is not None:
+        values.append((record.vb, "bool", unit))
+    elif (value := _added(base.value, record.v, where)) is not None:
+        values.append((value, "num", unit))
+    if (total := _added(base.sum, record.s, where)) is not None:
+        values.append((total, "num", f"{unit}.s" if unit else "s"))
+    if not values:
         raise DecodeError(Reason.INVALID_FIELD, f"neither a value nor a sum - at `{where}`")
-    if value is not None:
-        yield Point(name, value, declared, checked_unit(unit, f"{where}.u"))
-    if total is not None:
-        yield Point(name, total, "num", checked_unit(f"{unit}.s" if unit else "s", f"{where}.u"))
+    return values
 
 
-def _value(entry: _Measurement) -> tuple[Value | None, ValueType]:
-    record = entry.record
-    texts = [text for text in (record.vs, record.vd) if text is not None]
-    if len(texts) + (record.v is not None) + (record.vb is not None) > 1:
-        raise DecodeError(Reason.INVALID_FIELD, f"more than one of v, vs, vb and vd - at `{entry.where}`")
-    if texts:
-        return texts[0], "text"
-    if record.vb is not None:
-        return record.vb, "bool"
-    return _sum(entry.base.bv, record.v, f"{entry.where}.v"), "num"
-
-
-def _sum(base: float | None, own: float | None, where: str) -> float | None:
+def _added(base: float | None, own: float | None, where: str) -> float | None:
     if base is None or own is None:
         return base if own is None else own
     total = base + own
@@ -222,14 +241,15 @@ def _sum(base: float | None, own: float | None, where: str) -> float | None:
     return total
 
 
-def _meta(device: str | None, entries: list[_Measurement]) -> bytes | None:
-    described: dict[str, list[str]] = {} if device is None else {"bn": [device]}
-    for entry in entries:
-        known = described.setdefault(entry.suffix if device is not None else entry.prefix + entry.suffix, [])
-        if entry.record.vs is not None and entry.record.vs not in known:
-            known.append(entry.record.vs)
+def _meta(device: str | None, metadata: list[tuple[str, str, str]]) -> bytes | None:
+    # The inner keys are the distinct values of a name, in order, however many there are.
+    described: dict[str, dict[str, None]] = {} if device is None else {"bn": {device: None}}
+    for base_name, own_name, value in metadata:
+        described.setdefault(own_name if device else base_name + own_name, {})[value] = None
     if not described:
         return None
-    return msgspec.json.encode(
-        {name: known[0] if len(known) == 1 else known for name, known in described.items()}
-    )
+    return msgspec.json.encode({name: _one_or_all(list(distinct)) for name, distinct in described.items()})
+
+
+def _one_or_all(values: list[str]) -> str | list[str]:
+    return values[0] if len(values) == 1 else values

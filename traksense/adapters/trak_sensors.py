@@ -71,9 +71,7 @@ class TrakSensors:
         """Whether it has sensors, or a payload beside what a broker rule adds, and no schema."""
         if members is None or "schema" in members:
             return False
-        return "sensors" in members or (
-            "payload" in members and not members.isdisjoint({"client_id", "topic"})
-        )
+        return "sensors" in members or ("payload" in members and not members.isdisjoint({"client_id", "topic"}))
 
     def decode(self, payload: bytes, context: Context) -> list[Item]:  # noqa: ARG002 (the interface)
         """Turn the payload into one `Telemetry`.
@@ -107,15 +105,13 @@ def _wrapper_time(ts: msgspec.Raw) -> datetime:
 
 def _meta(reading: _Reading) -> bytes | None:
     meta = _present(device_id=reading.device_id)
-    descriptions: dict[str, list[dict[str, msgspec.Raw]]] = {}
+    # The inner keys make the distinct descriptions of a sensor, in order, however many there are.
+    descriptions: dict[str, dict[bytes, msgspec.Raw]] = {}
     for sensor in reading.sensors:
-        description = _present(type=sensor.type, labels=sensor.labels)
-        known = descriptions.setdefault(sensor.sensor_id, [])
-        if description and description not in known:
-            known.append(description)
-    described = {
-        name: known[0] if len(known) == 1 else known for name, known in descriptions.items() if known
-    }
+        description = msgspec.json.encode(_present(type=sensor.type, labels=sensor.labels))
+        if description != b"{}":
+            descriptions.setdefault(sensor.sensor_id, {})[description] = msgspec.Raw(description)
+    described = {name: _one_or_all(list(distinct.values())) for name, distinct in descriptions.items()}
     if described:
         meta["sensors"] = described
     if not meta:
@@ -127,3 +123,7 @@ def _meta(reading: _Reading) -> bytes | None:
 
 def _present(**members: msgspec.Raw) -> dict[str, Any]:
     return {name: raw for name, raw in members.items() if bytes(raw) != b"null"}
+
+
+def _one_or_all(values: list[msgspec.Raw]) -> msgspec.Raw | list[msgspec.Raw]:
+    return values[0] if len(values) == 1 else values

@@ -13,7 +13,7 @@ import trio
 import trio_asyncio
 from trio_asyncio import aio_as_trio
 
-from traksense.errors import ConfigError, StoreError, StoreUnavailableError
+from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
 from traksense.store.sqlstate import fault, translate
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ async def _call(function: Callable[..., Awaitable[T]], *arguments: Any, **option
     """Cancellation: passed on to asyncpg once; it ends when asyncpg has cleaned up."""
     try:
         result: T = await aio_as_trio(function)(*arguments, **options)
-    except (trio.Cancelled, StoreError, ConfigError):
+    except (trio.Cancelled, TraksenseError):
         raise
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | BaseExceptionGroup):

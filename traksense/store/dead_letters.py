@@ -1,7 +1,7 @@
 """Dead letters, as operators ask for them: find, show, send again, delete.
 
 A dead letter that is sent again is marked first (`claim`), in a transaction of its own: should the service refuse the
-message again, it opens the dead letter again (`replayed_at = NULL`), and a mark that comes late must not overwrite that.
+message again, it opens the dead letter (`replayed_at = NULL`), and a mark that comes late must not overwrite that.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -11,7 +11,7 @@ import attrs
 from traksense.errors import TraksenseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
     from typing import TypeAlias
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -71,27 +71,33 @@ async def look(connection: Connection, role: str, tenants: Sequence[str]) -> Wal
     asyncio-flavored.
     """
     walls = Walls()
-    transaction = connection.transaction(isolation="repeatable_read")
-    await transaction.start()
-    try:
-        for tenant in tenants:
-            for relation in RELATIONS:
-                walls.operator[tenant, relation] = await connection.fetchval(_own(relation), tenant)
-        try:
-            await _become(connection, role)
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise NoTemporaryRoleError(str(error).splitlines()[0]) from error
-        for tenant in tenants:
-            await _name(connection, tenant)
-            for relation in RELATIONS:
-                own = await connection.fetchval(_own(relation), tenant)
-                walls.tenant[tenant, relation] = View(own, await connection.fetchval(_others(relation), tenant))
-        await _name(connection, "")
-        walls.unnamed = [r for r in RELATIONS if await connection.fetchval(_others(r), "")]
-        walls.private = [r for r in PRIVATE if await _readable(connection, r)]
-    finally:
-        await transaction.rollback()
+    with contextlib.suppress(_RollBackError):
+        async with connection.transaction(isolation="repeatable_read"):
+            await _look(connection, role, tenants, walls)
+            raise _RollBackError
     return walls
+
+
+class _RollBackError(Exception):
+    """Nothing of what was done is to stay."""
+
+
+async def _look(connection: Connection, role: str, tenants: Sequence[str], walls: Walls) -> None:
+    for tenant in tenants:
+        for relation in RELATIONS:
+            walls.operator[tenant, relation] = await connection.fetchval(_own(relation), tenant)
+    try:
+        await _become(connection, role)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise NoTemporaryRoleError(str(error).splitlines()[0]) from error
+    for tenant in tenants:
+        await _name(connection, tenant)
+        for relation in RELATIONS:
+            own = await connection.fetchval(_own(relation), tenant)
+            walls.tenant[tenant, relation] = View(own, await connection.fetchval(_others(relation), tenant))
+    await _name(connection, "")
+    walls.unnamed = [r for r in RELATIONS if await connection.fetchval(_others(r), "")]
+    walls.private = [r for r in PRIVATE if await _readable(connection, r)]
 
 
 async def _become(connection: Connection, role: str) -> None:
@@ -111,22 +117,12 @@ async def _name(connection: Connection, tenant: str) -> None:
 
 
 async def _readable(connection: Connection, relation: str) -> bool:
-    async with _savepoint(connection):
-        try:
-            await connection.fetch(f"SELECT FROM {relation} LIMIT 1")
-        except asyncpg.InsufficientPrivilegeError:
-            return False
-        return True
-
-
-@asynccontextmanager
-async def _savepoint(connection: Connection) -> AsyncIterator[None]:
-    savepoint = connection.transaction()
-    await savepoint.start()
     try:
-        yield
-    finally:
-        await savepoint.rollback()
+        async with connection.transaction():
+            await connection.fetch(f"SELECT FROM {relation} LIMIT 1")
+    except asyncpg.InsufficientPrivilegeError:
+        return False
+    return True
 
 
 def _own(relation: str) -> str:

@@ -1,41 +1,69 @@
-"""Ctrl-C and SIGTERM for commands that have something to put back before they end."""
+"""Ctrl-C and SIGTERM for commands that have something to put right before they end."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 INTERRUPTED: Final = 130
 """The exit status after a signal: what shells say of Ctrl-C, and what `cli.main` gives for KeyboardInterrupt."""
 
 
-async def run_interruptible(body: Callable[[], Awaitable[None]]) -> bool:
-    """Run the body; the first SIGINT or SIGTERM cancels it. Returns whether one did.
+@attrs.define(eq=False)
+class Interruption:
+    """What the first signal does: it cancels the guarded block or, where there has been none yet, the whole body.
 
-    From then on the signals have their usual effect again, so a second one ends the process at once.
-
-    Cancellation: the body's clean-up belongs into a shielded scope with a deadline.
+    Attributes:
+        happened: Whether there was a signal.
     """
-    interrupted = False
 
-    async def watch(task_status: trio.TaskStatus[None]) -> None:
-        nonlocal interrupted
+    happened: bool = False
+    _guarded: trio.CancelScope | None = None
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """A block that a signal cancels. Connections that are needed to put things right are opened before it."""
+        with trio.CancelScope() as self._guarded:
+            yield
+
+    def interrupt(self, body: trio.CancelScope) -> None:
+        """There was a signal."""
+        self.happened = True
+        (self._guarded or body).cancel()
+
+
+async def run_interruptible(body: Callable[[Interruption], Awaitable[None]]) -> bool:
+    """Run the body; returns whether a SIGINT or SIGTERM interrupted it. A second one ends the process at once.
+
+    Trio-flavored.
+    """
+    interruption = Interruption()
+    watching = trio.Event()
+
+    async def watch() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
+            watching.set()
             await anext(signals)
-            interrupted = True
-        nursery.cancel_scope.cancel()
+            interruption.interrupt(nursery.cancel_scope)
+            await anext(signals)
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
 
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(watch)
-            await body()
+            nursery.start_soon(watch)
+            await watching.wait()
+            await body(interruption)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # The nursery is our own affair: what the body raised leaves as it is.
@@ -44,4 +72,4 @@ async def run_interruptible(body: Callable[[], Awaitable[None]]) -> bool:
         failure = group.exceptions[0]
     if failure is not None:
         raise failure
-    return interrupted
+    return interruption.happened

@@ -31,7 +31,12 @@ class Text(str):
 )
 def test_check_items_conforming(items: list[object]) -> None:
     """Items that can be stored pass."""
-    assert check_items(items) is None
+    check_items(items)
+
+
+def changed(item: Any, **members: Any) -> object:
+    """The item with members that the type checker would not let pass."""
+    return attrs.evolve(item, **members)
 
 
 def point(**members: Any) -> Telemetry:
@@ -43,22 +48,22 @@ def point(**members: Any) -> Telemetry:
     ("item", "fault"),
     [
         ("text", "items[1]: a str is no item"),
-        (attrs.evolve(TELEMETRY, points=[]), "items[1].points: not a list of some points"),
-        (attrs.evolve(TELEMETRY, points=(Point("a", 1.0),)), "items[1].points: not a list of some points"),
-        (attrs.evolve(TELEMETRY, points=["a"]), "items[1].points[0]: a str is no Point"),
-        (attrs.evolve(TELEMETRY, ts="now"), "items[1].ts: 'now' is not a datetime with tzinfo=UTC"),
-        (attrs.evolve(TELEMETRY, ts=TS.replace(tzinfo=None)), "is not a datetime with tzinfo=UTC"),
+        (changed(TELEMETRY, points=[]), "items[1].points: not a list of some points"),
+        (changed(TELEMETRY, points=(Point("a", 1.0),)), "items[1].points: not a list of some points"),
+        (changed(TELEMETRY, points=["a"]), "items[1].points[0]: a str is no Point"),
+        (changed(TELEMETRY, ts="now"), "items[1].ts: 'now' is not a datetime with tzinfo=UTC"),
+        (changed(TELEMETRY, ts=TS.replace(tzinfo=None)), "is not a datetime with tzinfo=UTC"),
         (
-            attrs.evolve(TELEMETRY, ts=TS.astimezone(timezone(timedelta(hours=-3)))),
+            changed(TELEMETRY, ts=TS.astimezone(timezone(timedelta(hours=-3)))),
             "is not a datetime with tzinfo=UTC",
         ),
-        (attrs.evolve(TELEMETRY, meta={"fw": "1"}), "items[1].meta: a dict, not bytes"),
-        (attrs.evolve(TELEMETRY, meta=b"[1]"), "items[1].meta: not a JSON object"),
-        (attrs.evolve(TELEMETRY, meta=b"{"), "items[1].meta: not JSON that can be stored: parse_error"),
-        (attrs.evolve(TELEMETRY, meta=b'{"a":"\\u0000"}'), "nul_character"),
-        (attrs.evolve(TELEMETRY, meta=b'{"a":"\xff"}'), "parse_error"),
-        (attrs.evolve(TELEMETRY, meta=b'{"a":1e400}'), "number_out_of_range"),
-        (attrs.evolve(TELEMETRY, meta=b'{"a":%s}' % (b"[" * 600 + b"]" * 600)), "nested_too_deep"),
+        (changed(TELEMETRY, meta={"fw": "1"}), "items[1].meta: a dict, not bytes"),
+        (changed(TELEMETRY, meta=b"[1]"), "items[1].meta: not a JSON object"),
+        (changed(TELEMETRY, meta=b"{"), "items[1].meta: not JSON that can be stored: parse_error"),
+        (changed(TELEMETRY, meta=b'{"a":"\\u0000"}'), "nul_character"),
+        (changed(TELEMETRY, meta=b'{"a":"\xff"}'), "parse_error"),
+        (changed(TELEMETRY, meta=b'{"a":1e400}'), "number_out_of_range"),
+        (changed(TELEMETRY, meta=b'{"a":%s}' % (b"[" * 600 + b"]" * 600)), "nested_too_deep"),
         (point(name=""), "items[1].points[1].name: empty"),
         (point(name="a" * 129), "items[1].points[1].name: 129 characters, more than 128"),
         (point(name=b"a"), "items[1].points[1].name: a bytes is no text"),
@@ -76,15 +81,15 @@ def point(**members: Any) -> Telemetry:
         (point(v=float("-inf")), "items[1].points[1].v: -inf is not finite"),
         (point(q=3), "items[1].points[1].q: 3 is not 0, 1 or 2"),
         (point(q=True), "items[1].points[1].q: True is not 0, 1 or 2"),
-        (attrs.evolve(ACK, cmd_id=""), "items[1].cmd_id: empty"),
-        (attrs.evolve(ACK, ok=1), "items[1].ok: 1 is not a bool"),
-        (attrs.evolve(ACK, payload="{}"), "items[1].payload: a str, not bytes"),
-        (attrs.evolve(ACK, ts_exec=TS.replace(tzinfo=None)), "items[1].ts_exec"),
-        (attrs.evolve(ACK, err=7), "items[1].err: a int is no text"),
-        (attrs.evolve(EVENT, event_type="a" * 129), "items[1].event_type: 129 characters, more than 128"),
-        (attrs.evolve(EVENT, event_id=""), "items[1].event_id: empty"),
-        (attrs.evolve(EVENT, ts=None), "items[1].ts"),
-        (attrs.evolve(EVENT, data=b""), "items[1].data: not JSON that can be stored: parse_error"),
+        (changed(ACK, cmd_id=""), "items[1].cmd_id: empty"),
+        (changed(ACK, ok=1), "items[1].ok: 1 is not a bool"),
+        (changed(ACK, payload="{}"), "items[1].payload: a str, not bytes"),
+        (changed(ACK, ts_exec=TS.replace(tzinfo=None)), "items[1].ts_exec"),
+        (changed(ACK, err=7), "items[1].err: a int is no text"),
+        (changed(EVENT, event_type="a" * 129), "items[1].event_type: 129 characters, more than 128"),
+        (changed(EVENT, event_id=""), "items[1].event_id: empty"),
+        (changed(EVENT, ts=None), "items[1].ts"),
+        (changed(EVENT, data=b""), "items[1].data: not JSON that can be stored: parse_error"),
     ],
 )
 def test_check_items_broken(item: object, fault: str) -> None:

@@ -104,18 +104,19 @@ def test_load_registry_broken(install: Install) -> None:
     with pytest.raises(ConfigError) as caught:
         load_registry()
 
-    origin = "of third-party in [traksense.adapters]"
-    assert (
-        f"cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
-        f" @ entry point a = no_such_module:Mine {origin}",
-        f"cannot be loaded: AttributeError: module 'third_party_adapters' has no attribute 'NoSuchClass'"
-        f" @ entry point b = third_party_adapters:NoSuchClass {origin}",
-        f"cannot be loaded: ZeroDivisionError: division by zero @ entry point c = broken_adapters:Mine {origin}",
-        f"cannot be loaded: TypeError: Needy.__init__() missing 1 required positional argument: 'name'"
-        f" @ entry point d = third_party_adapters:Needy {origin}",
-        f"not an adapter: `name` is no text @ entry point e = third_party_adapters:not_an_adapter {origin}",
-        f"not an adapter: `name` is no text @ entry point f = third_party_adapters:nothing {origin}",
-    ) == caught.value.faults
+    why = {
+        "a = no_such_module:Mine": "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'",
+        "b = third_party_adapters:NoSuchClass": "cannot be loaded: AttributeError: module 'third_party_adapters' has"
+        " no attribute 'NoSuchClass'",
+        "c = broken_adapters:Mine": "cannot be loaded: ZeroDivisionError: division by zero",
+        "d = third_party_adapters:Needy": "cannot be loaded: TypeError: Needy.__init__() missing 1 required positional"
+        " argument: 'name'",
+        "e = third_party_adapters:not_an_adapter": "not an adapter: `name` is no text",
+        "f = third_party_adapters:nothing": "not an adapter: `name` is no text",
+    }
+    assert [
+        f"{fault} @ entry point {point} of third-party in [traksense.adapters]" for point, fault in why.items()
+    ] == list(caught.value.faults)
 
 
 def test_load_registry_same_name_twice(install: Install) -> None:

@@ -159,7 +159,7 @@ def nested(depth: int) -> bytes:
 
 def test_check_json_depth() -> None:
     """Stored JSON nests up to the limit and not a level deeper, in arrays as in objects."""
-    assert check_json(nested(MAX_DEPTH), "$.meta") is None
+    check_json(nested(MAX_DEPTH), "$.meta")
     with pytest.raises(DecodeError, match=r"deeper than 512 levels - at `\$\.meta`") as caught:
         check_json(nested(MAX_DEPTH + 1), "$.meta")
     assert Reason.NESTED_TOO_DEEP == caught.value.reason
@@ -177,10 +177,12 @@ def test_check_json_beyond_the_stack() -> None:
 
 def test_check_json_wide() -> None:
     """Many brackets side by side are not deep."""
-    assert check_json(b"[" + b"[],{}," * 10_000 + b'"[[[["]', "$.meta") is None
+    check_json(b"[" + b"[],{}," * 10_000 + b'"[[[["]', "$.meta")
 
 
-@pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"9" * 5000, b"1e-20000", b"0." + b"0" * 20_000 + b"1"])
+@pytest.mark.parametrize(
+    "number", [b"1e400", b"-1e400", b"9" * 5000, b"1e-20000", b"1e-99999999999999999999", b"0." + b"0" * 20_000 + b"1"]
+)
 def test_check_json_number_out_of_range(number: bytes) -> None:
     """A number that jsonb could not take, or a double not hold, is refused with the place where it is."""
     with pytest.raises(DecodeError, match=r"`\$\.meta`") as caught:
@@ -194,7 +196,7 @@ def test_check_json_number_out_of_range(number: bytes) -> None:
 )
 def test_check_json_number_in_range(number: bytes) -> None:
     """Numbers that a double holds are fine, however they are written."""
-    assert check_json(number, "$.meta") is None
+    check_json(number, "$.meta")
 
 
 def test_json_object_as_it_came() -> None:

@@ -80,15 +80,17 @@ def outcome(kind: Kind, payload: bytes) -> list[Item] | DecodeError:
     """What becomes of the payload; either way it is such that it can be stored."""
     try:
         items = REGISTRY.decode(kind, payload, CONTEXT)
-    except DecodeError as refusal:
-        assert isinstance(refusal.reason, Reason)
-        assert refusal.reason is not Reason.ADAPTER_FAILED
-        assert refusal.detail
-        assert refusal.detail.isprintable()
-        assert len(refusal.detail) <= 500
-        return refusal
-    check_items(items)
-    return items
+    except DecodeError as exc:
+        refusal = exc
+    else:
+        check_items(items)
+        return items
+    assert isinstance(refusal.reason, Reason)
+    assert refusal.reason is not Reason.ADAPTER_FAILED
+    assert refusal.detail
+    assert refusal.detail.isprintable()
+    assert len(refusal.detail) <= 500
+    return refusal
 
 
 def places(tree: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:

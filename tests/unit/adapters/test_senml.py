@@ -21,8 +21,8 @@ BT = 1552594568
 TS = datetime(2019, 3, 14, 20, 16, 8, tzinfo=UTC)
 KHOMP = b"""[{"bn": "4b686f6d70107115", "bt": 1552594568}, {"n": "model", "vs": "nit20l"},
  {"n": "rssi", "u": "dBW", "v": -61},
- {"n": "A", "u": "Cel", "v": 23.35}, {"n": "A", "u": "%RH", "v": 64.0}, {"n": "283286b20a000036", "u": "Cel", "v": 30.75},
- {"n": "gateway", "vs": "000D6FFFFE642E70"}]
+ {"n": "A", "u": "Cel", "v": 23.35}, {"n": "A", "u": "%RH", "v": 64.0},
+ {"n": "283286b20a000036", "u": "Cel", "v": 30.75}, {"n": "gateway", "vs": "000D6FFFFE642E70"}]
 """
 
 
@@ -295,7 +295,8 @@ def test_senml_unknown_labels(decode: Decode) -> None:
         (timed({"n": 7, "v_": 1}), "label 'v_' must be understood and is not - at `$[1]`"),
         (timed({"n": "a", "v": 1}, bver=11), "bver is 11, not 10 or less"),
         (timed({"n": ["a"], "w": 1}, bver=11), "bver is 11, not 10 or less"),
-        (timed({"n": "a", "v": 1}, bver=10**30), "bver is 100000000, not 10 or less"),
+        (timed({"n": "a", "v": 1}, bver=100), "bver is 100, not 10 or less"),
+        (timed({"n": "a", "v": 1}, bver=10**30), f"bver is {10**30}, not 10 or less"),
     ],
 )
 def test_senml_unknown_schema(refuse: Refuse, pack: object, detail: str) -> None:
@@ -310,7 +311,7 @@ def test_senml_unknown_schema_by_escape(refuse: Refuse) -> None:
     )
 
 
-@pytest.mark.parametrize("bver", [5, 10])
+@pytest.mark.parametrize("bver", [1, 5, 10])
 def test_senml_version(decode: Decode, bver: int) -> None:
     """Earlier versions are read like the present one, and a version may be repeated."""
     assert [Telemetry(TS, [Point("a", 1.0)])] == decode(SenML(), timed({"n": "a", "v": 1, "bver": bver}, bver=bver))

@@ -45,6 +45,11 @@ def test_trak_sensors_wrapped(decode: Decode, payload: object) -> None:
     assert [EXPECTED] == decode(TrakSensors(), wrapped(payload, ts=1729216200000))
 
 
+def test_trak_sensors_payload_beside_sensors(decode: Decode) -> None:
+    """Sensors beside a member that happens to be called payload are not wrapped."""
+    assert [Telemetry(TS, [Point("a", 1.0)])] == decode(TrakSensors(), reading(payload={"on": 1}))
+
+
 @pytest.mark.parametrize("timestamp", [{}, {"timestamp": None}])
 @pytest.mark.parametrize("as_text", [False, True])
 def test_trak_sensors_wrapper_time(decode: Decode, timestamp: dict[str, object], as_text: bool) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from traksense.config import Settings
     from traksense.store.connection import DatabaseConnection
     from traksense.store.dead_letters import Selection
+    from traksense.tools.interrupt import Interruption
     from traksense.tools.publisher import Publisher
 
 CONFIRM_SECONDS: Final = 30.0
@@ -70,6 +71,7 @@ class Replay:
     database: DatabaseConnection
     selection: Selection
     say: Callable[[str], None]
+    interruption: Interruption
     counts: Counts = attrs.field(factory=Counts)
     _confirmed: set[int] = attrs.field(factory=set)
     _refused: set[int] = attrs.field(factory=set)
@@ -83,7 +85,7 @@ class Replay:
             BrokerError: There is no connection to the broker; nothing has been marked then.
             StoreError: The database refused or failed.
 
-        Cancellation: what the broker had not confirmed is open again.
+        Cancellation: what the broker had not confirmed is open again; so too after an interruption.
 
         Trio-flavored.
         """
@@ -99,7 +101,8 @@ class Replay:
             on_confirmed=self._on_confirmed,
             on_refused=self._on_refused,
         ) as self._publisher:
-            await self._pages(publish=True)
+            with self.interruption.guard():
+                await self._pages(publish=True)
 
     async def _pages(self, *, publish: bool) -> None:
         selection = self.selection
@@ -128,7 +131,7 @@ class Replay:
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""
         assert self._publisher is not None  # opened by run
-        # Shielded: cancelled in the middle, it would leave us in the dark about what was marked. asyncpg has its time-out.
+        # Shielded: cancelled in the middle, it would leave open what was marked. asyncpg has a time-out.
         with trio.CancelScope(shield=True):
             claimed = await self.database.call(dead_letters.claim, ids, open_only=self.selection.open_only)
         self.counts.missing += len(ids) - len(claimed)

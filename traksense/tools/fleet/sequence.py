@@ -119,6 +119,11 @@ class Fleet:
         return len(self._devices)
 
     @property
+    def paths(self) -> list[str]:
+        """The "tenant/site/device" of each."""
+        return [device.path for device in self._devices]
+
+    @property
     def due(self) -> float:
         """When the next publication is due, in seconds from the start; 0 without a rate."""
         if not self.options.rate or self._is_held_due():

@@ -216,7 +216,8 @@ class PostgresProcess(Server):
             raise StackError(
                 f"{self._password_file} has not the password of {self._cluster}: put the right file back"
             ) from error
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            # The last is what asyncpg says when the connection was lost before the query was sent.
             return False
         return True
 

@@ -404,5 +404,11 @@ def _setpriv() -> str | None:
 
 
 def _die_with_parent(number: signal.Signals) -> list[str]:
+    """A command that runs the command after it in its own place, to get this signal when we die."""
     path = _setpriv()
-    return [] if path is None else [path, "--pdeathsig", number.name.removeprefix("SIG"), "--"]
+    if path is None:
+        return []
+    # We may be dead before setpriv has asked for the signal; then the parent is another one by now.
+    run_unless_orphaned = 'test "$PPID" = "$0" && exec "$@"'
+    name = number.name.removeprefix("SIG")
+    return [path, "--pdeathsig", name, "--", "/bin/sh", "-c", run_unless_orphaned, str(os.getpid())]

@@ -1,0 +1,63 @@
+"""Types of command-line arguments: text to a checked value, or one line that says what it must be."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LARGEST: Final = 1_000_000_000
+
+
+def count(text: str) -> int:
+    """A whole number from 1 up."""
+    return int(_number(text, 1, LARGEST, "a whole number from 1 up", int))
+
+
+def window(text: str) -> int:
+    """As many messages as there are packet identifiers, less one."""
+    return int(_number(text, 1, 65_534, "a whole number, 1-65534", int))
+
+
+def port(text: str) -> int:
+    """A TCP port."""
+    return int(_number(text, 1, 65_535, "a port, 1-65535", int))
+
+
+def rate(text: str) -> float:
+    """A number, 0 or more."""
+    return _number(text, 0, LARGEST, "a number, 0 or more")
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    return _number(text, 1e-3, LARGEST, "a number above 0")
+
+
+def percent(text: str) -> float:
+    """A percentage, 0-100."""
+    return _number(text, 0, 100, "a percentage, 0-100")
+
+
+def hour(text: str) -> float:
+    """An hour of the day."""
+    return _number(text, 0, 24, "an hour, 0-24")
+
+
+def topic_level(text: str) -> str:
+    """The beginning of a topic level."""
+    if set(text) & set("/+#\x00") or len(text) > 100:
+        raise argparse.ArgumentTypeError(f"must be at most 100 characters without / + #, not {text!r}")
+    return text
+
+
+def _number(text: str, low: float, high: float, what: str, cast: Callable[[str], float] = float) -> float:
+    try:
+        value = cast(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
+    return value

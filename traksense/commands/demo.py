@@ -1,0 +1,86 @@
+"""`traksense demo`: the whole thing on this machine, with nothing installed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from traksense.commands.arguments import count, percent, port, positive
+
+DIRECTORY: Final = Path("traksense-demo")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fleet, the place and the parts."""
+    parser.epilog = (
+        "Starts PostgreSQL, a broker and the service in one directory, simulates a fleet, and shows what happens. Ctrl-C ends "
+        "it in order and compares what the broker confirmed with what is stored; exit status 1 if it does not add up. The "
+        "data stay: the next run goes on with them."
+    )
+    parser.add_argument("--seconds", type=positive, metavar="N", help="end by itself after so long (default: Ctrl-C)")
+    parser.add_argument(
+        "--directory", type=Path, default=DIRECTORY, metavar="DIR", help=f"where everything is kept (default: ./{DIRECTORY})"
+    )
+    parser.add_argument(
+        "--broker", choices=("auto", "mosquitto", "iotcore"), default="auto", help="auto: Mosquitto if it is here (default)"
+    )
+    parser.add_argument("--screenshot", type=Path, metavar="FILE.svg", help="save the last page as a picture")
+    parser.add_argument(
+        "--psql",
+        nargs=argparse.REMAINDER,
+        metavar="ARG",
+        help="no demo: open psql on the data, with these arguments, starting the database alone if need be",
+    )
+    fleet = parser.add_argument_group("fleet")
+    fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="tenants (default: 3)")
+    fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices of each tenant (default: 20)")
+    fleet.add_argument("--rate", type=positive, default=600.0, metavar="N", help="points a second in total (default: 600)")
+    fleet.add_argument(
+        "--speed", type=positive, default=60.0, metavar="X", help="how many times faster than life signals run (default: 60)"
+    )
+    fleet.add_argument("--bad", type=percent, default=1.0, metavar="%", help="messages that are unacceptable (default: 1)")
+    ports = parser.add_argument_group("ports (default: those of the last run, else any free one)")
+    for name, what in (("mqtt", "the broker's"), ("postgres", "the database's"), ("metrics", "the service's")):
+        ports.add_argument(f"--port-{name}", type=port, metavar="PORT", help=what)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the demo, or psql on its data."""
+    import trio
+
+    from traksense.errors import TraksenseError
+
+    try:
+        if arguments.psql is not None:
+            from traksense.tools.demo.psql import psql
+
+            return psql(arguments.directory, arguments.psql)
+        from traksense.tools.demo.run import DemoOptions, demo
+        from traksense.tools.fleet import FleetOptions
+    except ImportError as error:
+        raise TraksenseError(f"the demo needs {error.name}: pip install 'traksense[demo]'") from error
+
+    from datetime import datetime
+
+    now = datetime.now()  # noqa: DTZ005  (the hour that people here see)
+    options = DemoOptions(
+        directory=arguments.directory,
+        fleet=FleetOptions(
+            tenants=arguments.tenants,
+            devices=arguments.devices,
+            rate=arguments.rate,
+            bad=arguments.bad / 100,
+            duplicates=0.005,
+            disorder=0.005,
+            seed=1,
+            start_hour=now.hour + now.minute / 60,
+            speed=arguments.speed,
+            tenant_prefix="",
+        ),
+        seconds=arguments.seconds,
+        broker=arguments.broker,
+        ports={name: getattr(arguments, f"port_{name}") for name in ("mqtt", "postgres", "metrics")},
+        screenshot=arguments.screenshot,
+    )
+    return trio.run(demo, options)

@@ -1,0 +1,87 @@
+"""`traksense validate`: does the stack that the environment names keep its promises?"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+POINTS_MIN = 1_000
+"""With fewer points the figure says how long one message takes, not how many go through."""
+
+POINTS_MAX = 10_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the environment does not say."""
+    parser.epilog = (
+        "Needs MQTT_URL, DATABASE_URL and METRICS_PORT as the service has them. Publishes as a tenant of its own, "
+        "validate-<random>, and removes everything of it at the end, also after Ctrl-C."
+    )
+    parser.add_argument("--json", action="store_true", help="for machines: one JSON document at the end")
+    parser.add_argument(
+        "--metrics-url", metavar="URL", help="the service's endpoint (default: http://localhost:METRICS_PORT)"
+    )
+    parser.add_argument(
+        "--points", type=_points, default=10_000, metavar="N", help="for the throughput test (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long the service may take for anything (default: %(default)g)",
+    )
+    parser.add_argument("--keep", action="store_true", help="leave what was made in the database")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Make the checks."""
+    import json
+    import os
+
+    import trio
+
+    from traksense import config
+    from traksense.cli import DONE, FAILED
+    from traksense.mqtt.stream import tls_context
+    from traksense.tools.interrupt import INTERRUPTED, run_interruptible
+    from traksense.tools.validate.endpoint import endpoint_url
+    from traksense.tools.validate.report import Printer
+    from traksense.tools.validate.run import Options, new_report, validate
+
+    # Not `cli.load_settings`: the log would go to stdout, where the report goes.
+    settings = config.load(os.environ)
+    tls_context(settings)
+    options = Options(
+        url=endpoint_url(settings, arguments.metrics_url),
+        points=arguments.points,
+        patience=arguments.patience,
+        keep=arguments.keep,
+    )
+    report = new_report(settings, options)
+    printer = Printer(silent=arguments.json)
+    report.interrupted = trio.run(
+        run_interruptible, lambda interruption: validate(settings, options, report, printer, interruption)
+    )
+    printer.end(report)
+    if arguments.json:
+        print(json.dumps(report.as_json(), indent=2))
+    if report.interrupted:
+        return INTERRUPTED
+    return DONE if report.passed else FAILED
+
+
+def _points(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not POINTS_MIN <= int(text) <= POINTS_MAX:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {POINTS_MIN} to {POINTS_MAX}, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most 3600 seconds, not {text!r}")
+    return seconds

@@ -1,0 +1,68 @@
+"""Words instead of a page: where stdout is no terminal, and at the start and the end everywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from traksense.tools.demo.place import Place
+    from traksense.tools.demo.state import State
+    from traksense.tools.demo.verdict import Verdict
+
+LINE_SECONDS: Final = 5.0
+
+
+def status_line(state: State) -> str:
+    """Everything that matters, in one line."""
+    scrape = state.scrape
+    clock = f"{int(state.elapsed) // 60:02}:{int(state.elapsed) % 60:02}"
+    if scrape is None:
+        return f"{clock}  waiting for the service"
+    samples = scrape.samples
+    dead = ", ".join(f"{reason} {count}" for reason, count in scrape.dead_reasons) or "none"
+    parts = [
+        f"{clock}  {state.rate:,.0f} points/s",
+        f"p50 {_milliseconds(state.latency(0.5))} p99 {_milliseconds(state.latency(0.99))}",
+        f"queue {samples.value('ingest_queue_size'):.0f}, "
+        f"unacknowledged {samples.value('ingest_unacknowledged_messages'):.0f}",
+        ledger_line(state),
+        f"rows {state.rows:,} ({state.database_bytes / 1e6:.0f} MB)",
+        f"dead letters: {dead}",
+        "ready" if state.ready else f"not ready: {state.not_ready}",
+    ]
+    if state.publisher_fault:
+        parts.append(f"fleet: no connection: {state.publisher_fault}")
+    return "; ".join(parts)
+
+
+def ledger_line(state: State) -> str:
+    """The ledger's identity, with a mark for whether it holds."""
+    scrape = state.scrape
+    if scrape is None:
+        return "no figures yet"
+    return (
+        f"received {scrape.received:,} = stored {scrape.ended('stored'):,} + duplicate {scrape.ended('duplicate'):,} "
+        f"+ dead {scrape.ended('dead'):,} + in flight {scrape.in_flight:,} {'✓' if scrape.balanced else '✗'}"
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+
+def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) -> str:
+    """The last words: what happened, whether it adds up, and how to go on."""
+    seconds = int(state.elapsed)
+    exited = f"exited with status {status}" if status >= 0 else f"was ended by signal {-status}"
+    lines = [
+        "",
+        f"Ended after {seconds // 60} min {seconds % 60} s: the fleet stopped, the service drained and {exited}"
+        f"{'' if status == 0 else f' (log: {log})'}.",
+        verdict.text(),
+        "",
+        f"The data stay in {place.directory}: {state.rows:,} rows so far. Look at them, in the database alone:",
+        f"  {place.command('--psql')}",
+        "Go on with them:",
+        f"  {place.command()}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""The demo's directory: what is where, which ports it had the last time, and how to look at the data.
+
+    cluster, postgres.log, password   PostgreSQL (elsewhere if its user cannot reach the directory; it says so)
+    broker/                           the broker's state and log
+    traksense.log                     the service's log
+    ports.json                        the ports of the last run, taken again so that addresses stay
+    pg_service.conf                   connects psql without a password on the command line
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from traksense.errors import TraksenseError
+from traksense.tools.stack import embedded_bindir, free_port
+
+if TYPE_CHECKING:
+    from traksense.tools.stack import PostgresProcess
+
+DATABASE: Final = "traksense"
+SERVICE_NAME: Final = "traksense"
+PORTS: Final = ("mqtt", "postgres", "metrics")
+PORTS_FILE: Final = "ports.json"
+
+
+class Place:
+    """See the module.
+
+    Args:
+        directory: Made if missing.
+        make: Whether it may be made; otherwise a demo must have been here.
+
+    Raises:
+        TraksenseError: It cannot be made, or is missing.
+    """
+
+    def __init__(self, directory: Path, *, make: bool = True) -> None:
+        self.directory = directory.absolute()
+        self._given = directory
+        self._ports: dict[str, int] | None = None
+        if not make and not (self.directory / PORTS_FILE).exists():
+            raise TraksenseError(f"no demo has been in {self.directory}: run `traksense demo` first, or name its --directory")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TraksenseError(f"cannot make {self.directory}: {error.strerror}; take another --directory") from error
+
+    @property
+    def broker(self) -> Path:
+        """For the broker."""
+        return self.directory / "broker"
+
+    @property
+    def service_file(self) -> Path:
+        """For psql, by PGSERVICEFILE."""
+        return self.directory / "pg_service.conf"
+
+    def ports(self, wanted: dict[str, int | None]) -> dict[str, int]:
+        """A port for each of `PORTS`: the one wanted, else that of the last run if it is free, else any."""
+        if self._ports is not None:
+            return self._ports
+        path = self.directory / PORTS_FILE
+        known: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = {name: int(port) for name, port in json.loads(path.read_text(encoding="utf-8")).items()}
+        ports = {}
+        for name in PORTS:
+            last = known.get(name)
+            ports[name] = wanted.get(name) or (last if last and _is_free(last) else free_port())
+        path.write_text(json.dumps(ports, indent=2) + "\n", encoding="utf-8")
+        self._ports = ports
+        return ports
+
+    def write_service_file(self, dsn: str) -> None:
+        """Let psql connect to this database."""
+        parts = urlsplit(dsn)
+        lines = [
+            f"[{SERVICE_NAME}]",
+            f"host={parts.hostname}",
+            f"port={parts.port}",
+            f"user={parts.username}",
+            f"password={parts.password}",
+            f"dbname={parts.path.lstrip('/')}",
+        ]
+        self.service_file.unlink(missing_ok=True)
+        descriptor = os.open(self.service_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def database_runs(self) -> bool:
+        """Whether something listens where the database of the last run was."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            port = json.loads((self.directory / PORTS_FILE).read_text(encoding="utf-8"))["postgres"]
+            with socket.create_connection(("127.0.0.1", int(port)), 1.0):
+                return True
+        return False
+
+    def psql_line(self, postgres: PostgresProcess | None) -> str | None:
+        """What to paste into a shell while the database runs; None if there is no psql."""
+        psql = find_psql(postgres)
+        if psql is None:
+            return None
+        program = "psql" if shutil.which("psql") == str(psql) else shlex.quote(str(psql))
+        return f"PGSERVICEFILE={shlex.quote(_short(self.service_file))} {program} service={SERVICE_NAME}"
+
+    def command(self, *arguments: str) -> str:
+        """The line that runs the demo in this directory."""
+        program = "traksense" if _is_on_path() else f"{shlex.quote(_short(Path(sys.executable)))} -m traksense"
+        place = [] if self._given == default_directory() else ["--directory", shlex.quote(str(self._given))]
+        return " ".join([program, "demo", *place, *arguments])
+
+
+def default_directory() -> Path:
+    """Where the demo is unless told otherwise."""
+    return Path("traksense-demo")
+
+
+def find_psql(postgres: PostgresProcess | None = None) -> Path | None:
+    """A psql that works here: the one of the server, of the embedded programs, or on the path."""
+    bindirs = [postgres.bindir] if postgres else []
+    embedded = embedded_bindir()
+    candidates = [bindir / "psql" for bindir in (*bindirs, *([embedded] if embedded else []))]
+    if on_path := shutil.which("psql"):
+        # What everybody knows how to call comes first.
+        candidates.insert(0, Path(on_path))
+    return next((path for path in candidates if os.access(path, os.X_OK)), None)
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory if that is shorter."""
+    with contextlib.suppress(ValueError):
+        relative = path.relative_to(Path.cwd())
+        return str(relative)
+    return str(path)
+
+
+def _is_on_path() -> bool:
+    found = shutil.which("traksense")
+    return found is not None and Path(found).parent == Path(sys.executable).parent
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,344 @@
+"""Starts everything, shows it, ends everything, in order.
+
+    start   PostgreSQL ▸ broker ▸ schema ▸ service (a child process) ▸ fleet
+    end     fleet stops ▸ its last messages are confirmed ▸ the service has stored them ▸ SIGTERM, exit 0 ▸ compare ▸ the rest
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable  # noqa: TC003  (attrs resolves the annotations)
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path  # noqa: TC003
+from typing import TYPE_CHECKING, Final, Literal
+
+import attrs
+import trio
+import trio_asyncio
+
+from traksense.config import load
+from traksense.store.migrate import migrate
+from traksense.tools.demo.lines import LINE_SECONDS, ending, status_line
+from traksense.tools.demo.observe import Database, watch_database, watch_metrics, watched_points
+from traksense.tools.demo.place import DATABASE, Place
+from traksense.tools.demo.state import Addresses, Phase, Scrape, State
+from traksense.tools.demo.verdict import LAST_DEAD, Verdict, compare
+from traksense.tools.fleet import Fleet, FleetOptions, Limits, Tally, play
+from traksense.tools.interrupt import INTERRUPTED
+from traksense.tools.publisher import open_publisher
+from traksense.tools.stack import StackError, open_broker, open_postgres, open_service
+
+if TYPE_CHECKING:
+    from traksense.tools.publisher import Publisher
+    from traksense.tools.stack import BrokerProcess, PostgresProcess, ServiceProcess
+
+FRAME_SECONDS: Final = 0.25
+DRAIN_SECONDS: Final = 30.0
+"""How long the broker and the service may take for the last messages before the comparison goes without them."""
+POLL_SECONDS: Final = 0.1
+
+# Small enough for a laptop; what a crash can cost is not touched.
+POSTGRES_SETTINGS: Final = {"max_wal_size": "256MB", "log_checkpoints": "off"}
+CLIENT_ID: Final = "traksense-demo"
+TOPICS: Final = "traksense/#"
+"""More than the service's default: a message on a topic that is none of ours shall become a dead letter."""
+
+
+@attrs.frozen(kw_only=True)
+class DemoOptions:
+    """What the user asked for.
+
+    Attributes:
+        directory: Where everything is kept.
+        fleet: The simulated devices.
+        seconds: When to end by itself; None is never.
+        broker: Which one.
+        ports: By the names in `place.PORTS`; None is any.
+        screenshot: Where the last page goes as SVG.
+    """
+
+    directory: Path
+    fleet: FleetOptions
+    seconds: float | None = None
+    broker: Literal["auto", "mosquitto", "iotcore"] = "auto"
+    ports: dict[str, int | None] = attrs.field(factory=dict)
+    screenshot: Path | None = None
+
+
+async def demo(options: DemoOptions) -> int:
+    """Run until the time is up or a signal; returns the exit status: 0 if everything adds up.
+
+    Raises:
+        StackError: Something could not be started, or ended by itself.
+
+    Trio-flavored.
+    """
+    status = INTERRUPTED
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            stop = Stop(nursery.cancel_scope)
+            nursery.start_soon(stop.listen, signals)
+            status = await Demo(options, stop).run()
+            nursery.cancel_scope.cancel()
+    if status == INTERRUPTED:
+        print("\ntraksense demo: interrupted; everything that was started has been stopped.", file=sys.stderr)
+    return status
+
+
+@attrs.define(eq=False)
+class Stop:
+    """What signals mean: before everything runs, give up; then, end in order; once more, give up."""
+
+    _everything: trio.CancelScope
+    running: bool = False
+    requested: trio.Event = attrs.field(factory=trio.Event)
+
+    async def listen(self, signals: AsyncIterator[int]) -> None:
+        """Act on signals until cancelled."""
+        async for _ in signals:
+            if self.running and not self.requested.is_set():
+                self.requested.set()
+            else:
+                self._everything.cancel()
+
+
+class Demo:
+    """One run."""
+
+    def __init__(self, options: DemoOptions, stop: Stop) -> None:
+        self._options = options
+        self._stop = stop
+        self._place = Place(options.directory)
+        self._tally = Tally()
+        self._show = _chosen_display(options)
+
+    async def run(self) -> int:
+        """Start, show, end; returns the exit status."""
+        _log_to(self._place.directory / "demo.log")
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(trio_asyncio.open_loop())
+            postgres, broker, dsn = await self._start_servers(stack)
+            service = await self._start_service(stack, broker, dsn)
+            database = Database(dsn)
+            stack.callback(database.terminate)
+            publisher = await self._open_publisher(stack, broker)
+            fleet = Fleet(self._options.fleet)
+            state = self._state(broker, postgres, service, fleet)
+            last_dead = int(await database.fetch_value(LAST_DEAD))
+            since = time.time()
+            self._stop.running = True
+            await self._show_running(state, fleet, publisher, service, database, (broker, postgres))
+            status = await service.stop()
+            verdict = await compare(self._tally, database, since, last_dead)
+            self._say(ending(self._place, state, verdict, status, str(service.log_path)))
+        return 0 if verdict.adds_up and status == 0 else 1
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    async def _start_servers(self, stack: AsyncExitStack) -> tuple[PostgresProcess, BrokerProcess, str]:
+        self._say(f"traksense demo: everything is kept in {self._place.directory}")
+        ports = self._place.ports(self._options.ports)
+        directory = self._place.directory
+        postgres = await stack.enter_async_context(
+            open_postgres(directory, port=ports["postgres"], settings=POSTGRES_SETTINGS)
+        )
+        if postgres.note:
+            self._say(f"  {postgres.note}")
+        self._say(f"  PostgreSQL {postgres.version} on port {postgres.port}")
+        broker = await stack.enter_async_context(
+            open_broker(self._place.broker, port=ports["mqtt"], kind=self._options.broker)
+        )
+        self._say(f"  {broker.kind} on port {broker.port}")
+        dsn = await postgres.create_database(DATABASE, exist_ok=True)
+        self._place.write_service_file(dsn)
+        report = await trio_asyncio.aio_as_trio(migrate)(dsn, log=logging.getLogger(__name__))
+        self._say(f"  schema {report.to_version}{' created' if report.from_version is None else ''} ({report.engine})")
+        return postgres, broker, dsn
+
+    async def _start_service(self, stack: AsyncExitStack, broker: BrokerProcess, dsn: str) -> ServiceProcess:
+        # iotcore forgets sessions when it ends: one of the same name would be reported as lost, rightly.
+        suffix = f"-{secrets.token_hex(3)}" if broker.kind == "iotcore" else ""
+        env = {
+            "MQTT_URL": broker.url,
+            "MQTT_TOPICS": TOPICS,
+            "MQTT_CLIENT_ID": CLIENT_ID + suffix,
+            "DATABASE_URL": dsn,
+            "DB_POOL_MAX": "4",
+            "METRICS_PORT": str(self._place.ports(self._options.ports)["metrics"]),
+        }
+        service = await stack.enter_async_context(open_service(env, self._place.directory))
+        await service.wait_ready()
+        await _wait_idle(service)
+        self._say(f"  the service, pid {service.pid}: {service.metrics_url}")
+        return service
+
+    async def _open_publisher(self, stack: AsyncExitStack, broker: BrokerProcess) -> Publisher:
+        settings = load({"MQTT_URL": broker.url})
+        return await stack.enter_async_context(
+            open_publisher(
+                settings.broker,
+                client_id=f"traksense-demo-fleet-{secrets.token_hex(3)}",
+                on_confirmed=self._tally.confirm,
+                on_refused=self._tally.refuse,
+            )
+        )
+
+    def _state(self, broker: BrokerProcess, postgres: PostgresProcess, service: ServiceProcess, fleet: Fleet) -> State:
+        psql = self._place.psql_line(postgres)
+        if psql:
+            self._say(f"  look at the data from another terminal: {psql}")
+        o = self._options.fleet
+        described = f"{o.tenants} tenants, {fleet.devices} devices, {o.rate:,.0f} points/s"
+        if o.speed != 1:
+            described += f", signals {o.speed:g}× life"
+        addresses = Addresses(
+            broker.url,
+            broker.kind,
+            f"postgresql://{postgres.host}:{postgres.port}/{DATABASE}",
+            service.metrics_url,
+            str(self._place.directory),
+            psql,
+        )
+        now = trio.current_time()
+        return State(addresses, described, self._tally, now, now, datetime.now(UTC), self._options.seconds)
+
+    # --- while it runs ------------------------------------------------------------------------------------------------
+
+    async def _show_running(
+        self,
+        state: State,
+        fleet: Fleet,
+        publisher: Publisher,
+        service: ServiceProcess,
+        database: Database,
+        servers: tuple[BrokerProcess | PostgresProcess, ...],
+    ) -> None:
+        before = Scrape(trio.current_time(), await service.metrics()).received
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch_processes, service, servers)
+            nursery.start_soon(watch_metrics, state, service)
+            nursery.start_soon(watch_database, state, database, watched_points(fleet.paths))
+            nursery.start_soon(_watch_clock, state, publisher)
+            await nursery.start(self._show, state)
+            with trio.CancelScope() as playing:
+                nursery.start_soon(_cancel_when, self._stop.requested, playing)
+                await play(fleet, publisher, self._tally, limits=Limits(seconds=self._options.seconds))
+            self._take_screenshot(state)
+            state.phase = Phase.ENDING
+            with trio.move_on_after(DRAIN_SECONDS):
+                await publisher.drain()
+                await _wait_received(service, before + self._tally.confirmed)
+            state.add(Scrape(trio.current_time(), await service.metrics()))
+            state.phase = Phase.ENDED
+            nursery.cancel_scope.cancel()
+
+    def _take_screenshot(self, state: State) -> None:
+        if self._options.screenshot is None:
+            return
+        from traksense.tools.demo.view import svg
+
+        self._options.screenshot.write_text(svg(state, "traksense demo"), encoding="utf-8")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, flush=True)
+
+
+def _chosen_display(options: DemoOptions) -> Callable[..., object]:
+    """The page if stdout is a terminal that can show it, else lines.
+
+    Raises:
+        StackError: The package that draws it is missing.
+    """
+    terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    if terminal or options.screenshot:
+        try:
+            import rich  # noqa: F401
+        except ImportError:
+            raise StackError("the live view needs rich: pip install 'traksense[demo]'") from None
+    return _show_page if terminal else _show_lines
+
+
+async def _show_page(state: State, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from traksense.tools.demo.view import page
+
+    console = Console()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        task_status.started()
+        try:
+            while True:
+                live.update(page(state, console.width, console.height), refresh=True)
+                await trio.sleep(FRAME_SECONDS)
+        finally:
+            live.update(page(state, console.width, console.height), refresh=True)
+
+
+async def _show_lines(state: State, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    task_status.started()
+    try:
+        while True:
+            await trio.sleep(LINE_SECONDS)
+            print(status_line(state), flush=True)
+    finally:
+        print(status_line(state), flush=True)
+
+
+async def _watch_clock(state: State, publisher: Publisher) -> None:
+    while True:
+        state.now, state.wall = trio.current_time(), datetime.now(UTC)
+        state.publisher_fault = publisher.fault
+        await trio.sleep(POLL_SECONDS)
+
+
+async def _watch_processes(service: ServiceProcess, servers: tuple[BrokerProcess | PostgresProcess, ...]) -> None:
+    """Raise a StackError when one of them ends by itself."""
+    while True:
+        if service.status is not None:
+            # It answers no more, and says why.
+            await service.metrics()
+        for server in servers:
+            if not server.running:
+                raise StackError(f"{server.name} ended by itself (log: {server.log_path})")
+        await trio.sleep(POLL_SECONDS)
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def _wait_idle(service: ServiceProcess) -> None:
+    """Wait until what an earlier run left at the broker is stored: two readings alike, nothing in flight."""
+    last = -1
+    with trio.move_on_after(DRAIN_SECONDS):
+        while True:
+            scrape = Scrape(trio.current_time(), await service.metrics())
+            if scrape.received == last and not scrape.in_flight:
+                return
+            last = scrape.received
+            await trio.sleep(2 * POLL_SECONDS)
+
+
+async def _wait_received(service: ServiceProcess, count: int) -> None:
+    """Wait until the service has received so many messages, and none of them is in flight."""
+    while True:
+        scrape = Scrape(trio.current_time(), await service.metrics())
+        if scrape.received >= count and not scrape.in_flight:
+            return
+        await trio.sleep(POLL_SECONDS)
+
+
+def _log_to(path: Path) -> None:
+    """Our own log goes to a file: on the terminal it would tear the page."""
+    with contextlib.suppress(OSError):
+        logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)

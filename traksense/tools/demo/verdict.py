@@ -1,0 +1,102 @@
+"""What the broker confirmed beside what is stored: it must add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from traksense.model import Reason
+    from traksense.tools.demo.observe import Database
+    from traksense.tools.fleet import Tally
+
+COUNTS: Final = """
+SELECT
+    (SELECT count(*) FROM ts_measure WHERE ts >= $1) AS points,
+    (SELECT count(*) FROM device_event WHERE ts >= $1) AS events,
+    (SELECT count(*) FROM cmd_ack WHERE ts_exec >= $1) AS acknowledgements
+"""
+DEAD: Final = "SELECT reason, count(*) AS count FROM ingest_errors WHERE id > $1 GROUP BY reason"
+LAST_DEAD: Final = "SELECT coalesce(max(id), 0) FROM ingest_errors"
+
+
+@attrs.frozen
+class Line:
+    """One thing to compare."""
+
+    what: str
+    confirmed: int
+    stored: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides agree."""
+        return self.confirmed == self.stored
+
+
+@attrs.frozen
+class Verdict:
+    """The comparison.
+
+    Attributes:
+        lines: What was compared.
+        unconfirmed: Messages of which the broker said nothing.
+        repeats: Confirmed messages that had been published before and must have stored nothing.
+    """
+
+    lines: tuple[Line, ...]
+    unconfirmed: int
+    repeats: int
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether everything that the broker confirmed is stored, once, and nothing else is."""
+        return not self.unconfirmed and all(line.equal for line in self.lines)
+
+    def text(self) -> str:
+        """A small table, and what it means."""
+        lines = [f"  {'':<34}{'broker confirmed':>17}{'database has':>15}"]
+        lines += [
+            f"  {line.what:<34}{line.confirmed:>17,}{line.stored:>15,}  {'✓' if line.equal else '✗'}" for line in self.lines
+        ]
+        lines.append(f"  {'published twice on purpose':<34}{self.repeats:>17,}{'stored once':>15}")
+        if self.unconfirmed:
+            lines.append(f"  {self.unconfirmed:,} messages were never confirmed by the broker.")
+        lines.append(
+            "  It adds up: nothing is lost, nothing is stored twice." if self.adds_up else "  It does not add up: see the lines with ✗."
+        )
+        return "\n".join(lines)
+
+
+async def compare(tally: Tally, database: Database, since: float, last_dead: int) -> Verdict:
+    """Count what is stored, and put it beside what the broker confirmed.
+
+    Args:
+        tally: What the broker confirmed.
+        database: To count in.
+        since: Unix seconds of the fleet's first timestamp: all rows from then on are its own.
+        last_dead: The id of the last dead letter before it.
+
+    Raises:
+        StoreError: The database does not answer.
+
+    Trio-flavored.
+    """
+    row = (await database.fetch(COUNTS, datetime.fromtimestamp(since, UTC)))[0]
+    dead = Counter({entry["reason"]: entry["count"] for entry in await database.fetch(DEAD, last_dead)})
+    expected: Counter[Reason] = tally.dead(all_topics=True)
+    lines = [
+        Line("points of telemetry", tally.points, row["points"]),
+        Line("events", tally.events, row["events"]),
+        Line("command acknowledgements", tally.acknowledgements, row["acknowledgements"]),
+        Line("bad messages, as dead letters", expected.total(), dead.total()),
+    ]
+    lines += [
+        Line(f"  {reason}", expected[reason], dead[reason])
+        for reason in sorted({*expected, *dead})
+        if expected[reason] != dead[reason]
+    ]
+    return Verdict(tuple(lines), tally.unconfirmed, tally.repeats.messages)

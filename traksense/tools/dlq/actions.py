@@ -1,0 +1,115 @@
+"""What `traksense dlq` does once it is connected. Answers go to stdout, remarks to stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from traksense.store import dead_letters
+from traksense.tools.dlq import text
+from traksense.tools.dlq.replay import Replay
+from traksense.tools.dlq.selection import selection
+
+if TYPE_CHECKING:
+    import argparse
+
+    from traksense.config import Settings
+    from traksense.store.connection import DatabaseConnection
+    from traksense.store.dead_letters import Count
+    from traksense.tools.interrupt import Interruption
+
+LIST_LIMIT: Final = 100
+"""Rows of a list, unless `--limit` is given."""
+
+
+@attrs.frozen
+class Context:
+    """What an action needs. Each returns whether all was done that was asked for."""
+
+    arguments: argparse.Namespace
+    settings: Settings
+    database: DatabaseConnection
+    interruption: Interruption
+
+
+async def list_letters(context: Context) -> bool:
+    """Those that came last first. Trio-flavored."""
+    arguments = context.arguments
+    wanted = selection(arguments, limit=LIST_LIMIT)
+    found = await context.database.call(dead_letters.select, wanted)
+    if arguments.json:
+        text.print_json([text.as_json(summary) for summary in found])
+        return True
+    if found:
+        for line in text.table(found, width=text.terminal_width()):
+            print(line)
+    if len(found) == wanted.limit:
+        count = await context.database.call(dead_letters.count, wanted)
+        say(f"{len(found)} of {letters(count.total)}; --limit shows more")
+    else:
+        say(f"{letters(len(found))}{'' if arguments.state == 'all' else ' (open ones; --all: replayed ones too)'}")
+    return True
+
+
+async def show(context: Context) -> bool:
+    """One, with its payload. Trio-flavored."""
+    arguments = context.arguments
+    letter = await context.database.call(dead_letters.fetch, arguments.id)
+    if letter is None:
+        say(f"there is no dead letter {arguments.id}")
+        return False
+    if arguments.raw:
+        sys.stdout.buffer.write(letter.payload)
+    elif arguments.json:
+        text.print_json(text.letter_as_json(letter))
+    else:
+        for line in text.description(letter):
+            print(line)
+    return True
+
+
+async def replay(context: Context) -> bool:
+    """Publish them again; what was done until then is also said after a failure. Trio-flavored."""
+    arguments = context.arguments
+    run = Replay(context.settings, context.database, selection(arguments), say=say, interruption=context.interruption)
+    try:
+        await run.run(dry=arguments.dry_run)
+    finally:
+        counts = attrs.asdict(run.counts)
+        if arguments.json:
+            text.print_json({"dry_run": arguments.dry_run, **counts})
+        else:
+            rest = {name: value for name, value in counts.items() if value and name not in ("published", "selected")}
+            told = f" ({', '.join(f'{value} {name}' for name, value in rest.items())})" if rest else ""
+            verb = "would publish" if arguments.dry_run else "published"
+            print(f"{verb} {run.counts.published} of {letters(run.counts.selected)}{told}")
+    return run.counts.complete
+
+
+async def count(context: Context) -> Count:
+    """How many a purge would delete. Trio-flavored."""
+    wanted = selection(context.arguments)
+    found = await context.database.call(dead_letters.count, wanted)
+    return found if wanted.limit is None else attrs.evolve(found, total=min(found.total, wanted.limit))
+
+
+async def purge(context: Context, newest: int) -> bool:
+    """Delete them, up to the id `newest`. Trio-flavored."""
+    deleted = await context.database.call(dead_letters.purge, selection(context.arguments), newest=newest)
+    if context.arguments.json:
+        text.print_json({"deleted": deleted})
+    else:
+        print(f"deleted {letters(deleted)}")
+    return True
+
+
+def letters(number: int) -> str:
+    """A number of dead letters, in words."""
+    return f"{number} dead letter{'' if number == 1 else 's'}"
+
+
+def say(line: str) -> None:
+    """To stderr, where it does not mix with the answer."""
+    print(f"traksense: {line}", file=sys.stderr)

@@ -1,0 +1,182 @@
+"""What is published: every message is unique, and says what has to become of it.
+
+A message's number is in its value, its identifier or its text, and in its device time, so that any row and any dead
+letter names the one message that it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Key: TypeAlias = tuple[str, ...]
+"""What identifies a row: its relation, then the columns of its unique key as text."""
+
+TENANTS: Final = 3
+DEVICES: Final = 4
+POINTS_MAX: Final = 10
+
+REFUSED_TEXT: Final = "the database refuses this"
+"""The CHECK constraints of `database.REFUSALS` let no row with this text in. Everything that a decoder accepts can be
+stored, as far as we know: so a message that only the database refuses has to be made."""
+
+SENTINEL: Final = "sentinel"
+"""Type of the event that is published last: once it is acknowledged, so is everything before it."""
+
+LATE_DAYS: Final = 20
+"""How late late messages are at most: they need partitions that are not there yet."""
+
+_DECKS: Final = (
+    ("telemetry", 76), ("late", 4), ("acknowledgement", 6), ("event", 4), ("nameless_event", 2),
+    ("broken", 3), ("unknown_schema", 1), ("refused_point", 2), ("refused_event", 2),
+)  # fmt: skip
+"""Of 100 messages, so many of each sort."""
+
+_SORTS: Final = tuple(sort for sort, share in _DECKS for _ in range(share))
+
+
+@attrs.frozen
+class Sent:
+    """A message, and the rows that have to come of it.
+
+    Attributes:
+        number: From 0, in the order of publication.
+        topic: Where to.
+        payload: The exact bytes.
+        rows: The keys of its rows, with their values as text; those of a poison message are its dead letter.
+    """
+
+    number: int
+    topic: str
+    payload: bytes
+    rows: Mapping[Key, str]
+
+    @property
+    def poison(self) -> bool:
+        """Whether it has to become a dead letter."""
+        return next(iter(self.rows))[0] == "dead"
+
+
+class Traffic:
+    """Makes the messages of a run; the same seed makes the same ones, apart from the time."""
+
+    def __init__(self, seed: int, epoch_microseconds: int) -> None:
+        self._random = Random(seed)  # noqa: S311  (repeatable, not secret)
+        self._epoch = epoch_microseconds
+        self._number = 0
+
+    def __iter__(self) -> Iterator[Sent]:
+        while True:
+            yield self.next()
+
+    def next(self) -> Sent:
+        """The next message."""
+        number = self._number
+        self._number += 1
+        random = self._random
+        tenant, site = f"tenant-{random.randrange(TENANTS)}", f"site-{random.randrange(2)}"
+        where = (tenant, site, f"{site}-device-{random.randrange(DEVICES)}")
+        sort: str = random.choice(_SORTS)
+        ts = self._epoch + number * 1000
+        if sort == "late":
+            sort, ts = "telemetry", ts - random.randint(1, LATE_DAYS) * 86_400_000_000
+        made: Sent = getattr(self, f"_{sort}")(number, where, ts)
+        return made
+
+    def sentinel(self) -> Sent:
+        """The last one."""
+        number = self._number
+        self._number += 1
+        where = ("tenant-0", "site-0", "site-0-device-0")
+        return _event(number, where, self._epoch + number * 1000, SENTINEL, f"sentinel-{number}")
+
+    def _telemetry(self, number: int, where: Key, ts: int) -> Sent:
+        random = self._random
+        points, rows = [], {}
+        for index in range(random.randint(1, POINTS_MAX)):
+            point, value = _point(number, index)
+            points.append(point)
+            rows[("measure", *where, str(point["name"]), str(ts))] = value
+        document: dict[str, object] = {"schema": "v1", "ts": timestamp(ts), "points": points}
+        shape = random.randrange(8)
+        if shape < 3:
+            document["meta"] = {"fw": f"1.{shape}", "src": "prove"}
+        elif shape == 3:
+            document["meta"] = {"uptime": number}
+        return Sent(number, _topic(where, "telem"), _encode(document), rows)
+
+    def _acknowledgement(self, number: int, where: Key, ts: int) -> Sent:
+        tenant, _, device = where
+        ok = bool(number % 2)
+        error = None if ok else f"error {number}"
+        name = f"command-{number}"
+        document = {"schema": "v1", "cmd_id": name, "ok": ok, "ts_exec": timestamp(ts), "err": error}
+        rows = {("ack", tenant, device, name): f"{ok} {error} {ts}"}
+        return Sent(number, _topic(where, "ack"), _encode(document), rows)
+
+    def _event(self, number: int, where: Key, ts: int) -> Sent:
+        return _event(number, where, ts, "boot", f"event-{number}")
+
+    def _nameless_event(self, number: int, where: Key, ts: int) -> Sent:
+        return _event(number, where, ts, "door", None)
+
+    def _broken(self, number: int, where: Key, _ts: int) -> Sent:
+        payload = f'{{"schema": "v1", "number": {number}, "points": ['.encode()
+        return _dead(number, _topic(where, "telem"), payload, "parse_error")
+
+    def _unknown_schema(self, number: int, where: Key, ts: int) -> Sent:
+        payload = _encode({"schema": "v9", "ts": timestamp(ts), "points": [_point(number, 0)[0]]})
+        return _dead(number, _topic(where, "telem"), payload, "unknown_schema")
+
+    def _refused_point(self, number: int, where: Key, ts: int) -> Sent:
+        points = [_point(number, 0)[0], {"name": "note", "t": "text", "v": REFUSED_TEXT}]
+        payload = _encode({"schema": "v1", "ts": timestamp(ts), "points": points})
+        return _dead(number, _topic(where, "telem"), payload, "database_refused")
+
+    def _refused_event(self, number: int, where: Key, ts: int) -> Sent:
+        document = {"schema": "v1", "event_type": REFUSED_TEXT, "ts": timestamp(ts), "data": {"number": number}}
+        return _dead(number, _topic(where, "event"), _encode(document), "database_refused")
+
+
+def timestamp(microseconds: int) -> str:
+    """ISO 8601 with Z; exact, unlike a float of seconds."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:06}Z"
+
+
+def _point(number: int, index: int) -> tuple[dict[str, object], str]:
+    """A point, and its value as the database's text for it."""
+    if index == 3:
+        return {"name": f"p{index}", "t": "bool", "v": bool(number % 2)}, "true" if number % 2 else "false"
+    if index == 4:
+        return {"name": f"p{index}", "t": "text", "v": f"text {number}"}, f"text {number}"
+    # A whole number below 2**53: exact as a double.
+    return {"name": f"p{index}", "t": "float", "v": number * 16 + index}, str(number * 16 + index)
+
+
+def _event(number: int, where: Key, ts: int, kind: str, name: str | None) -> Sent:
+    tenant, _, device = where
+    document = {"schema": "v1", "event_type": kind, "ts": timestamp(ts), "data": {"number": number}}
+    if name is not None:
+        document["event_id"] = name
+    rows = {("event", tenant, device, kind, str(ts), name or ""): str(number)}
+    return Sent(number, _topic(where, "event"), _encode(document), rows)
+
+
+def _dead(number: int, topic: str, payload: bytes, reason: str) -> Sent:
+    return Sent(number, topic, payload, {("dead", topic, payload.hex()): reason})
+
+
+def _topic(where: Key, kind: str) -> str:
+    return "/".join(("traksense", *where, kind))
+
+
+def _encode(document: dict[str, object]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()

@@ -1,0 +1,129 @@
+"""What goes wrong, and when: a pure function of the seed."""
+
+from __future__ import annotations
+
+import enum
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class Part(enum.StrEnum):
+    """What a fault takes hold of. Faults of one part come one after the other, those of different parts overlap."""
+
+    SERVICE = "service"
+    DATABASE = "database"
+    BROKER = "broker"
+    DATABASE_LINK = "database link"
+    BROKER_LINK = "broker link"
+
+
+@attrs.frozen
+class Fault:
+    """A kind of fault.
+
+    Attributes:
+        name: As in `--faults`.
+        part: What it takes hold of.
+        summary: What is done, for people.
+        seconds: How long it lasts: at least and at most. (0, 0) for what happens at once.
+    """
+
+    name: str
+    part: Part
+    summary: str
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+
+_S, _D, _B, _DL, _BL = Part.SERVICE, Part.DATABASE, Part.BROKER, Part.DATABASE_LINK, Part.BROKER_LINK
+
+CATALOGUE: Final = {
+    fault.name: fault
+    for fault in (
+        Fault("service-kill", _S, "SIGKILL at a random moment"),
+        Fault("service-kill-after-receive", _S, "SIGKILL when messages have just been read"),
+        Fault("service-kill-registering", _S, "SIGKILL while new series are being registered"),
+        Fault("service-kill-mid-batch", _S, "SIGKILL after COPY, before COMMIT"),
+        Fault("service-kill-before-puback", _S, "SIGKILL between COMMIT and PUBACK"),
+        Fault("service-kill-mid-puback", _S, "SIGKILL when half of the PUBACK bytes are sent"),
+        Fault("service-restart", _S, "SIGTERM, drain, start again"),
+        Fault("database-terminate", _D, "pg_terminate_backend of every backend of the service"),
+        Fault("database-kill-backend", _D, "SIGKILL of one backend: the server restarts itself"),
+        Fault("database-kill", _D, "SIGKILL of the postmaster, start again", (0.0, 1.0)),
+        Fault("database-restart", _D, "fast shutdown, start again", (0.0, 1.0)),
+        Fault("database-freeze", _D, "SIGSTOP of the service's backends, SIGCONT later", (0.5, 4.0)),
+        Fault("database-read-only", _D, "default_transaction_read_only on, later off", (0.5, 2.5)),
+        Fault("database-full", _D, "every insertion raises 53100 disk_full, later no more", (0.5, 2.5)),
+        Fault("database-reset", _DL, "RST on every connection"),
+        Fault("database-ambiguous", _DL, "connection cut between COMMIT and its answer"),
+        Fault("database-black-hole", _DL, "silence, both ways; the connections are dead afterwards", (1.0, 4.0)),
+        Fault("database-slow", _DL, "80 ms more latency, 64 KiB/s", (1.0, 3.0)),
+        Fault("broker-restart", _B, "SIGTERM, start again", (0.0, 1.0)),
+        Fault("broker-kill", _B, "SIGKILL, start again", (0.0, 1.0)),
+        Fault("broker-reset", _BL, "RST on every connection"),
+        Fault("broker-cut", _BL, "RST in the middle of a packet"),
+        Fault("broker-black-hole", _BL, "silence, both ways, for longer than the keepalive", (4.0, 5.0)),
+        Fault("broker-hold", _BL, "silence, then everything arrives late", (1.0, 5.0)),
+        Fault("broker-slow", _BL, "80 ms more latency, 64 KiB/s", (1.0, 3.0)),
+    )
+}
+
+GAP_SECONDS: Final = (0.2, 1.4)
+"""Between the beginnings of two faults, unless the time is too short to fit each kind in once."""
+
+WARM_UP_SECONDS: Final = 1.0
+"""Nothing goes wrong before this."""
+
+
+@attrs.frozen
+class Injection:
+    """One fault of a schedule.
+
+    Attributes:
+        at: Seconds after the beginning.
+        fault: The name of its kind.
+        seconds: How long it lasts.
+        draw: A number that decides what else is left to chance, such as the passage of a kill point; 0-999.
+    """
+
+    at: float
+    fault: str
+    seconds: float
+    draw: int
+
+
+def make_schedule(seed: int, seconds: float, faults: Iterable[str] = CATALOGUE) -> tuple[Injection, ...]:
+    """The faults of a run, by time; each kind comes once before any comes again.
+
+    Args:
+        seed: The same seed makes the same schedule.
+        seconds: How long messages are published.
+        faults: The kinds to choose from, names of `CATALOGUE`.
+
+    Raises:
+        KeyError: There is no such kind.
+    """
+    random = Random(seed)  # noqa: S311  (repeatable, not secret)
+    kinds = [CATALOGUE[name] for name in sorted(set(faults))]
+    if not kinds:
+        return ()
+    room = max(0.0, seconds - WARM_UP_SECONDS) / len(kinds)
+    scale = min(1.0, room * 2 / sum(GAP_SECONDS))
+    injections = []
+    at, deck = WARM_UP_SECONDS, list[Fault]()
+    while at < seconds:
+        deck = deck or random.sample(kinds, len(kinds))
+        fault = deck.pop()
+        lasting = random.uniform(*fault.seconds)
+        injections.append(Injection(round(at, 3), fault.name, round(lasting, 3), random.randrange(1000)))
+        at += random.uniform(*GAP_SECONDS) * scale
+    return tuple(injections)
+
+
+def unknown_faults(names: Sequence[str]) -> list[str]:
+    """Those that are not in the catalogue."""
+    return [name for name in names if name not in CATALOGUE]

@@ -1,0 +1,107 @@
+"""Removes what `validate` made, whatever became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from traksense.errors import TraksenseError
+from traksense.store.connection import open_connection
+from traksense.tools.validate.target import SITE, Target
+
+if TYPE_CHECKING:
+    from traksense.store.connection import DatabaseConnection
+    from traksense.tools.validate.report import Result
+
+CLEANUP_SECONDS: Final = 60.0
+"""Shielded from Ctrl-C for so long; a second Ctrl-C ends it at once."""
+
+SWEEPS: Final = 3
+SWEEP_AGAIN_SECONDS: Final = 0.5
+
+REGISTER_TENANTS: Final = "INSERT INTO traksense.tenant (tenant_id) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
+REGISTER_DEVICES: Final = """
+INSERT INTO traksense.device (tenant_id, site_id, device_id)
+SELECT t, $2, d FROM unnest($1::text[]) AS t, unnest($3::text[]) AS d ON CONFLICT DO NOTHING
+"""
+
+_SERIES: Final = "SELECT series_id FROM traksense.series WHERE tenant_id = ANY ($1::text[])"
+_MEASURES: Final = "WITH gone AS (DELETE FROM traksense.measure WHERE series_id = ANY ($1::int[]) RETURNING 1) SELECT count(*) FROM gone"
+_DEAD: Final = """
+WITH gone AS (
+    DELETE FROM public.ingest_errors e USING unnest($1::text[]) AS t
+    WHERE e.tenant_id = t OR starts_with(e.topic, 'traksense/' || t || '/') RETURNING 1
+) SELECT count(*) FROM gone
+"""
+_OTHERS: Final = (
+    "public.cmd_ack",
+    "public.device_event",
+    "traksense.series",
+    "traksense.meta",
+    "traksense.device",
+    "traksense.tenant",
+)
+"""In the order that foreign keys ask for."""
+
+
+async def register(database: DatabaseConnection, tenants: list[str], devices: list[str]) -> None:
+    """Register devices beforehand, for a service that takes no others."""
+    await database.fetch(REGISTER_TENANTS, tenants)
+    await database.fetch(REGISTER_DEVICES, tenants, SITE, devices)
+
+
+async def clean_up(target: Target, result: Result) -> None:
+    """Delete everything of our tenants.
+
+    What is still under way would come back after the deletion, so that is waited for first; and since a service that
+    remembers our series could still store into them, it is swept until nothing is found.
+
+    Cancellation: shielded, for `CLEANUP_SECONDS`.
+    """
+    gone = 0
+    doubt: str | None = None
+    with trio.move_on_after(CLEANUP_SECONDS, shield=True) as scope:
+        try:
+            await target.settle(device="cleanup")
+        except TraksenseError as error:
+            doubt = str(error)
+        # Another connection: a check that was cancelled may have left the first one in any state.
+        try:
+            async with open_connection(target.settings.database, application="traksense validate") as database:
+                gone = await _sweep(database, target.tenants)
+        except TraksenseError as error:
+            result.add("fail", "Clean-up", f"{error}; remains: {' and '.join(target.tenants)}")
+            return
+    if scope.cancelled_caught:
+        result.add(
+            "fail", "Clean-up", f"not done within {CLEANUP_SECONDS:.0f} s; remains: {' and '.join(target.tenants)}"
+        )
+    elif doubt is not None:
+        result.add("fail", "Clean-up", f"{gone} rows removed, but more may come: {doubt}", rows=gone)
+    else:
+        result.add("ok", "Clean-up", f"{gone} rows removed, tenants included", rows=gone)
+
+
+async def _sweep(database: DatabaseConnection, tenants: list[str]) -> int:
+    series: set[int] = set()
+    total = 0
+    for sweep in range(SWEEPS):
+        if sweep:
+            await trio.sleep(SWEEP_AGAIN_SECONDS)
+        series.update(row[0] for row in await database.fetch(_SERIES, tenants))
+        found = (await database.fetch(_MEASURES, sorted(series)))[0][0]
+        found += (await database.fetch(_DEAD, tenants))[0][0]
+        for relation in _OTHERS:
+            found += (await database.fetch(_delete(relation), tenants))[0][0]
+        total += found
+        if not found:
+            break
+    return total
+
+
+def _delete(relation: str) -> str:
+    return (
+        f"WITH gone AS (DELETE FROM {relation} WHERE tenant_id = ANY ($1::text[]) RETURNING 1) "  # noqa: S608  (constants)
+        "SELECT count(*) FROM gone"
+    )

@@ -1,0 +1,166 @@
+"""What was found, for people and for machines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Status: TypeAlias = Literal["ok", "fail", "skip", "not run"]
+
+WIDTH: Final = 80
+_COLOURS: Final[Mapping[Status, str]] = {"ok": "32", "fail": "31;1", "skip": "33", "not run": "33"}
+
+
+@attrs.frozen
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        status: How it went.
+        what: What was looked at.
+        figure: What was seen, for people.
+        values: The same as numbers, for machines; the names carry the unit.
+    """
+
+    status: Status
+    what: str
+    figure: str
+    values: Mapping[str, float | str] = attrs.field(factory=dict)
+
+
+@attrs.define
+class Result:
+    """A check and its findings.
+
+    Attributes:
+        name: For machines.
+        title: For people.
+        findings: In the order in which they were made; each goes to `tell` at once.
+        seconds: How long the check took.
+    """
+
+    name: str
+    title: str
+    tell: Callable[[Finding], None] = attrs.field(repr=False)
+    findings: list[Finding] = attrs.field(factory=list)
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> Status:
+        """The worst of the findings; a check that found nothing was not run."""
+        found = {finding.status for finding in self.findings}
+        order: tuple[Status, ...] = ("fail", "not run", "ok", "skip")
+        return next((status for status in order if status in found), "not run")
+
+    def add(self, status: Status, what: str, figure: str, **values: float | str) -> None:
+        """Note a finding."""
+        finding = Finding(status, what, figure, values)
+        self.findings.append(finding)
+        self.tell(finding)
+
+    def judge(self, what: str, figure: str, *, faults: list[str], **values: float | str) -> None:
+        """Note a finding: a failure if there are faults, which are then said before the figure."""
+        if faults:
+            self.add("fail", what, f"{'; '.join(faults)} ({figure})" if figure else "; ".join(faults), **values)
+        else:
+            self.add("ok", what, figure, **values)
+
+
+@attrs.define
+class Report:
+    """The whole run.
+
+    Attributes:
+        subject: What was validated, by name: version, broker, database, metrics, tenant.
+        results: One for each check, and one for the clean-up.
+        seconds: How long it took.
+        interrupted: Whether a signal ended it.
+    """
+
+    subject: dict[str, str]
+    results: list[Result] = attrs.field(factory=list)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed and none was kept from running; those that were skipped said why."""
+        return not self.interrupted and all(result.status in ("ok", "skip") for result in self.results)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "passed": self.passed,
+            "interrupted": self.interrupted,
+            **self.subject,
+            "seconds": round(self.seconds, 3),
+            "checks": [
+                {
+                    "name": result.name,
+                    "title": result.title,
+                    "status": result.status.replace(" ", "_"),
+                    "seconds": round(result.seconds, 3),
+                    "findings": [
+                        {**attrs.asdict(finding), "status": finding.status.replace(" ", "_")}
+                        for finding in result.findings
+                    ],
+                }
+                for result in self.results
+            ],
+        }
+
+
+class Printer:
+    """Writes the report as it comes. Plain ASCII but for what others named; colours only on a terminal."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._checks = 0
+
+    def begin(self, subject: Mapping[str, str]) -> None:
+        """The heading: what is validated."""
+        self._line("=" * WIDTH)
+        self._line(f"VALIDATION traksense {subject['version']}")
+        for name, value in subject.items():
+            if name != "version":
+                self._line(f"  {name:<9} {value}")
+        self._line("=" * WIDTH)
+
+    def heading(self, title: str, *, check: bool = True) -> None:
+        """What comes next."""
+        self._checks += check
+        self._line("")
+        self._line(self._paint(f"CHECK {self._checks}: {title}" if check else title, "1"))
+
+    def finding(self, finding: Finding) -> None:
+        """One line."""
+        mark = self._paint(f"[{finding.status.upper()}]", _COLOURS[finding.status])
+        self._line(f"{mark} {finding.what}: {finding.figure}")
+
+    def end(self, report: Report) -> None:
+        """The verdict."""
+        counts = {
+            status: sum(result.status == status for result in report.results)
+            for status in ("ok", "fail", "skip", "not run")
+        }
+        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        verdict = "ALL CHECKS PASSED" if report.passed else "INTERRUPTED" if report.interrupted else "CHECKS FAILED"
+        self._line("")
+        self._line("=" * WIDTH)
+        self._line(self._paint(f"{verdict} ({said}; {report.seconds:.1f} s)", "32;1" if report.passed else "31;1"))
+        self._line("=" * WIDTH)
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+    def _line(self, text: str) -> None:
+        if not self._silent:
+            encoding = sys.stdout.encoding or "ascii"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -1,0 +1,251 @@
+"""Runs the checks, one after the other, against the stack that the settings name."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import attrs
+import trio
+
+from traksense import __version__
+from traksense.errors import TraksenseError
+from traksense.mqtt.stream import tls_context
+from traksense.store.connection import open_connection
+from traksense.store.migrate import LATEST
+from traksense.tools.publisher import open_publisher
+from traksense.tools.validate import cleanup, repeating, speed, storing, watching
+from traksense.tools.validate.endpoint import Endpoint, EndpointError
+from traksense.tools.validate.report import Printer, Report, Result
+from traksense.tools.validate.target import CheckSkippedError, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from traksense.config import Settings
+    from traksense.store.connection import DatabaseConnection
+    from traksense.tools.interrupt import Interruption
+    from traksense.tools.publisher import Publisher
+
+    Check: TypeAlias = Callable[[Target, Result], Awaitable[None]]
+
+READY_SECONDS: Final = 10.0
+"""How long a service that answers may take to become ready: it may have been started a moment ago."""
+
+WINDOW: Final = 1_000
+"""Unconfirmed messages; the broker's Receive Maximum may be less."""
+
+CHECKS: Final[tuple[tuple[str, str, Check], ...]] = (
+    ("persistence", "Persistence", storing.persistence),
+    ("dlq", "Dead Letter Queue", storing.dead_letters),
+    ("throughput", "Throughput Smoke Test", speed.throughput),
+    ("latency", "Latency", speed.latency),
+    ("ack_idempotence", "Ack Idempotence", repeating.acks),
+    ("events", "Events", repeating.events),
+    ("out_of_order", "Out-of-order Timestamps", storing.out_of_order),
+    ("duplicates", "Redelivery and Duplicates", repeating.duplicates),
+    ("backpressure", "Backpressure", speed.backpressure),
+    ("tenant_isolation", "Tenant Isolation", watching.isolation),
+    ("metrics", "Prometheus Metrics", watching.metrics),
+)
+
+DEVICES: Final = (
+    *("persistence", "good", "latency", "acks", "events", "disorder", "twice", "burst", "walls", "device", "cleanup"),
+    *(f"throughput-{number}" for number in range(speed.DEVICES)),
+)
+"""Whom a service with strict provisioning must know."""
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """What can be said beside the environment.
+
+    Attributes:
+        url: The service's endpoint, without a path.
+        points: For the throughput test.
+        patience: How long the service may take for anything, in seconds.
+        keep: Leave everything in the database.
+    """
+
+    url: str
+    points: int = 10_000
+    patience: float = 10.0
+    keep: bool = False
+
+
+async def validate(
+    settings: Settings, options: Options, report: Report, printer: Printer, interruption: Interruption
+) -> None:
+    """Make the checks and clean up, also if interrupted; what was found is in the report.
+
+    Trio-flavored.
+    """
+    started = trio.current_time()
+    run = _Run(settings, options, report, printer, interruption)
+    printer.begin(report.subject)
+    try:
+        await run.all()
+    finally:
+        report.seconds = trio.current_time() - started
+
+
+def new_report(settings: Settings, options: Options) -> Report:
+    """An empty report, with a tenant that nobody else has."""
+    return Report(
+        {
+            "version": __version__,
+            "broker": str(settings.broker),
+            "database": str(settings.database),
+            "service": options.url,
+            "tenant": f"validate-{secrets.token_hex(5)}",
+        }
+    )
+
+
+@attrs.define(eq=False)
+class _Run:
+    settings: Settings
+    options: Options
+    report: Report
+    printer: Printer
+    interruption: Interruption
+
+    async def all(self) -> None:
+        """Connect, check, clean up."""
+        async with AsyncExitStack() as stack:
+            target = await self._connect(stack)
+            if target is None:
+                self._not_run("the stack cannot be reached")
+                return
+            try:
+                with self.interruption.guard():
+                    if self.settings.provisioning == "strict":
+                        await cleanup.register(target.database, target.tenants, list(DEVICES))
+                    for name, title, check in CHECKS:
+                        await self._check(name, title, check, target)
+            finally:
+                self._not_run("interrupted")
+                result = self._begin("cleanup", "Clean-up", check=False)
+                if self.options.keep:
+                    result.add("skip", "Clean-up", f"kept: {' and '.join(target.tenants)}")
+                else:
+                    await cleanup.clean_up(target, result)
+
+    async def _check(self, name: str, title: str, check: Check, target: Target) -> None:
+        result = self._begin(name, title)
+        started = trio.current_time()
+        try:
+            await check(target, result)
+        except CheckSkippedError as error:
+            result.add("skip", title, str(error))
+        except TraksenseError as error:
+            result.add("fail", title, str(error))
+        except BaseExceptionGroup as group:
+            expected, rest = group.split(TraksenseError)
+            if expected is None or rest is not None:
+                raise
+            result.add("fail", title, _first(expected))
+        finally:
+            result.seconds = trio.current_time() - started
+
+    def _begin(self, name: str, title: str, *, check: bool = True) -> Result:
+        self.printer.heading(title, check=check)
+        result = Result(name, title, self.printer.finding)
+        self.report.results.append(result)
+        return result
+
+    def _not_run(self, why: str) -> None:
+        begun = {result.name for result in self.report.results}
+        for name, title, _ in CHECKS:
+            if name not in begun:
+                self._begin(name, title).add("not run", title, why)
+
+    # --- connectivity -------------------------------------------------------------------------------------------------
+
+    async def _connect(self, stack: AsyncExitStack) -> Target | None:
+        """Connect to everything and say how that went; None if anything of it failed."""
+        result = self._begin("connectivity", "Connectivity")
+        started = trio.current_time()
+        endpoint = Endpoint(self.options.url)
+        refusals: list[int] = []
+        publisher = await self._connect_broker(stack, result, refusals)
+        database = await self._connect_database(stack, result)
+        ready = await self._look_at_health(endpoint, result)
+        result.seconds = trio.current_time() - started
+        if publisher is None or database is None or not ready:
+            return None
+        return Target(
+            settings=self.settings,
+            endpoint=endpoint,
+            database=database,
+            publisher=publisher,
+            tenant=self.report.subject["tenant"],
+            patience=self.options.patience,
+            points=self.options.points,
+            refusals=refusals,
+        )
+
+    async def _connect_broker(self, stack: AsyncExitStack, result: Result, refusals: list[int]) -> Publisher | None:
+        broker = self.settings.broker
+        started = trio.current_time()
+        try:
+            publisher = await stack.enter_async_context(
+                open_publisher(
+                    broker,
+                    client_id=f"traksense-{self.report.subject['tenant']}",
+                    window=WINDOW,
+                    username=self.settings.username,
+                    password=self.settings.password,
+                    tls=tls_context(self.settings),
+                    on_refused=lambda _tag, reason: refusals.append(reason),
+                )
+            )
+        except TraksenseError as error:
+            result.add("fail", "MQTT connect", f"{broker}: {error}")
+            return None
+        milliseconds = (trio.current_time() - started) * 1000
+        result.add("ok", "MQTT connect", f"{broker} in {milliseconds:.0f} ms", milliseconds=milliseconds)
+        return publisher
+
+    async def _connect_database(self, stack: AsyncExitStack, result: Result) -> DatabaseConnection | None:
+        started = trio.current_time()
+        try:
+            database = await stack.enter_async_context(
+                open_connection(self.settings.database, application="traksense validate")
+            )
+            rows = await database.fetch("SELECT max(version), traksense.is_operator() FROM traksense.schema_version")
+        except TraksenseError as error:
+            result.add("fail", "Database", str(error))
+            return None
+        version, operator = rows[0]
+        milliseconds = (trio.current_time() - started) * 1000
+        faults = [] if version == LATEST else [f"schema version {version}, not {LATEST}: run `traksense migrate`"]
+        if not operator:
+            faults.append("this role is not an operator: use the service's own DATABASE_URL")
+        figure = f"PostgreSQL {database.server_version}, schema version {version}, in {milliseconds:.0f} ms"
+        result.judge("Database", figure, faults=faults, milliseconds=milliseconds, schema_version=version or 0)
+        return None if faults else database
+
+    async def _look_at_health(self, endpoint: Endpoint, result: Result) -> bool:
+        try:
+            status, _ = await endpoint.get("/healthz")
+            result.judge("GET /healthz", str(status), faults=[] if status == 200 else ["not 200"])
+            with trio.move_on_after(READY_SECONDS):
+                while (answer := await endpoint.get("/readyz"))[0] == 503:
+                    await trio.sleep(0.2)
+            faults = [] if answer[0] == 200 else [" ".join(answer[1].split())]
+            result.judge("GET /readyz", str(answer[0]), faults=faults)
+            samples = await endpoint.scrape()
+            result.add("ok", "GET /metrics", f"{len(samples)} samples", samples=len(samples))
+        except EndpointError as error:
+            result.add("fail", "Service", str(error))
+            return False
+        return status == 200 and answer[0] == 200
+
+
+def _first(group: BaseExceptionGroup[TraksenseError]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

@@ -1,0 +1,203 @@
+"""The stack under test, and what every check does with it: publish, wait for what comes of it, count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+import trio
+
+from traksense.errors import TraksenseError
+from traksense.model import Kind
+from traksense.tools.validate import payloads
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from traksense.config import Settings
+    from traksense.store.connection import DatabaseConnection
+    from traksense.tools.publisher import Publisher
+    from traksense.tools.stack import Samples
+    from traksense.tools.validate.endpoint import Endpoint
+
+T = TypeVar("T")
+
+POLL_SECONDS: Final = 0.01
+SITE: Final = "site"
+
+FENCES: Final = {
+    Kind.TELEM: "SELECT count(*) FROM public.ts_measure WHERE tenant_id = $1 AND device_id = $2 AND point_id = $3",
+    Kind.ACK: "SELECT count(*) FROM public.cmd_ack WHERE tenant_id = $1 AND device_id = $2 AND cmd_id = $3",
+    Kind.EVENT: "SELECT count(*) FROM public.device_event WHERE tenant_id = $1 AND device_id = $2 AND event_id = $3",
+}
+
+
+class CheckFailedError(TraksenseError):
+    """What the check needs did not happen; the text is the finding."""
+
+
+class CheckSkippedError(TraksenseError):
+    """The check cannot be made here; the text says why."""
+
+
+@attrs.define(eq=False)
+class Target:
+    """The stack under test.
+
+    Attributes:
+        settings: What the environment says of it.
+        tenant: Ours, unlike any other.
+        neighbour: A second tenant of ours.
+        patience: How long the service may take for anything, in seconds.
+        points: How many points the throughput test publishes.
+        sent: Messages published so far, by kind.
+        dead: Those of them that had to become dead letters.
+        untyped: Those of them whose topic is of no kind.
+        stored: Points that had to be stored, each once.
+    """
+
+    settings: Settings
+    endpoint: Endpoint
+    database: DatabaseConnection
+    publisher: Publisher
+    tenant: str
+    patience: float
+    points: int
+    refusals: list[int] = attrs.field(factory=list)
+    sent: Counter[Kind] = attrs.field(factory=Counter)
+    dead: int = 0
+    untyped: int = 0
+    stored: int = 0
+    _fences: int = 0
+
+    @property
+    def neighbour(self) -> str:
+        """The other tenant."""
+        return f"{self.tenant}-b"
+
+    @property
+    def tenants(self) -> list[str]:
+        """Both of ours."""
+        return [self.tenant, self.neighbour]
+
+    def topic(self, kind: Kind, device: str = "device", *, tenant: str | None = None) -> str:
+        """A topic of ours."""
+        return f"traksense/{tenant or self.tenant}/{SITE}/{device}/{kind}"
+
+    def subscribed(self, kind: Kind) -> bool:
+        """Whether MQTT_TOPICS covers our topics of this kind."""
+        return any(covers(topic_filter, self.topic(kind)) for topic_filter in self.settings.mqtt_topics)
+
+    def need(self, kind: Kind) -> None:
+        """Make sure that the service subscribes to this kind.
+
+        Raises:
+            CheckSkippedError: MQTT_TOPICS does not cover it.
+        """
+        if not self.subscribed(kind):
+            raise CheckSkippedError(f"MQTT_TOPICS does not subscribe to {self.topic(kind)}")
+
+    async def publish(self, kind: Kind, payload: bytes, *, device: str = "device", tenant: str | None = None) -> None:
+        """Publish at QoS 1; `confirm` waits for the PUBACK."""
+        self.sent[kind] += 1
+        await self.publisher.publish(self.topic(kind, device, tenant=tenant), payload)
+
+    async def confirm(self) -> None:
+        """Wait until the broker has confirmed everything.
+
+        Raises:
+            CheckFailedError: It does not, or it refuses.
+        """
+        with trio.move_on_after(self.patience) as scope:
+            await self.publisher.drain()
+        if scope.cancelled_caught:
+            why = self.publisher.fault or "no PUBACK"
+            raise CheckFailedError(f"the broker did not confirm within {self.patience:.0f} s: {why}")
+        if self.refusals:
+            codes = ", ".join(f"0x{reason:02X}" for reason in sorted(set(self.refusals)))
+            raise CheckFailedError(f"the broker refuses what this user publishes to {self.tenant}: reason code {codes}")
+
+    async def until(self, ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool]) -> tuple[T, float]:
+        """Ask again and again until the answer is enough, or patience ends: the last answer, and after how many seconds."""
+        started = trio.current_time()
+        while True:
+            asked = trio.current_time()
+            answer = await ask()
+            answered = trio.current_time()
+            if enough(answer) or answered - started > self.patience:
+                return answer, answered - started
+            # What is costly to answer is asked less often.
+            await trio.sleep(max(POLL_SECONDS, answered - asked))
+
+    async def count(self, sql: str, *arguments: object) -> int:
+        """The first column of the first row."""
+        rows = await self.database.fetch(sql, *arguments)
+        return int(rows[0][0])
+
+    async def settle(self, kind: Kind = Kind.TELEM, device: str = "device") -> None:
+        """Wait until everything that was published to this topic so far has ended, whatever came of it.
+
+        A message behind it is published to the same topic, whose order the broker keeps. When that is stored, all before it
+        were received; when nothing that the service received until then is in flight, all of it has ended.
+
+        Raises:
+            CheckFailedError: That takes too long.
+        """
+        self._fences += 1
+        name = f"fence-{self._fences}"
+        now = utc_now()
+        payload = {
+            Kind.TELEM: payloads.numbers(now, {name: 0.0}),
+            Kind.ACK: payloads.ack(name, ok=True, ts_exec=now),
+            Kind.EVENT: payloads.event("fence", now, event_id=name),
+        }[kind]
+        self.stored += kind is Kind.TELEM
+        await self.publish(kind, payload, device=device)
+        await self.confirm()
+        confirmed_at = trio.current_time()
+        stored, _ = await self.until(lambda: self.count(FENCES[kind], self.tenant, device, name), bool)
+        if not stored:
+            raise CheckFailedError(f"nothing published to {self.topic(kind, device)} is stored any more")
+        samples, _ = await self.until(self.endpoint.scrape, lambda s: self.drained(s, since=confirmed_at))
+        if not self.drained(samples, since=confirmed_at):
+            raise CheckFailedError(f"messages are in flight for more than {self.patience:.0f} s: {in_flight(samples)}")
+
+    @staticmethod
+    def drained(samples: Samples, *, since: float) -> bool:
+        """Whether nothing that was received before `since` (on Trio's clock) is in flight: what is, is others' traffic."""
+        if samples.value("ingest_in_flight_messages") == 0:
+            return True
+        return samples.value("ingest_oldest_unacknowledged_seconds") < trio.current_time() - since
+
+    def rows(self, sql: str, *arguments: object) -> Callable[[], Awaitable[list[tuple[Any, ...]]]]:
+        """A question for `until`."""
+        return lambda: self.database.fetch(sql, *arguments)
+
+
+def in_flight(samples: Samples) -> str:
+    """The gauges, for people."""
+    return (
+        f"queue {samples.value('ingest_queue_size'):.0f}, in flight {samples.value('ingest_in_flight_messages'):.0f}, "
+        f"the oldest for {samples.value('ingest_oldest_unacknowledged_seconds'):.1f} s"
+    )
+
+
+def covers(topic_filter: str, topic: str) -> bool:
+    """Whether a topic filter matches a topic; a shared subscription counts by its filter. Source: MQTT 5.0 §4.7, §4.8.2."""
+    levels = topic_filter.split("/")
+    if levels[0] == "$share":
+        levels = levels[2:]
+    names = topic.split("/")
+    for place, level in enumerate(levels):
+        if level == "#":
+            return True
+        if place >= len(names) or level not in ("+", names[place]):
+            return False
+    return len(levels) == len(names)
+
+
+def utc_now() -> datetime:
+    """Now, aware."""
+    return datetime.now(UTC)
