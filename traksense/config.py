@@ -6,6 +6,7 @@ a test holds the two together. The names and the first defaults are those of the
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from datetime import UTC, datetime
@@ -96,7 +97,7 @@ class Settings:
     )
     mqtt_qos: int = _variable("MQTT_QOS", default=1)
     mqtt_version: Literal["5", "3.1.1"] = _variable("MQTT_VERSION", default="5")
-    mqtt_reader: Literal["paho"] = _variable("MQTT_READER", default="paho")
+    mqtt_reader: Literal["paho", "mqtt5"] = _variable("MQTT_READER", default="paho")
     mqtt_username: str | None = _variable("MQTT_USERNAME", default=None)
     mqtt_password: Secret | None = _variable("MQTT_PASSWORD", default=None, secret_file=True)
     mqtt_client_id: str = _variable("MQTT_CLIENT_ID", default="traksense-ingest")
@@ -108,7 +109,7 @@ class Settings:
 
     # Backpressure and batches
     queue_max: int = _variable("INGEST_QUEUE_MAX", default=50_000)
-    queue_max_bytes: int = _variable("INGEST_QUEUE_BYTES", default=64 * MIB)
+    queue_max_bytes: int = _variable("INGEST_QUEUE_BYTES", default=48 * MIB)
     batch_size: int = _variable("INGEST_BATCH_SIZE", default=5_000)
     batch_wait: float = _variable("INGEST_BATCH_MS", default=250 * MILLISECONDS, unit=MILLISECONDS)
     shutdown_deadline: float = _variable("INGEST_SHUTDOWN_SECONDS", default=25 * SECONDS)
@@ -220,6 +221,16 @@ def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
             "QoS 2 would confirm messages before they are stored; use 1, the broker downgrades QoS 2 publishers",
         ),
         (s.mqtt_qos not in (0, 1, 2), "MQTT_QOS", "must be 0 or 1"),
+        (
+            s.mqtt_reader == "mqtt5" and s.mqtt_version != "5",
+            "MQTT_READER",
+            f"mqtt5 speaks MQTT 5 only, and MQTT_VERSION is {s.mqtt_version}; use paho",
+        ),
+        (
+            s.mqtt_reader == "mqtt5" and importlib.util.find_spec("mqtt5") is None,
+            "MQTT_READER",
+            "the package mqtt5 is missing: pip install traksense[fast]",
+        ),
         (not s.mqtt_topics, "MQTT_TOPICS", "needs at least one topic filter"),
         (
             not 1 <= len(s.mqtt_client_id.encode()) <= 65535,

@@ -69,10 +69,17 @@ class Bench:
         self.acknowledger.settle(messages)
 
 
+@pytest.fixture(params=["paho", "mqtt5"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every codec, as `MQTT_READER` names them."""
+    kind: str = request.param
+    return kind
+
+
 @pytest.fixture
-def settings(broker: BrokerProcess, unique: Callable[[str], str], tenant: str) -> Settings:
+def settings(broker: BrokerProcess, unique: Callable[[str], str], tenant: str, kind: str) -> Settings:
     """Those of a service on the shared broker, with a session and a tenant of its own."""
-    return settings_for(broker, unique("reader"), tenant)
+    return settings_for(broker, unique("reader"), tenant, MQTT_READER=kind)
 
 
 def settings_for(broker: BrokerProcess, client_id: str, tenant: str, **more: str) -> Settings:
@@ -165,13 +172,13 @@ async def test_reader_collects_what_was_published_while_it_was_away(settings: Se
     assert [b"%d" % n for n in range(1500)] == [m.payload for m in messages]
 
 
-@pytest.mark.parametrize("version", ["5", "3.1.1"])
+@pytest.mark.parametrize(("kind", "version"), [("paho", "5"), ("paho", "3.1.1"), ("mqtt5", "5")])
 async def test_reader_reconnects_after_the_broker_restarts(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, version: str
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str, version: str
 ) -> None:
     """A broker that restarts is found again, the session with it, and the subscription is renewed."""
     broker = own_broker()
-    settings = settings_for(broker, unique("reader"), tenant, MQTT_VERSION=version)
+    settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind, MQTT_VERSION=version)
     async with reading(settings) as bench:
         await broker.restart()
         while len(bench.present) < 2 or not bench.health.ready:
@@ -186,11 +193,11 @@ async def test_reader_reconnects_after_the_broker_restarts(
 
 
 async def test_reader_old_acknowledgements_stay_with_the_old_connection(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
     """A message that was received before a reconnect and settled after it is delivered again, never acknowledged blindly."""
     broker = own_broker()
-    settings = settings_for(broker, unique("reader"), tenant)
+    settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind)
     async with reading(settings) as bench:
         await publish(broker, topic_of(settings), [b"once"])
         (old,) = await bench.receive(1)
@@ -239,15 +246,19 @@ async def test_reader_silent_takeover_is_suspected(settings: Settings) -> None:
 
 
 async def test_reader_wrong_password_is_a_wrong_configuration(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
     """Refused credentials at the first connection end the run at once, with the reason."""
     broker = own_broker(options=BrokerOptions(users={"ingest": "right"}))
-    settings = settings_for(broker, unique("reader"), tenant, MQTT_USERNAME="ingest", MQTT_PASSWORD="wrong")
+    settings = settings_for(
+        broker, unique("reader"), tenant, MQTT_READER=kind, MQTT_USERNAME="ingest", MQTT_PASSWORD="wrong"
+    )
     with trio.fail_after(DEADLINE), pytest.raises(BrokerRefusedError, match="refuses the connection"):
         await Bench(settings).reader.run()
 
-    right = settings_for(broker, unique("reader"), tenant, MQTT_USERNAME="ingest", MQTT_PASSWORD="right")
+    right = settings_for(
+        broker, unique("reader"), tenant, MQTT_READER=kind, MQTT_USERNAME="ingest", MQTT_PASSWORD="right"
+    )
     async with reading(right) as bench:
         assert bench.health.ready
 
@@ -311,11 +322,11 @@ async def subscription_fault(settings: Settings, handler: Callable[[trio.SocketS
 
 
 async def test_reader_lowered_qos_is_not_ready(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
     """A broker that grants QoS 0 where 1 was asked for cannot keep messages for us: that is said, and we are not ready."""
     broker = own_broker(options=BrokerOptions(extra_config=("max_qos 0",)))
-    bench = Bench(settings_for(broker, unique("reader"), tenant))
+    bench = Bench(settings_for(broker, unique("reader"), tenant, MQTT_READER=kind))
     with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.reader.run)
@@ -328,7 +339,7 @@ async def test_reader_lowered_qos_is_not_ready(
 
 @pytest.mark.parametrize("mutual", [False, True])
 async def test_reader_tls(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, stack_directory: Path, mutual: bool
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, stack_directory: Path, mutual: bool, kind: str
 ) -> None:
     """TLS with a private authority, and mutual TLS with a client certificate; plain paho would have needed threads for it."""
     ca = trustme.CA()
@@ -345,7 +356,10 @@ async def test_reader_tls(
     broker = own_broker(options=BrokerOptions(tls=tls))
     own = {"MQTT_CERT_FILE": str(files["client"]), "MQTT_KEY_FILE": str(files["client_key"])} if mutual else {}
     settings = settings_for(
-        broker, unique("reader"), tenant, **{"MQTT_URL": broker.tls_url, "MQTT_CA_FILE": str(files["ca"]), **own}
+        broker,
+        unique("reader"),
+        tenant,
+        **{"MQTT_URL": broker.tls_url, "MQTT_CA_FILE": str(files["ca"]), "MQTT_READER": kind, **own},
     )
 
     async with reading(settings) as bench:
@@ -444,12 +458,12 @@ def mosquitto_version() -> tuple[int, ...]:
 
 
 async def test_reader_holds_its_bounds_when_receive_maximum_is_overrun(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
     """Whatever the broker sends: the queue's length and one read of the socket is all that is held, and nothing is lost."""
     broker = own_broker()
     window, backlog = 20, 3000
-    settings = settings_for(broker, unique("reader"), tenant, INGEST_QUEUE_MAX=str(window))
+    settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind, INGEST_QUEUE_MAX=str(window))
     async with reading(settings):
         pass
     await publish(broker, topic_of(settings), [b"%d" % n + b"x" * 1000 for n in range(backlog)])

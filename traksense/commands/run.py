@@ -19,6 +19,8 @@ def main(_arguments: argparse.Namespace) -> int:
 
     from traksense import service
     from traksense.cli import DONE, load_settings
+    from traksense.memory import return_large_blocks
 
+    return_large_blocks()
     trio.run(service.run, load_settings())
     return DONE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import attrs
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from traksense.model import Message
+
+PACKET_MAX_BYTES: Final = 128 * 1024 * 1024
+"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is far
+above the payload limit: a payload over that limit must arrive, to become a dead letter with its exact bytes."""
 
 
 @attrs.frozen

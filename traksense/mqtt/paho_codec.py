@@ -5,7 +5,7 @@ system call. Everything that paho would do to a socket by itself (resolve, conne
 so nothing blocks and no thread exists.
 
 Private names of paho 2.2 that this relies on: `_create_socket` (called by `reconnect`). setup.cfg pins paho to 2.2.*,
-and tests/unit/test_codec_contract.py holds the behaviour. Traps, with their place in paho 2.2.0 `client.py`:
+and tests/contract/test_codec.py holds the behaviour. Traps, with their place in paho 2.2.0 `client.py`:
 
 * `clean_start` must be passed as False, or the first CONNECT of each process wipes the session (l.3491).
 * `reconnect_on_failure=False`, or a refused protocol version makes paho reconnect inside `loop_read` (l.3865).
@@ -28,7 +28,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from traksense.model import Message
-from traksense.mqtt.codec import Connected, Disconnected, Event, ProtocolError, Published, Subscribed
+from traksense.mqtt.codec import PACKET_MAX_BYTES, Connected, Disconnected, Event, ProtocolError, Published, Subscribed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from traksense.config import Secret
-
-PACKET_MAX_BYTES: Final = 128 * 1024 * 1024
-"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is far
-above the payload limit: a payload over that limit must arrive, to become a dead letter with its exact bytes."""
 
 TOPICS_MAX: Final = 200_000
 """How many topics keep one shared string; a fleet repeats its topics for ever."""

@@ -55,6 +55,9 @@ DROPPED_TOPIC: Final = "$SYS/broker/publish/messages/dropped"
 """Where Mosquitto says how many messages it has dropped: of all clients, since its start. EMQX has no such topic;
 watch its `emqx_delivery_dropped` instead."""
 
+DROPPED_UNANSWERED_MAX: Final = 2
+"""So many connections in a row may end before that subscription is answered; more would be its own doing."""
+
 
 class CodecFactory(Protocol):
     """Makes the codec for a connection."""
@@ -76,6 +79,26 @@ def paho_codec(settings: Settings, generation: int) -> Codec:
         username=settings.username,
         password=settings.password,
     )
+
+
+def mqtt5_codec(settings: Settings, generation: int) -> Codec:
+    """The codec of `MQTT_READER=mqtt5`; its package is an extra (`config` makes sure that it is there)."""
+    from traksense.mqtt.mqtt5_codec import Mqtt5Codec
+
+    return Mqtt5Codec(
+        client_id=settings.mqtt_client_id,
+        generation=generation,
+        keepalive=int(settings.mqtt_keepalive),
+        receive_maximum=settings.receive_maximum,
+        session_expiry=int(settings.mqtt_session_expiry),
+        username=settings.username,
+        password=settings.password,
+    )
+
+
+def codec_factory(settings: Settings) -> CodecFactory:
+    """What `MQTT_READER` names."""
+    return {"paho": paho_codec, "mqtt5": mqtt5_codec}[settings.mqtt_reader]
 
 
 @attrs.define
@@ -109,7 +132,7 @@ class Reader:
         intake: Intake,
         acknowledger: Acknowledger,
         health: Health,
-        make_codec: CodecFactory = paho_codec,
+        make_codec: CodecFactory | None = None,
         on_connected: Callable[[bool], None] = lambda _session_present: None,
     ) -> None:
         """Connect nothing yet.
@@ -119,18 +142,20 @@ class Reader:
             intake: Where messages go.
             acknowledger: Whose PUBACKs to send.
             health: Where to say how the connection is.
-            make_codec: Makes the codec of each connection.
+            make_codec: Makes the codec of each connection. Default: the one that `MQTT_READER` names.
             on_connected: Told after each CONNACK whether the broker had our session.
         """
         self._settings = settings
         self._intake = intake
         self._acknowledger = acknowledger
         self._health = health
-        self._make_codec = make_codec
+        self._make_codec = make_codec or codec_factory(settings)
         self._on_connected = on_connected
         self._tls = tls_context(settings)
         self._generation = 0
         self._subscription = 0
+        self._drops_subscription = 0
+        self._drops_unanswered = 0
         self._reading: trio.CancelScope | None = None
         self._stopping = trio.Event()
         self._closing = trio.Event()
@@ -210,8 +235,7 @@ class Reader:
         self._on_connected(connected.session_present)
         self._acknowledger.connected(self._generation, connection.acknowledge)
         self._subscription = connection.codec.subscribe(self._settings.mqtt_topics, self._settings.mqtt_qos)
-        # In a packet of its own: a broker may refuse it, and that is no fault.
-        connection.codec.subscribe([DROPPED_TOPIC], 0)
+        self._ask_for_drops(connection)
         connection.wake()
         with trio.CancelScope() as self._reading:
             while not self._stopping.is_set():
@@ -226,6 +250,15 @@ class Reader:
         self._intake.close()
         await self._closing.wait()
         await connection.close()
+
+    def _ask_for_drops(self, connection: Connection) -> None:
+        """Subscribe to the broker's count of what it has dropped, in a packet of its own: a refusal is no fault.
+
+        rumqttd (iotcore) hangs up instead of answering: such a broker is not asked again.
+        """
+        if self._drops_unanswered < DROPPED_UNANSWERED_MAX:
+            self._drops_unanswered += 1
+            self._drops_subscription = connection.codec.subscribe([DROPPED_TOPIC], 0)
 
     async def _pass_on(self, connection: Connection) -> None:
         self._accept(connection.codec.messages)
@@ -256,6 +289,8 @@ class Reader:
         return False
 
     def _handle(self, event: Event, *, session_present: bool) -> None:
+        if isinstance(event, Subscribed) and event.packet_id == self._drops_subscription:
+            self._drops_unanswered = 0
         if not isinstance(event, Subscribed) or event.packet_id != self._subscription:
             return
         settings = self._settings

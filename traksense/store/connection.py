@@ -85,12 +85,21 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
 
     Trio-flavored.
     """
-    async with trio_asyncio.open_loop():
-        connection = await _connect(url, application)
-        try:
-            yield DatabaseConnection(connection)
-        finally:
-            connection.terminate()
+    alone: BaseException
+    try:
+        async with trio_asyncio.open_loop():
+            connection = await _connect(url, application)
+            try:
+                yield DatabaseConnection(connection)
+            finally:
+                connection.terminate()
+        return
+    except BaseExceptionGroup as group:
+        # The loop's nurseries are our own affair: the caller's exception, or ours, leaves as it is.
+        alone = group
+        while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
+            alone = alone.exceptions[0]
+    raise alone
 
 
 async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asyncpg.Record]:

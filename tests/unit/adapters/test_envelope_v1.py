@@ -130,6 +130,12 @@ def test_envelope_name_length(decode: Decode, length: int) -> None:
     assert "á" * length == point.name
 
 
+@pytest.mark.parametrize("length", [0, 64])
+def test_envelope_unit_length(decode: Decode, length: int) -> None:
+    """A unit has at most 64 characters."""
+    assert [Point("a", 1.0, u="²" * length)] == telemetry(decode(EnvelopeV1(), one_point(u="²" * length))).points
+
+
 @pytest.mark.parametrize("text", [r"\\u0000", "°C", r"\ud83d\ude00", r"\n", "\x7f"])
 def test_envelope_odd_texts(decode: Decode, text: str) -> None:
     """Texts may hold any character but U+0000, also what merely looks like its escape."""
@@ -183,7 +189,8 @@ def test_envelope_invalid_field(refuse: Refuse, payload: object, where: str) -> 
 
 def test_envelope_fault_in_a_later_point(refuse: Refuse) -> None:
     """The detail names the point that is at fault, however many are before it."""
-    points = [{"name": f"p{index}", "v": index} for index in range(20)]
+    points: list[dict[str, Any]] = [{"name": f"p{index}", "v": index} for index in range(20)]
+    points[0] |= {"q": 2, "u": "x" * 64, "name": "n" * 128}
     points[17]["name"] = ""
 
     assert (Reason.INVALID_FIELD, "a name of 0 characters, not 1-128 - at `$.points[17].name`") == refuse(

@@ -160,6 +160,7 @@ def nested(depth: int) -> bytes:
 def test_check_json_depth() -> None:
     """Stored JSON nests up to the limit and not a level deeper, in arrays as in objects."""
     check_json(nested(MAX_DEPTH), "$.meta")
+    check_json(nested(MAX_DEPTH).replace(b"[]", b"[0, 1]"), "$.meta")
     with pytest.raises(DecodeError, match=r"deeper than 512 levels - at `\$\.meta`") as caught:
         check_json(nested(MAX_DEPTH + 1), "$.meta")
     assert Reason.NESTED_TOO_DEEP == caught.value.reason
@@ -181,7 +182,18 @@ def test_check_json_wide() -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [b"1e400", b"-1e400", b"9" * 5000, b"1e-20000", b"1e-99999999999999999999", b"0." + b"0" * 20_000 + b"1"]
+    "number",
+    [
+        b"1e400",
+        b"-1e400",
+        b"9" * 5000,
+        b"1e-20000",
+        b"1e-16384",
+        b"0e-16384",
+        b"1e-99999999999999999999",
+        b"0." + b"0" * 20_000 + b"1",
+        b"0." + b"1" * 16_384,
+    ],
 )
 def test_check_json_number_out_of_range(number: bytes) -> None:
     """A number that jsonb could not take, or a double not hold, is refused with the place where it is."""
@@ -192,7 +204,17 @@ def test_check_json_number_out_of_range(number: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [b"1e308", b"-0.0", b"1e-300", b"5E-324", b"123456789012345678901234567890", b"1e-9"]
+    "number",
+    [
+        b"1e308",
+        b"-0.0",
+        b"1e-300",
+        b"5E-324",
+        b"123456789012345678901234567890",
+        b"1e-9",
+        b"1e-16383",
+        b"0." + b"1" * 16383,
+    ],
 )
 def test_check_json_number_in_range(number: bytes) -> None:
     """Numbers that a double holds are fine, however they are written."""

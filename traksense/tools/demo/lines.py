@@ -53,6 +53,28 @@ def _milliseconds(seconds: float | None) -> str:
 def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) -> str:
     """The last words: what happened, whether it adds up, and how to go on."""
     seconds = int(state.elapsed)
+    lines = [
+        "",
+        f"Ended after {seconds // 60} min {seconds % 60} s. The fleet stopped; the service drained, and exited with status {status}.",
+        *([f"  That is not 0: see {log}"] if status else []),
+        verdict.text(),
+        "",
+        f"The data stay in {place.directory}: {state.rows:,} rows so far.",
+        "Look at them (this starts the database alone, and psql):",
+        f"  {place.command('--psql')}",
+        "Start it again with them:",
+        f"  {place.command()}",
+    ]
+    return "\n".join(lines)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+
+def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) -> str:
+    """The last words: what happened, whether it adds up, and how to go on."""
+    seconds = int(state.elapsed)
     exited = f"exited with status {status}" if status >= 0 else f"was ended by signal {-status}"
     lines = [
         "",
@@ -60,9 +82,9 @@ def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) 
         f"{'' if status == 0 else f' (log: {log})'}.",
         verdict.text(),
         "",
-        f"The data stay in {place.directory}: {state.rows:,} rows so far. Look at them, in the database alone:",
+        f"The data stay in {place.directory}: {state.rows:,} rows so far. Look at them; this starts the database alone, and psql:",
         f"  {place.command('--psql')}",
-        "Go on with them:",
+        "Start it again, with these data:",
         f"  {place.command()}",
     ]
     return "\n".join(lines)

@@ -26,7 +26,7 @@ import trio_asyncio
 from traksense.config import load
 from traksense.store.migrate import migrate
 from traksense.tools.demo.lines import LINE_SECONDS, ending, status_line
-from traksense.tools.demo.observe import Database, watch_database, watch_metrics, watched_points
+from traksense.tools.demo.observe import ROWS, Database, watch_database, watch_metrics, watched_points
 from traksense.tools.demo.place import DATABASE, Place
 from traksense.tools.demo.state import Addresses, Phase, Scrape, State
 from traksense.tools.demo.verdict import LAST_DEAD, Verdict, compare
@@ -137,6 +137,7 @@ class Demo:
             await self._show_running(state, fleet, publisher, service, database, (broker, postgres))
             status = await service.stop()
             verdict = await compare(self._tally, database, since, last_dead)
+            state.rows = int(await database.fetch_value(ROWS))
             self._say(ending(self._place, state, verdict, status, str(service.log_path)))
         return 0 if verdict.adds_up and status == 0 else 1
 
@@ -193,11 +194,11 @@ class Demo:
     def _state(self, broker: BrokerProcess, postgres: PostgresProcess, service: ServiceProcess, fleet: Fleet) -> State:
         psql = self._place.psql_line(postgres)
         if psql:
-            self._say(f"  look at the data from another terminal: {psql}")
+            self._say(f"  look at the data from another terminal:\n    {psql}")
         o = self._options.fleet
         described = f"{o.tenants} tenants, {fleet.devices} devices, {o.rate:,.0f} points/s"
         if o.speed != 1:
-            described += f", signals {o.speed:g}× life"
+            described += f", signals run {o.speed:g}×"
         addresses = Addresses(
             broker.url,
             broker.kind,

@@ -77,11 +77,11 @@ class Scrape:
 
     @property
     def dead_reasons(self) -> list[tuple[str, int]]:
-        """Dead letters by reason, the most frequent first."""
-        counts = [
+        """Dead letters by reason, in an order that does not change."""
+        counts = (
             (dict(labels)["reason"], int(value)) for (name, labels), value in self.samples.items() if name == "ingest_errors_total"
-        ]
-        return sorted(((reason, count) for reason, count in counts if count), key=lambda item: (-item[1], item[0]))
+        )
+        return [(reason, count) for reason, count in counts if count]
 
     def latency_buckets(self) -> list[tuple[float, float]]:
         """Upper bound in seconds and cumulative count."""

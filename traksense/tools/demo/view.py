@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDE: Final = 96
 """From this many columns on there is room for the site and for full addresses."""
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
+ROOMY_LINES: Final = 12
+"""From this many lines for the tables on there is room for the newest dead letter's topic."""
 LINES_BESIDE_TABLES: Final = 15
 """Lines of the page without its header and the rows of its two tables."""
 
@@ -39,13 +41,14 @@ def page(state: State, width: int, height: int) -> RenderableType:
     header = _header(state, wide=wide)
     # The last line of a terminal belongs to the cursor.
     spare = height - 1 - LINES_BESIDE_TABLES - len(header)
+    roomy = spare >= ROOMY_LINES
     dead_rows = max(1, min(-(-reasons // (3 if wide else 2)), spare // 3))
     return Group(
         *header,
         _figures(state, width, wide=wide),
         _ledger(state, wide=wide),
-        _values(state, rows=max(3, spare - dead_rows), wide=wide),
-        _dead_letters(state, rows=dead_rows, wide=wide),
+        _values(state, rows=max(3, spare - dead_rows - roomy), wide=wide),
+        _dead_letters(state, rows=dead_rows, wide=wide, with_topic=roomy),
         _footer(state, wide=wide),
     )
 
@@ -69,23 +72,25 @@ def _header(state: State, *, wide: bool) -> list[RenderableType]:
     else:
         status = Text("● not ready", BAD)
     top = _grid(ratios=(1, None))
-    top.add_row(Text.assemble(("traksense demo", "bold"), ("  " + state.fleet, DIM)), Text.assemble((clock, TITLE), "  ", status))
+    title = Text.assemble(("traksense demo", "bold"), ("  " + state.fleet, DIM), no_wrap=True, overflow="ellipsis")
+    top.add_row(title, Text.assemble((clock, TITLE), "  ", status))
     a = state.addresses
     broker = _labelled("broker   ", f"{a.broker} ({a.broker_kind})")
     database, metrics = _labelled("database ", a.database), _labelled("metrics  ", a.metrics)
-    addresses = _grid(ratios=(1, 1) if wide else (1,))
+    lines: list[RenderableType] = [top]
     if wide:
-        addresses.add_row(broker, metrics)
-        addresses.add_row(database, _labelled("kept in  ", a.directory))
+        pairs = ((broker, metrics), (database, _labelled("kept in  ", a.directory)))
+        for pair in pairs:
+            grid = _grid(ratios=(1, 1), padding=2)
+            grid.add_row(*pair)
+            lines.append(grid)
     else:
-        for address in (broker, database, metrics):
-            addresses.add_row(address)
-    lines: list[RenderableType] = [_indented(top), _indented(addresses)]
-    lines += [Text("")] * (addresses.row_count - 1)
+        lines += [broker, database, metrics]
     troubles = [f"fleet: no connection: {state.publisher_fault}"] if state.publisher_fault else []
     if state.phase is Phase.RUNNING and not state.ready:
         troubles.append(f"service: {state.not_ready}")
-    return lines + [_indented(Text(trouble, WARN, no_wrap=True, overflow="ellipsis")) for trouble in troubles]
+    lines += [Text(trouble, WARN, no_wrap=True, overflow="ellipsis") for trouble in troubles]
+    return [_indented(line) for line in lines]
 
 
 def _figures(state: State, width: int, *, wide: bool) -> RenderableType:
@@ -160,29 +165,28 @@ def _value(value: LatestValue) -> Text:
     return Text(f"{value.value:,.2f}", "default")
 
 
-def _dead_letters(state: State, *, rows: int, wide: bool) -> RenderableType:
+def _dead_letters(state: State, *, rows: int, wide: bool, with_topic: bool) -> RenderableType:
     reasons = state.scrape.dead_reasons if state.scrape else []
     if not reasons:
         return _panel("Dead letters", Text("none yet", DIM))
     columns = 3 if wide else 2
     table = _grid(ratios=(1,) * columns, padding=2)
-    cells = [_row(reason, f"{count:,}") for reason, count in reasons[: rows * columns]]
+    cells: list[RenderableType] = [_row(reason, f"{count:,}") for reason, count in reasons[: rows * columns]]
     cells += [Text("")] * (-len(cells) % columns)
     for first in range(0, len(cells), columns):
         table.add_row(*cells[first : first + columns])
-    lines: list[RenderableType] = [table]
-    if (newest := state.newest_dead) is not None:
-        lines.append(
-            Text.assemble(
-                ("newest  ", DIM),
-                (f"{newest.reason}", WARN),
-                (f"  {newest.detail}", "default"),
-                (f"  {newest.size:,} bytes, {age(newest.ts, state.wall)} ago", DIM),
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-        )
-    return _panel("Dead letters: kept with their exact bytes, and why", *lines)
+    return _panel("Dead letters: kept with their exact bytes, and why", table, *_newest(state, with_topic=with_topic))
+
+
+def _newest(state: State, *, with_topic: bool) -> list[RenderableType]:
+    newest = state.newest_dead
+    if newest is None:
+        return []
+    label = Text.assemble(("newest ", DIM), (f"{age(newest.ts, state.wall):>6} ago  ", DIM), no_wrap=True, overflow="ellipsis")
+    lines: list[RenderableType] = [label.append(newest.reason, WARN).append(f"  {newest.detail}")]
+    if with_topic:
+        lines.append(Text(f"{'':19}{newest.topic}, {newest.size:,} bytes", DIM, no_wrap=True, overflow="ellipsis"))
+    return lines
 
 
 def _footer(state: State, *, wide: bool) -> RenderableType:
@@ -197,7 +201,7 @@ def _footer(state: State, *, wide: bool) -> RenderableType:
     )
     if wide and state.memory_bytes:
         stored.append("   service ", DIM).append(size(state.memory_bytes), TITLE)
-    left = f"ends in {max(0, state.seconds - state.elapsed):.0f} s" if state.seconds is not None else "Ctrl-C ends it"
+    left = "Ctrl-C ends it" if state.seconds is None else f"ends after {state.seconds:g} s"
     words = {Phase.RUNNING: (left, DIM), Phase.ENDING: ("storing the last messages…", WARN), Phase.ENDED: ("", DIM)}
     line.add_row(stored, Text(*words[state.phase]))
     return _indented(line)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from traksense.config import Settings
     from traksense.store.connection import DatabaseConnection
     from traksense.store.dead_letters import Count
+    from traksense.tools.dlq.replay import Counts
     from traksense.tools.interrupt import Interruption
 
 LIST_LIMIT: Final = 100
@@ -76,16 +77,23 @@ async def replay(context: Context) -> bool:
     run = Replay(context.settings, context.database, selection(arguments), say=say, interruption=context.interruption)
     try:
         await run.run(dry=arguments.dry_run)
-    finally:
-        counts = attrs.asdict(run.counts)
-        if arguments.json:
-            text.print_json({"dry_run": arguments.dry_run, **counts})
-        else:
-            rest = {name: value for name, value in counts.items() if value and name not in ("published", "selected")}
-            told = f" ({', '.join(f'{value} {name}' for name, value in rest.items())})" if rest else ""
-            verb = "would publish" if arguments.dry_run else "published"
-            print(f"{verb} {run.counts.published} of {letters(run.counts.selected)}{told}")
+    except BaseException:
+        if run.counts.selected:
+            _tell(run.counts, arguments)
+        raise
+    _tell(run.counts, arguments)
     return run.counts.complete
+
+
+def _tell(counts: Counts, arguments: argparse.Namespace) -> None:
+    values: dict[str, int] = attrs.asdict(counts)
+    if arguments.json:
+        text.print_json({"dry_run": arguments.dry_run, **values})
+        return
+    rest = [f"{value} {name}" for name, value in values.items() if value and name not in ("published", "selected")]
+    told = f" ({', '.join(rest)})" if rest else ""
+    verb = "would publish" if arguments.dry_run else "published"
+    print(f"{verb} {counts.published} of {letters(counts.selected)}{told}")
 
 
 async def count(context: Context) -> Count:

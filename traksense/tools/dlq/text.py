@@ -90,9 +90,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
     """What machines get of a dead letter, under the names of its columns."""
     return {
         "id": summary.id,
-        "ts": _time(summary.ts),
-        "last_ts": _time(summary.last_ts) if summary.last_ts else None,
-        "replayed_at": _time(summary.replayed_at) if summary.replayed_at else None,
+        "ts": summary.ts.isoformat(),
+        "last_ts": summary.last_ts.isoformat() if summary.last_ts else None,
+        "replayed_at": summary.replayed_at.isoformat() if summary.replayed_at else None,
         "tenant_id": summary.tenant_id,
         "reason": summary.reason,
         "detail": summary.detail,

@@ -123,7 +123,7 @@ def _plant_in_connection(bomb: Bomb) -> None:
         if bomb.passes(MID_PUBACK):
             # Straight to the kernel: the writing task will not get its turn. Half, and in the middle of a packet.
             data = connection.codec.take()
-            os.write(connection._stream.socket.fileno(), data[: len(data) // 2 + len(data) // 2 % 2 - 1])  # type: ignore[union-attr]
+            os.write(connection._stream.socket.fileno(), data[: len(data) // 2 | 1])  # type: ignore[union-attr]
             bomb.explode()
 
     Connection.acknowledge = die_acknowledging  # type: ignore[method-assign]

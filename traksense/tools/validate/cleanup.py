@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from traksense.store.connection import DatabaseConnection
     from traksense.tools.validate.report import Result
 
-CLEANUP_SECONDS: Final = 60.0
-"""Shielded from Ctrl-C for so long; a second Ctrl-C ends it at once."""
-
 SWEEPS: Final = 3
 SWEEP_AGAIN_SECONDS: Final = 0.5
 
@@ -27,7 +24,9 @@ SELECT t, $2, d FROM unnest($1::text[]) AS t, unnest($3::text[]) AS d ON CONFLIC
 """
 
 _SERIES: Final = "SELECT series_id FROM traksense.series WHERE tenant_id = ANY ($1::text[])"
-_MEASURES: Final = "WITH gone AS (DELETE FROM traksense.measure WHERE series_id = ANY ($1::int[]) RETURNING 1) SELECT count(*) FROM gone"
+_MEASURES: Final = """
+WITH gone AS (DELETE FROM traksense.measure WHERE series_id = ANY ($1::int[]) RETURNING 1) SELECT count(*) FROM gone
+"""
 _DEAD: Final = """
 WITH gone AS (
     DELETE FROM public.ingest_errors e USING unnest($1::text[]) AS t
@@ -56,28 +55,20 @@ async def clean_up(target: Target, result: Result) -> None:
 
     What is still under way would come back after the deletion, so that is waited for first; and since a service that
     remembers our series could still store into them, it is swept until nothing is found.
-
-    Cancellation: shielded, for `CLEANUP_SECONDS`.
     """
-    gone = 0
     doubt: str | None = None
-    with trio.move_on_after(CLEANUP_SECONDS, shield=True) as scope:
-        try:
-            await target.settle(device="cleanup")
-        except TraksenseError as error:
-            doubt = str(error)
-        # Another connection: a check that was cancelled may have left the first one in any state.
-        try:
-            async with open_connection(target.settings.database, application="traksense validate") as database:
-                gone = await _sweep(database, target.tenants)
-        except TraksenseError as error:
-            result.add("fail", "Clean-up", f"{error}; remains: {' and '.join(target.tenants)}")
-            return
-    if scope.cancelled_caught:
-        result.add(
-            "fail", "Clean-up", f"not done within {CLEANUP_SECONDS:.0f} s; remains: {' and '.join(target.tenants)}"
-        )
-    elif doubt is not None:
+    try:
+        await target.settle(device="cleanup")
+    except TraksenseError as error:
+        doubt = str(error)
+    # Another connection: a check that was cancelled may have left the first one in any state.
+    try:
+        async with open_connection(target.settings.database, application="traksense validate") as database:
+            gone = await _sweep(database, target.tenants)
+    except TraksenseError as error:
+        result.add("fail", "Clean-up", f"{error}; remains: {' and '.join(target.tenants)}")
+        return
+    if doubt is not None:
         result.add("fail", "Clean-up", f"{gone} rows removed, but more may come: {doubt}", rows=gone)
     else:
         result.add("ok", "Clean-up", f"{gone} rows removed, tenants included", rows=gone)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 NAME_TOO_LONG: Final = "x" * 129
-"""A device of this name makes the topic invalid, although every `+` filter matches it. Source: `ingest.decode.NAME_MAX`."""
+"""A device of this name makes the topic invalid, although `+` matches it. Source: `ingest.decode.NAME_MAX`."""
 
 _NESTED: Final = 20_000
 """Levels of nesting, beyond any decoder's limit."""

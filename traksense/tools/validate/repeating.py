@@ -88,7 +88,6 @@ async def events(target: Target, result: Result) -> None:
 
 async def duplicates(target: Target, result: Result) -> None:
     """The same message twice is one row a point, and is counted as a duplicate; a different value keeps the first."""
-    target.need(Kind.TELEM)
     before = await target.endpoint.scrape()
     ts = utc_now()
     payload = payloads.numbers(ts, {"a": 1.0, "b": 2.0})

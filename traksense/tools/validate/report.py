@@ -163,4 +163,9 @@ class Printer:
     def _line(self, text: str) -> None:
         if not self._silent:
             encoding = sys.stdout.encoding or "ascii"
-            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+            try:
+                print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+            except BrokenPipeError:
+                # Nobody reads any more; what was begun is still to be cleaned up.
+                self._silent = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

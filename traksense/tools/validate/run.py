@@ -11,6 +11,7 @@ import trio
 
 from traksense import __version__
 from traksense.errors import TraksenseError
+from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
 from traksense.store.migrate import LATEST
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 READY_SECONDS: Final = 10.0
 """How long a service that answers may take to become ready: it may have been started a moment ago."""
+
+CLEANUP_SECONDS: Final = 120.0
+"""However long the patience: then somebody else must clean up. Chosen by guess."""
 
 WINDOW: Final = 1_000
 """Unconfirmed messages; the broker's Receive Maximum may be less."""
@@ -116,7 +120,7 @@ class _Run:
         async with AsyncExitStack() as stack:
             target = await self._connect(stack)
             if target is None:
-                self._not_run("the stack cannot be reached")
+                self._not_run("see connectivity")
                 return
             try:
                 with self.interruption.guard():
@@ -130,13 +134,20 @@ class _Run:
                 if self.options.keep:
                     result.add("skip", "Clean-up", f"kept: {' and '.join(target.tenants)}")
                 else:
-                    await cleanup.clean_up(target, result)
+                    with trio.move_on_after(CLEANUP_SECONDS, shield=True) as scope:
+                        await cleanup.clean_up(target, result)
+                    if scope.cancelled_caught:
+                        left = " and ".join(target.tenants)
+                        result.add("fail", "Clean-up", f"not done within {CLEANUP_SECONDS:.0f} s; remains: {left}")
 
     async def _check(self, name: str, title: str, check: Check, target: Target) -> None:
         result = self._begin(name, title)
         started = trio.current_time()
         try:
             await check(target, result)
+        except trio.Cancelled:
+            result.add("not run", title, "interrupted")
+            raise
         except CheckSkippedError as error:
             result.add("skip", title, str(error))
         except TraksenseError as error:
@@ -175,7 +186,7 @@ class _Run:
         result.seconds = trio.current_time() - started
         if publisher is None or database is None or not ready:
             return None
-        return Target(
+        target = Target(
             settings=self.settings,
             endpoint=endpoint,
             database=database,
@@ -185,6 +196,13 @@ class _Run:
             points=self.options.points,
             refusals=refusals,
         )
+        if not target.subscribed(Kind.TELEM):
+            topic = target.topic(Kind.TELEM)
+            result.add(
+                "fail", "MQTT_TOPICS", f"does not subscribe to {topic}: a tenant of our own cannot be tried here"
+            )
+            return None
+        return target
 
     async def _connect_broker(self, stack: AsyncExitStack, result: Result, refusals: list[int]) -> Publisher | None:
         broker = self.settings.broker
@@ -231,8 +249,12 @@ class _Run:
         try:
             status, _ = await endpoint.get("/healthz")
             result.judge("GET /healthz", str(status), faults=[] if status == 200 else ["not 200"])
+            answer = await endpoint.get("/readyz")
             with trio.move_on_after(READY_SECONDS):
-                while (answer := await endpoint.get("/readyz"))[0] == 503:
+                while True:
+                    answer = await endpoint.get("/readyz")
+                    if answer[0] != 503:
+                        break
                     await trio.sleep(0.2)
             faults = [] if answer[0] == 200 else [" ".join(answer[1].split())]
             result.judge("GET /readyz", str(answer[0]), faults=faults)

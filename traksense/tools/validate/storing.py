@@ -37,7 +37,6 @@ WHERE tenant_id = $1 AND site_id = $2 AND device_id = $3 AND point_id = $4 ORDER
 
 async def persistence(target: Target, result: Result) -> None:
     """An envelope v1 with every type of value appears with every column right."""
-    target.need(Kind.TELEM)
     ts = utc_now()
     meta = {"fw": "1.2.3", "src": "validate"}
     points: list[dict[str, Any]] = [
@@ -73,7 +72,6 @@ async def persistence(target: Target, result: Result) -> None:
 
 async def dead_letters(target: Target, result: Result) -> None:
     """Every kind of bad payload is kept byte for byte, with its reason, and harms no neighbour."""
-    target.need(Kind.TELEM)
     now = utc_now()
     bad = payloads.bad_payloads(now)
     expected = {f"bad-{number}": one for number, one in enumerate(bad)}
@@ -108,7 +106,6 @@ async def dead_letters(target: Target, result: Result) -> None:
 
 async def out_of_order(target: Target, result: Result) -> None:
     """Points in any order of their timestamps are stored, and the aggregates by the minute are right."""
-    target.need(Kind.TELEM)
     shuffled = random.Random(target.tenant)  # noqa: S311  (an order, not a secret)
     first = utc_now().replace(second=0, microsecond=0) - timedelta(minutes=30)
     points = {

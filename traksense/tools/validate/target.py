@@ -120,7 +120,7 @@ class Target:
             raise CheckFailedError(f"the broker refuses what this user publishes to {self.tenant}: reason code {codes}")
 
     async def until(self, ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool]) -> tuple[T, float]:
-        """Ask again and again until the answer is enough, or patience ends: the last answer, and after how many seconds."""
+        """Ask until the answer is enough or patience ends: the last answer, and after how many seconds."""
         started = trio.current_time()
         while True:
             asked = trio.current_time()
@@ -139,8 +139,8 @@ class Target:
     async def settle(self, kind: Kind = Kind.TELEM, device: str = "device") -> None:
         """Wait until everything that was published to this topic so far has ended, whatever came of it.
 
-        A message behind it is published to the same topic, whose order the broker keeps. When that is stored, all before it
-        were received; when nothing that the service received until then is in flight, all of it has ended.
+        A message behind it is published to the same topic, whose order the broker keeps. When that is stored, all
+        before it were received; when nothing that the service received until then is in flight, all of it has ended.
 
         Raises:
             CheckFailedError: That takes too long.
@@ -156,20 +156,29 @@ class Target:
         self.stored += kind is Kind.TELEM
         await self.publish(kind, payload, device=device)
         await self.confirm()
-        confirmed_at = trio.current_time()
         stored, _ = await self.until(lambda: self.count(FENCES[kind], self.tenant, device, name), bool)
         if not stored:
             raise CheckFailedError(f"nothing published to {self.topic(kind, device)} is stored any more")
-        samples, _ = await self.until(self.endpoint.scrape, lambda s: self.drained(s, since=confirmed_at))
-        if not self.drained(samples, since=confirmed_at):
+        drained, samples, _ = await self.drain()
+        if not drained:
             raise CheckFailedError(f"messages are in flight for more than {self.patience:.0f} s: {in_flight(samples)}")
 
-    @staticmethod
-    def drained(samples: Samples, *, since: float) -> bool:
-        """Whether nothing that was received before `since` (on Trio's clock) is in flight: what is, is others' traffic."""
-        if samples.value("ingest_in_flight_messages") == 0:
-            return True
-        return samples.value("ingest_oldest_unacknowledged_seconds") < trio.current_time() - since
+    async def drain(self) -> tuple[bool, Samples, float]:
+        """Wait until nothing is in flight that the service had received when this was called.
+
+        Returns:
+            Whether that was so before patience ended, the last scrape, and after how many seconds.
+        """
+        started = trio.current_time()
+
+        async def look() -> tuple[bool, Samples]:
+            asked = trio.current_time()
+            samples = await self.endpoint.scrape()
+            age = samples.value("ingest_oldest_unacknowledged_seconds")
+            return samples.value("ingest_in_flight_messages") == 0 or age < asked - started, samples
+
+        (drained, samples), seconds = await self.until(look, lambda answer: answer[0])
+        return drained, samples, seconds
 
     def rows(self, sql: str, *arguments: object) -> Callable[[], Awaitable[list[tuple[Any, ...]]]]:
         """A question for `until`."""
@@ -185,7 +194,7 @@ def in_flight(samples: Samples) -> str:
 
 
 def covers(topic_filter: str, topic: str) -> bool:
-    """Whether a topic filter matches a topic; a shared subscription counts by its filter. Source: MQTT 5.0 §4.7, §4.8.2."""
+    """Whether a topic filter, shared or not, matches a topic. Source: MQTT 5.0 §4.7, §4.8.2."""
     levels = topic_filter.split("/")
     if levels[0] == "$share":
         levels = levels[2:]

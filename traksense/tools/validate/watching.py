@@ -30,7 +30,6 @@ SEED_METRICS: Final = {
 
 async def metrics(target: Target, result: Result) -> None:
     """The seed's names are there, they moved by what we sent, and the ledger balanced at every scrape."""
-    target.need(Kind.TELEM)
     await target.settle()
     samples = await target.endpoint.scrape()
     there = {(name, label) for name, labels in samples for label in (None, *dict(labels))}
@@ -62,8 +61,7 @@ async def metrics(target: Target, result: Result) -> None:
 
 
 async def isolation(target: Target, result: Result) -> None:
-    """A role with nothing but SELECT sees the tenant that it names, whatever relation it looks at, and nothing unnamed."""
-    target.need(Kind.TELEM)
+    """A role with nothing but SELECT sees the tenant that it names, in every relation, and nothing if it names none."""
     now = utc_now()
     wanted = {
         Kind.TELEM: payloads.numbers(now, {"p": 1.0}),

@@ -1,0 +1,101 @@
+-- traksense: the roles and what they may do.
+--
+-- Not a migration: `traksense migrate` runs this file every time, after the migrations, unless it is told `--no-roles`. psql
+-- can do the same: psql -1 -v ON_ERROR_STOP=1 -f sql/roles.sql. It changes nothing that is already so.
+--
+--   traksense_ingest    the service: writes, and reads what it must to tell new from old
+--   traksense_app       applications: read the public relations of the tenant in app.tenant_id, write nothing
+--   traksense_readonly  dashboards: the same; a role of its own, so that it can be limited or taken away on its own
+--
+-- They have no password and cannot log in. Operators give them to login roles: GRANT traksense_app TO my_application.
+-- A role that may not create roles skips those that are missing; somebody else creates them, and migrate is run again.
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['traksense_ingest', 'traksense_app', 'traksense_readonly'] LOOP
+        IF to_regrole(role) IS NULL AND (
+            SELECT rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user
+        ) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;  -- roles belong to the whole server: a migration of another database has just made it
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['traksense_app', 'traksense_readonly'] LOOP
+        CONTINUE WHEN to_regrole(role) IS NULL;
+        EXECUTE format(
+            'GRANT SELECT ON public.ts_measure, public.ts_measure_1m, public.ts_measure_5m, public.ts_measure_1h, '
+            'public.cmd_ack, public.device_event, public.ingest_errors TO %I',
+            role
+        );
+    END LOOP;
+END
+$$;
+
+DO $$
+DECLARE
+    relation regclass;
+    condition text;
+BEGIN
+    IF to_regrole('traksense_ingest') IS NULL THEN
+        RETURN;
+    END IF;
+    GRANT USAGE ON SCHEMA traksense TO traksense_ingest;
+    GRANT SELECT ON traksense.schema_version, traksense.setting TO traksense_ingest;
+    GRANT SELECT, INSERT, UPDATE ON traksense.ingest_session TO traksense_ingest;
+    GRANT EXECUTE ON FUNCTION
+        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants()
+        TO traksense_ingest;
+
+    -- Of measurements it reads what it must to tell a duplicate from a conflict: not their quality or meta.
+    GRANT INSERT, SELECT (series_id, ts, v_num, v_bool, v_text) ON traksense.measure TO traksense_ingest;
+    GRANT INSERT, SELECT (tenant_id) ON traksense.tenant TO traksense_ingest;
+    GRANT INSERT, SELECT (tenant_id, site_id, device_id, last_seen_at), UPDATE (last_seen_at)
+        ON traksense.device TO traksense_ingest;
+    GRANT INSERT, SELECT (series_id, tenant_id, site_id, device_id, point_id, unit) ON traksense.series TO traksense_ingest;
+    GRANT INSERT, SELECT (meta_id, tenant_id, digest) ON traksense.meta TO traksense_ingest;
+
+    -- Of acks, events and dead letters it reads their keys, and what decides between an older and a newer one.
+    GRANT INSERT, SELECT (tenant_id, device_id, cmd_id, ts_exec, updated_at, xmax),
+        UPDATE (site_id, ok, ts_exec, err, payload, updated_at) ON public.cmd_ack TO traksense_ingest;
+    GRANT INSERT, SELECT (tenant_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
+    GRANT INSERT, SELECT (digest, repeats), UPDATE (repeats, last_ts, reason, detail, replayed_at)
+        ON public.ingest_errors TO traksense_ingest;
+
+    FOREACH relation IN ARRAY ARRAY[
+        'traksense.tenant', 'traksense.device', 'traksense.series', 'traksense.meta',
+        'public.cmd_ack', 'public.device_event', 'public.ingest_errors'
+    ]::regclass[] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = relation AND polname = 'ingest');
+        condition := 'tenant_id IN (SELECT traksense.ingest_tenants())';
+        IF relation = 'public.ingest_errors'::regclass THEN
+            condition := condition || ' OR tenant_id IS NULL';  -- a topic that names no tenant
+        END IF;
+        EXECUTE format(
+            'CREATE POLICY ingest ON %s TO traksense_ingest USING (%s) WITH CHECK (%s)', relation, condition, condition
+        );
+    END LOOP;
+END
+$$;
+
+-- The service's staging table. A database that was hardened may have taken this from PUBLIC.
+DO $$
+BEGIN
+    IF to_regrole('traksense_ingest') IS NOT NULL AND NOT pg_catalog.has_database_privilege(
+        'traksense_ingest', pg_catalog.current_database(), 'TEMPORARY'
+    ) THEN
+        EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO traksense_ingest', pg_catalog.current_database());
+    END IF;
+END
+$$;

@@ -1,0 +1,128 @@
+"""Keeps the service running as an init system would, and ends it when asked to."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from traksense.tools.prove.witness import Remarks
+from traksense.tools.stack import ServiceProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+RESTART_SECONDS: Final = 0.1
+REACH_SECONDS: Final = 4.0
+"""How long a kill point may take to be reached; then the service is killed where it is."""
+
+SLACK_SECONDS: Final = 5.0
+"""How much longer than its own deadline the service may take to end after SIGTERM, on a busy machine."""
+
+_SIGKILL: Final = signal.SIGKILL
+KILLED: Final = -_SIGKILL
+
+
+class Keeper:
+    """Runs the service, again and again.
+
+    Attributes:
+        starts: How often it was started.
+        kills: How often it was killed.
+        unreached: Kill points that were not reached in time.
+        misbehaved: Ends that nobody asked for, and wrong ends of those that somebody asked for.
+    """
+
+    def __init__(self, env: Mapping[str, str], directory: Path, *, breakage: str | None = None) -> None:
+        self.starts = 0
+        self.kills = 0
+        self.unreached = 0
+        self.misbehaved = Remarks()
+        self.process: ServiceProcess | None = None
+        self._env = env
+        self._directory = directory
+        self._arm_file = directory / "armed"
+        self._command = [sys.executable, "-m", "traksense.tools.prove.saboteur", str(self._arm_file)]
+        if breakage is not None:
+            self._command += ["--break", breakage]
+        self._deadline = float(env["INGEST_SHUTDOWN_SECONDS"]) + SLACK_SECONDS
+        self._expected: int | None = None
+        self._finishing = False
+        self._ended = trio.Event()
+
+    async def run(self) -> None:
+        """Start it, and start it again whenever it ends, until `finish` or cancelled.
+
+        Cancellation: the service is killed, which takes a moment only.
+        """
+        try:
+            while not self._finishing:
+                self.process = ServiceProcess(self._env, self._directory, command=self._command)
+                self.starts += 1
+                status = await self.process.wait()
+                if status != self._expected:
+                    asked = "unasked" if self._expected is None else f"expected {self._expected}"
+                    self.misbehaved.add(f"the service ended with status {status}, {asked}")
+                self._expected = None
+                self._ended.set()
+                self._ended = trio.Event()
+                if not self._finishing:
+                    await trio.sleep(RESTART_SECONDS)
+        finally:
+            if self.process is not None:
+                self.process.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL, now."""
+        process = self._running()
+        if process is None:
+            # It has just ended and starts again in a moment: that is a kill's effect already.
+            await trio.sleep(RESTART_SECONDS)
+            return
+        self._expected = KILLED
+        self.kills += 1
+        ended = self._ended
+        process.send_signal(_SIGKILL)
+        await ended.wait()
+
+    async def kill_at(self, point: str, passage: int) -> bool:
+        """SIGKILL at the passage-th time that a point of `saboteur` is reached; says whether it was, in time."""
+        self._arm_file.write_text(f"{point} {passage}", encoding="ascii")
+        self._expected = KILLED
+        ended = self._ended
+        with trio.move_on_after(REACH_SECONDS):
+            await ended.wait()
+        try:
+            self._arm_file.unlink()
+        except FileNotFoundError:
+            self.kills += 1
+            return True
+        self.unreached += 1
+        await self.kill()
+        return False
+
+    async def restart(self) -> None:
+        """SIGTERM, wait for its end; it is started again."""
+        process = self._running()
+        if process is None:
+            await trio.sleep(RESTART_SECONDS)
+            return
+        self._expected = 0
+        ended = self._ended
+        process.terminate()
+        with trio.move_on_after(self._deadline) as scope:
+            await ended.wait()
+        if scope.cancelled_caught:
+            self.misbehaved.add(f"the service had not ended {self._deadline:.0f} s after SIGTERM")
+            await self.kill()
+
+    async def finish(self) -> None:
+        """SIGTERM for the last time."""
+        self._finishing = True
+        await self.restart()
+
+    def _running(self) -> ServiceProcess | None:
+        return self.process if self.process is not None and self.process.status is None else None

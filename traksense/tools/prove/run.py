@@ -1,0 +1,249 @@
+"""One run: publish, break things, heal them, drain, judge."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import attrs
+import trio
+
+from traksense.config import Broker
+from traksense.tools.prove import audit, oracle
+from traksense.tools.prove.inject import heal, inject
+from traksense.tools.prove.messages import Traffic
+from traksense.tools.prove.schedule import make_schedule
+from traksense.tools.prove.stage import CLIENT_ID, open_stage
+from traksense.tools.prove.watch import LedgerWatch, PromiseWatch
+from traksense.tools.prove.witness import Remarks, Witness
+from traksense.tools.publisher import open_publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from traksense.tools.prove.messages import Sent
+    from traksense.tools.prove.schedule import Injection
+    from traksense.tools.prove.stage import Stage
+    from traksense.tools.publisher import Publisher
+    from traksense.tools.stack import PostgresProcess
+
+DRAIN_SECONDS: Final = 90.0
+"""From the healing until everything is acknowledged. The longest waits are the service's own: 15 s between connections
+to the broker, 10 s for a pooled connection; chosen by guess beyond them."""
+
+WINDOW: Final = 100
+TICK_SECONDS: Final = 0.02
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """What was asked for; `seed` is that of the first run."""
+
+    seconds: float
+    rate: float
+    faults: tuple[str, ...]
+    breakage: str | None = None
+
+
+class Progress(Protocol):
+    """Shows how a run goes on."""
+
+    def begin(self, run: Run) -> None:
+        """The stage is set."""
+
+    def fault(self, injection: Injection, took_effect: bool | None) -> None:  # noqa: FBT001
+        """A fault begins (None), or has ended, with or without effect."""
+
+    def phase(self, text: str) -> None:
+        """Something else begins."""
+
+
+class Run:
+    """A run and all that was seen of it.
+
+    Attributes:
+        schedule: What goes wrong.
+        injected: How often each kind of fault took effect.
+        without_effect: How often it did not: its moment did not come.
+        judgement: The verdict on every message; None before the end.
+        stuck: Why it could not be drained.
+        seconds: How long it took.
+    """
+
+    def __init__(self, options: Options, seed: int) -> None:
+        self.options = options
+        self.seed = seed
+        self.schedule = make_schedule(seed, options.seconds, options.faults)
+        self.injected: dict[str, int] = {}
+        self.without_effect: dict[str, int] = {}
+        self.messages: dict[int, Sent] = {}
+        self.fates: dict[int, oracle.Fate] = {}
+        self.judgement: oracle.Judgement | None = None
+        self.stuck = Remarks()
+        self.seconds = 0.0
+        self.witness = Witness(self._number_of, self._on_acknowledged)
+        self.ledger: LedgerWatch | None = None
+        self.promises: PromiseWatch | None = None
+        self.publisher: Publisher | None = None
+        self.stage: Stage | None = None
+        self._numbers: dict[bytes, int] = {}
+        self._traffic = Traffic(seed, time.time_ns() // 1000)
+        self._publishing = True
+
+    async def run(self, directory: Path, postgres: PostgresProcess, progress: Progress) -> None:
+        """Do all of it.
+
+        Raises:
+            StackError: The stage could not be set.
+
+        Trio-flavored.
+        """
+        started = trio.current_time()
+        async with open_stage(
+            directory, postgres, self.witness, seed=self.seed, breakage=self.options.breakage
+        ) as stage:
+            self.stage = stage
+            self.ledger = LedgerWatch(stage.keeper)
+            self.promises = PromiseWatch(stage.database, self.messages, self.seed)
+            await _wait_ready(stage)
+            progress.begin(self)
+            async with trio.open_nursery() as watchers:
+                watchers.start_soon(self.ledger.run)
+                watchers.start_soon(self.promises.run)
+                async with open_publisher(
+                    _broker(stage),
+                    client_id="traksense-prove-publisher",
+                    window=WINDOW,
+                    keepalive=5,
+                    on_confirmed=self._on_confirmed,
+                ) as self.publisher:
+                    await self._play(stage, self.publisher, progress)
+                    progress.phase("everything is healed; draining")
+                    await heal(stage)
+                    await self._drain(stage, self.publisher)
+                watchers.cancel_scope.cancel()
+            progress.phase("stopping the service, asking the broker what it still owes, reading the database")
+            await stage.keeper.finish()
+            await self._judge(stage)
+        self.seconds = trio.current_time() - started
+
+    # --- publishing -----------------------------------------------------------------------------------------------
+
+    async def _play(self, stage: Stage, publisher: Publisher, progress: Progress) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._publish, publisher)
+            async with trio.open_nursery() as faults:
+                started = trio.current_time()
+                for injection in self.schedule:
+                    await trio.sleep_until(started + injection.at)
+                    faults.start_soon(self._inject, stage, injection, progress)
+                await trio.sleep_until(started + self.options.seconds)
+            nursery.cancel_scope.cancel()
+
+    async def _inject(self, stage: Stage, injection: Injection, progress: Progress) -> None:
+        progress.fault(injection, None)
+        took_effect = await inject(stage, injection)
+        counts = self.injected if took_effect else self.without_effect
+        counts[injection.fault] = counts.get(injection.fault, 0) + 1
+        progress.fault(injection, took_effect)
+
+    async def _publish(self, publisher: Publisher) -> None:
+        due = trio.current_time()
+        while True:
+            # What could not be sent in time is not made up for: the rate is an upper bound.
+            due = max(due, trio.current_time() - TICK_SECONDS)
+            while due <= trio.current_time():
+                due += 1 / self.options.rate
+                await self._publish_one(publisher, self._traffic.next())
+            await trio.sleep_until(due + TICK_SECONDS)
+
+    async def _publish_one(self, publisher: Publisher, sent: Sent) -> None:
+        self.messages[sent.number] = sent
+        self._numbers[sent.payload] = sent.number
+        self.fates[sent.number] = oracle.Fate(published_at=trio.current_time())
+        try:
+            await publisher.publish(sent.topic, sent.payload, tag=sent.number)
+        except trio.Cancelled:
+            # The publisher took nothing over.
+            del self.messages[sent.number], self.fates[sent.number]
+            raise
+
+    def _on_confirmed(self, number: int) -> None:
+        self.fates[number].confirmed_at = trio.current_time()
+
+    def _number_of(self, payload: bytes) -> int | None:
+        return self._numbers.get(payload)
+
+    def _on_acknowledged(self, number: int) -> None:
+        if self.promises is not None:
+            self.promises.acknowledged(number)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def _drain(self, stage: Stage, publisher: Publisher) -> None:
+        with trio.move_on_after(DRAIN_SECONDS) as scope:
+            await publisher.drain()
+            # Acknowledgements go out in receive order: when the last message is acknowledged, all are. Even the last
+            # one may be redelivered behind others after a reconnection, so the ledger has to agree.
+            sentinel = self._traffic.sentinel()
+            await self._publish_one(publisher, sentinel)
+            await publisher.drain()
+            while sentinel.number not in self.witness.acknowledged or not await self._idle():
+                await trio.sleep(0.05)
+        if scope.cancelled_caught:
+            self.stuck.add(await _why_stuck(stage, publisher, DRAIN_SECONDS))
+
+    async def _idle(self) -> bool:
+        assert self.ledger is not None
+        await self.ledger.scrape()
+        return self.ledger.idle
+
+    async def _judge(self, stage: Stage) -> None:
+        owed = await audit.owed(_broker(stage), CLIENT_ID, version=stage.environment["MQTT_VERSION"])
+        still = {self._numbers[payload] for payload in owed if payload in self._numbers}
+        for number, fate in self.fates.items():
+            fate.acknowledged = number in self.witness.acknowledged
+            fate.delivered = self.witness.delivered[number]
+            fate.owed = number in still
+        self.judgement = oracle.judge(
+            self.messages.values(), self.fates, await stage.database.rows(), broker_kills=stage.broker_kills
+        )
+
+    # --- the verdict ----------------------------------------------------------------------------------------------
+
+    @property
+    def faults(self) -> dict[str, Remarks]:
+        """Everything that must be zero, by name."""
+        assert self.judgement is not None and self.ledger is not None and self.promises is not None
+        assert self.stage is not None
+        return {
+            **self.judgement.faults,
+            "acknowledged early": self.promises.early,
+            "out of order": self.witness.disorder,
+            "ledger mismatches": self.ledger.mismatches,
+            "misbehaved": self.stage.keeper.misbehaved,
+            "stuck": self.stuck,
+        }
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return not any(remarks.count for remarks in self.faults.values())
+
+
+def _broker(stage: Stage) -> Broker:
+    return Broker(host=stage.broker.host, port=stage.broker.port, tls=False)
+
+
+async def _wait_ready(stage: Stage) -> None:
+    """The session must exist before anything is published: a broker queues for nobody."""
+    while stage.keeper.process is None:
+        await trio.sleep(TICK_SECONDS)
+    await stage.keeper.process.wait_ready()
+
+
+async def _why_stuck(stage: Stage, publisher: Publisher, seconds: float) -> str:
+    process = stage.keeper.process
+    readiness: Any = await process.readiness() if process is not None else "no service"
+    return f"not drained after {seconds:.0f} s: {publisher.unconfirmed} messages unconfirmed; /readyz: {readiness}"

@@ -1,0 +1,129 @@
+"""The stage of a run: broker, database, service, and the two links between them that can be broken.
+
+    publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── service ──▶ database link (Proxy) ──▶ database
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import asyncio
+import attrs
+import trio
+
+from traksense.store.migrate import migrate
+from traksense.tools.proxy import Proxy
+from traksense.tools.prove.database import DROP_UNIQUE_KEY, PREPARE, Database
+from traksense.tools.prove.frames import CommitSpotter
+from traksense.tools.prove.keeper import Keeper
+from traksense.tools.prove.saboteur import ACK_EARLY
+from traksense.tools.prove.schedule import Part
+from traksense.tools.stack import BrokerOptions, BrokerProcess, open_broker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from traksense.tools.prove.witness import Witness
+    from traksense.tools.stack import PostgresProcess
+
+TEMPLATE: Final = "prove_template"
+CLIENT_ID: Final = "traksense-prove-service"
+KEEPALIVE_SECONDS: Final = 2
+
+NO_UNIQUE_KEY: Final = "no-unique-key"
+BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY)
+
+
+@attrs.define(eq=False)
+class Stage:
+    """See the module."""
+
+    postgres: PostgresProcess
+    broker: BrokerProcess
+    database: Database
+    database_link: Proxy
+    broker_link: Proxy
+    keeper: Keeper
+    environment: dict[str, str]
+    broker_kills: list[float] = attrs.field(factory=list)
+    turns: dict[Part, trio.Lock] = attrs.field(factory=lambda: {part: trio.Lock() for part in Part})
+
+
+class _DatabaseObserver:
+    """Spots commits; see `proxy.Observer`."""
+
+    def __init__(self) -> None:
+        self._spotter = CommitSpotter()
+
+    def from_client(self, data: bytes) -> bool:
+        return self._spotter.feed(data)
+
+    def from_server(self, data: bytes) -> None:
+        pass
+
+
+async def make_template(postgres: PostgresProcess) -> None:
+    """A migrated, prepared database that the runs copy."""
+    dsn = await postgres.create_database(TEMPLATE)
+    quiet = logging.getLogger(f"{__name__}.migrate")
+    await trio.to_thread.run_sync(lambda: asyncio.run(migrate(dsn, log=quiet)))
+    await Database(dsn).execute(*PREPARE)
+
+
+@asynccontextmanager
+async def open_stage(
+    directory: Path, postgres: PostgresProcess, witness: Witness, *, seed: int, breakage: str | None
+) -> AsyncIterator[Stage]:
+    """Set the stage: a fresh broker, a fresh database, the links, and the service on its way up.
+
+    Resource handling: on the way out the service and the broker are ended, whatever state they are in.
+
+    Trio-flavored.
+    """
+    name = f"prove_{seed}"
+    database = Database(await postgres.create_database(name, TEMPLATE))
+    if breakage == NO_UNIQUE_KEY:
+        await database.execute(DROP_UNIQUE_KEY)
+    # Saved at every change: what the broker loses when it is killed is its own limit then, not our configuration.
+    options = BrokerOptions(autosave_on_changes=True, autosave_interval=1)
+    async with open_broker(directory / "broker", kind="mosquitto", options=options) as broker, trio.open_nursery() as nursery:
+        database_link = Proxy(postgres.port, observe=_DatabaseObserver)
+        broker_link = Proxy(broker.port, observe=witness.observe)
+        environment = _environment(seed, broker_link.port, _through(database.url.dsn.reveal(), database_link.port))
+        keeper = Keeper(environment, directory, breakage=breakage if breakage == ACK_EARLY else None)
+        await nursery.start(database_link.run)
+        await nursery.start(broker_link.run)
+        nursery.start_soon(keeper.run)
+        yield Stage(postgres, broker, database, database_link, broker_link, keeper, environment)
+        nursery.cancel_scope.cancel()
+
+
+def _environment(seed: int, broker_port: int, dsn: str) -> dict[str, str]:
+    """The service's variables: short time-outs, so that a short run sees many of them; the rest as the seed wants."""
+    random = Random(seed)  # noqa: S311  (repeatable, not secret)
+    return {
+        "MQTT_URL": f"mqtt://127.0.0.1:{broker_port}",
+        "MQTT_CLIENT_ID": CLIENT_ID,
+        "MQTT_VERSION": random.choice(("5", "5", "5", "3.1.1")),
+        "MQTT_KEEPALIVE": str(KEEPALIVE_SECONDS),
+        "DATABASE_URL": dsn,
+        "DB_STATEMENT_TIMEOUT": "2",
+        "DB_POOL_MIN": "1",
+        "DB_POOL_MAX": random.choice(("2", "4", "8")),
+        "INGEST_QUEUE_MAX": random.choice(("20", "200", "2000")),
+        "INGEST_BATCH_SIZE": random.choice(("20", "200", "5000")),
+        "INGEST_BATCH_MS": random.choice(("10", "250")),
+        "INGEST_SHUTDOWN_SECONDS": "4",
+    }
+
+
+def _through(dsn: str, port: int) -> str:
+    """The same database by way of a proxy on this machine."""
+    parts = urlsplit(dsn)
+    credentials = parts.netloc.rpartition("@")[0]
+    return parts._replace(netloc=f"{credentials}@127.0.0.1:{port}").geturl()
