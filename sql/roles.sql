@@ -66,11 +66,12 @@ BEGIN
     GRANT INSERT, SELECT (series_id, tenant_id, site_id, device_id, point_id, unit) ON traksense.series TO traksense_ingest;
     GRANT INSERT, SELECT (meta_id, tenant_id, digest) ON traksense.meta TO traksense_ingest;
 
-    -- Of acks, events and dead letters it reads their keys, and what decides between an older and a newer one.
-    GRANT INSERT, SELECT (tenant_id, device_id, cmd_id, ts_exec, updated_at, xmax),
+    -- Of acks, events and dead letters it reads their keys, and what decides between an older and a newer one. ON CONFLICT
+    -- DO UPDATE needs SELECT also of what it takes from `excluded`, the row that it brings itself.
+    GRANT INSERT, SELECT (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, updated_at, xmax),
         UPDATE (site_id, ok, ts_exec, err, payload, updated_at) ON public.cmd_ack TO traksense_ingest;
     GRANT INSERT, SELECT (tenant_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
-    GRANT INSERT, SELECT (digest, repeats), UPDATE (repeats, last_ts, reason, detail, replayed_at)
+    GRANT INSERT, SELECT (digest, repeats, reason, detail, ts, last_ts), UPDATE (repeats, last_ts, reason, detail, replayed_at)
         ON public.ingest_errors TO traksense_ingest;
 
     FOREACH relation IN ARRAY ARRAY[

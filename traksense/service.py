@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
-import trio_asyncio
 
 from traksense import __version__
 from traksense.adapters import load_registry
@@ -35,6 +34,7 @@ from traksense.ingest.write import Writer
 from traksense.metrics import Metrics, ServiceCollector, make_registry
 from traksense.model import Delivery, Message
 from traksense.mqtt.reader import Reader
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.postgres import open_store
 from traksense.web.endpoint import listen, serve
 
@@ -62,7 +62,7 @@ async def run(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-        await stack.enter_async_context(trio_asyncio.open_loop())
+        await stack.enter_async_context(open_asyncio_loop())
         store = await stack.enter_async_context(open_store(settings, health))
         pipeline = Pipeline.build(settings, store, health)
         async with trio.open_nursery() as nursery:

@@ -18,7 +18,7 @@ from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from traksense.store.connection import DatabaseConnection
 
@@ -74,10 +74,10 @@ class Letters:
 
 
 @pytest.fixture
-def letters(database: str) -> Letters:
+def letters(database: str) -> Iterator[Letters]:
     """An operator's second session."""
-    connection = psycopg.connect(database, autocommit=True)
-    return Letters(connection)
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield Letters(connection)
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ async def test_check_operator_says_what_to_do_without_a_schema(empty_database: s
         (lambda dsn: dsn.replace("postgres:", "postgres:not", 2), ConfigError, "password authentication failed"),
         (lambda dsn: f"{dsn}-not", ConfigError, "does not exist"),
         (lambda _: "postgresql://u:geheim@127.0.0.1:1/x", StoreUnavailableError, "127.0.0.1:1/x: Connection refused"),
-        (lambda _: "postgresql://u:geheim@127.0.0.1/x?ssl=what", ConfigError, "cannot be read @ DATABASE_URL"),
+        (lambda _: "postgresql://u:geheim@127.0.0.1/x?sslmode=what", ConfigError, "cannot be read @ DATABASE_URL"),
     ],
 )
 async def test_open_connection_fails_in_one_line_without_the_password(

@@ -57,7 +57,7 @@ def version_of(dsn: str) -> int | None:
 
 def test_latest_is_newest_file() -> None:
     """The number that the service asks for is the number of the newest SQL file."""
-    versions = [int(path.name[:4]) for path in SQL_DIRECTORY.glob("*.sql")]
+    versions = [int(path.name[:4]) for path in SQL_DIRECTORY.glob("[0-9]*.sql")]
 
     assert max(versions) == LATEST
 
@@ -173,24 +173,24 @@ def test_migrate_refuses_changed_file(migrated: Database) -> None:
 
 def test_migrate_refuses_gap(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later migration without an earlier one is refused rather than applied in the wrong order."""
-    more = (*migrations(), Migration(2, "two", "SELECT 1"), Migration(3, "three", "SELECT 1"))
-    monkeypatch.setattr(module, "migrations", lambda: more)
-    monkeypatch.setattr(module, "LATEST", 3)
-    migrated.run("INSERT INTO traksense.schema_version (version, name) VALUES (3, 'three')")
+    skipped, last = Migration(LATEST + 1, "skipped", "SELECT 1"), Migration(LATEST + 2, "last", "SELECT 1")
+    monkeypatch.setattr(module, "migrations", lambda: (*migrations(), skipped, last))
+    monkeypatch.setattr(module, "LATEST", last.version)
+    migrated.run(f"INSERT INTO traksense.schema_version (version, name) VALUES ({last.version}, 'last')")
     error = run_migrate(migrated.dsn)
 
-    assert "migration 0002_two was skipped: the database is at version 3 without it" == str(error)
+    assert f"migration {skipped} was skipped: the database is at version {last.version} without it" == str(error)
 
 
 def test_migrate_rolls_failure_back(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration that fails leaves nothing behind, and those before it stay."""
-    more = (*migrations(), Migration(2, "failing", "CREATE TABLE public.half_done (); SELECT 1 / 0"))
+    more = (*migrations(), Migration(LATEST + 1, "failing", "CREATE TABLE public.half_done (); SELECT 1 / 0"))
     monkeypatch.setattr(module, "migrations", lambda: more)
     error = run_migrate(migrated.dsn)
 
     assert StoreMisconfiguredError is type(error)
     assert str(error).endswith("refuses the migration: division by zero (SQLSTATE 22012)")
-    assert (None, 1) == migrated.rows(
+    assert (None, LATEST) == migrated.rows(
         "SELECT to_regclass('public.half_done'), max(version) FROM traksense.schema_version"
     )[0]
 

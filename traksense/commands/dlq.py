@@ -24,7 +24,9 @@ class _InterruptedError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions and their options."""
-    parser.epilog = "Needs DATABASE_URL, and for replay MQTT_URL, as the service has them."
+    parser.epilog = (
+        "Needs the DATABASE_URL of an operator (whoever ran `traksense migrate`), and for replay the service's MQTT_URL."
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, summary: str) -> argparse.ArgumentParser:

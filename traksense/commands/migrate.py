@@ -9,11 +9,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None: the database is named by the environment."""
-    parser.epilog = "Safe to run twice, and from several replicas at once. Needs DATABASE_URL with the right to create schemas."
+    """Whether roles are made; the database is named by the environment."""
+    parser.add_argument(
+        "--no-roles", action="store_true", help="neither create the roles traksense_* nor give them their rights"
+    )
+    parser.epilog = (
+        "Safe to run twice, and from several replicas at once. Needs DATABASE_URL with the right to create schemas."
+    )
 
 
-def main(_arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Apply what is missing."""
     import asyncio
     import logging
@@ -22,9 +27,14 @@ def main(_arguments: argparse.Namespace) -> int:
     from traksense.store.migrate import migrate
 
     settings = load_settings()
-    report = asyncio.run(migrate(settings.database.dsn.reveal(), log=logging.getLogger(__name__)))
+    report = asyncio.run(migrate(settings.database.dsn.reveal(), log=logging.getLogger(__name__), roles=not arguments.no_roles))
     if report.applied:
         print(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {', '.join(report.applied)}")
     else:
         print(f"schema {report.to_version} ({report.engine}): nothing to do")
+    if report.roles_missing:
+        print(
+            f"missing: {', '.join(report.roles_missing)}; this role may not create roles. "
+            "Create them (NOLOGIN) and run `traksense migrate` again, or use --no-roles"
+        )
     return DONE

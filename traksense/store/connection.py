@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 import trio
-import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.sqlstate import fault, translate
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
     """
     alone: BaseException
     try:
-        async with trio_asyncio.open_loop():
+        async with open_asyncio_loop():
             connection = await _connect(url, application)
             try:
                 yield DatabaseConnection(connection)

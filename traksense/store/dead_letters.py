@@ -142,8 +142,8 @@ async def check_operator(connection: Connection) -> None:
         operator = False
     if not operator:
         raise StoreMisconfiguredError(
-            "this role is not an operator and would see a part of the dead letters only: "
-            "use the service's own DATABASE_URL",
+            "this role is not an operator and would see a part of the dead letters at most: "
+            "DATABASE_URL must be that of whoever ran `traksense migrate`",
             "42501",
         )
 

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
+from traksense.store.roles import name_tenants
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
     from traksense.model import Route
@@ -102,11 +105,15 @@ class Dictionary:
         wanted = [(r.tenant, r.site, r.device) for r in routes.values() if r.path not in self._devices]
         columns = _columns(sorted(wanted), 3)
         if not self._strict:
-            await connection.execute(_INSERT_TENANTS, sorted({tenant for tenant, _, _ in wanted}))
-            await connection.execute(_INSERT_DEVICES, *columns)
+            tenants = {tenant for tenant, _, _ in wanted}
+            async with connection.transaction():
+                await name_tenants(connection, tenants)
+                await connection.execute(_INSERT_TENANTS, sorted(tenants))
+                await connection.execute(_INSERT_DEVICES, *columns)
             found: Iterable[tuple[str, str, str]] = wanted
         else:
-            found = [tuple(row) for row in await connection.fetch(_SELECT_DEVICES, *columns)]
+            rows = await _fetch(connection, {tenant for tenant, _, _ in wanted}, _SELECT_DEVICES, *columns)
+            found = [tuple(row) for row in rows]
         self._make_room(len(wanted))
         for tenant, site, device in found:
             self._devices.setdefault(f"{tenant}/{site}/{device}", Device(tenant, site, device))
@@ -126,7 +133,7 @@ class Dictionary:
                 return
             # Sorted, so that two replicas that register the same fleet cannot deadlock.
             columns = _columns(sorted(wanted, key=lambda names: (*names[:4], names[4] or "")), 5)
-            for row in await connection.fetch(statement, *columns):
+            for row in await _fetch(connection, {names[0] for names in wanted}, statement, *columns):
                 device, key = wanted.pop(tuple(row)[1:])
                 device.series[key] = row[0]
 
@@ -145,7 +152,7 @@ class Dictionary:
             columns: list[list[object]] = [[tenant for tenant, _ in keys], [d for _, d in keys]]
             if statement is _INSERT_META:
                 columns.append([wanted[key][1].decode() for key in keys])
-            for row in await connection.fetch(statement, *columns):
+            for row in await _fetch(connection, {tenant for tenant, _ in keys}, statement, *columns):
                 known = wanted.pop((row[1], row[2]))
                 self._meta[known] = row[0]
                 meta[known].novel_meta += statement is _INSERT_META
@@ -158,6 +165,15 @@ class Dictionary:
         if excess > 0:
             for path in list(self._devices)[: excess + DEVICES_MAX // 10]:
                 del self._devices[path]
+
+
+async def _fetch(
+    connection: PoolConnectionProxy, tenants: Iterable[str], statement: str, *columns: list[object]
+) -> list[asyncpg.Record]:
+    """Run one statement for these tenants, in a transaction of its own: committed when its rows go into the cache."""
+    async with connection.transaction():
+        await name_tenants(connection, tenants)
+        return await connection.fetch(statement, *columns)
 
 
 def digest(*parts: bytes) -> bytes:

@@ -22,6 +22,7 @@ import asyncpg
 import attrs
 
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.store import roles as role_file
 from traksense.store.sqlstate import fault
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
 
-LATEST: Final = 1
+LATEST: Final = 2
 """The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 SERVER_MINIMUM: Final = 15
@@ -87,6 +88,7 @@ class MigrationReport:
         applied: The migrations applied by this call, in order, like `0001_first_schema`.
         engine: What stores the measurements.
         server_version: PostgreSQL's version, like `15.18`.
+        roles_missing: The roles that should exist and do not, because this role may not create them.
     """
 
     from_version: int | None
@@ -94,6 +96,7 @@ class MigrationReport:
     applied: tuple[str, ...]
     engine: Engine
     server_version: str
+    roles_missing: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -126,7 +129,7 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(found[version] for version in sorted(found))
 
 
-async def migrate(dsn: str, *, log: Log) -> MigrationReport:
+async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
     """Bring the schema to `LATEST`; safe to run twice and from several replicas at once.
 
     Needs a session of its own: a pooler in transaction mode would lose the advisory lock between statements.
@@ -134,6 +137,7 @@ async def migrate(dsn: str, *, log: Log) -> MigrationReport:
     Args:
         dsn: The connection string of a role that may create schemas and tables, and shall own them.
         log: Where each applied migration, and a wait for another replica, is told.
+        roles: Whether to create the roles and give them their rights afterwards, as `sql/roles.sql` says.
 
     Raises:
         SchemaNewerError: The database was migrated by a newer release.
@@ -149,6 +153,10 @@ async def migrate(dsn: str, *, log: Log) -> MigrationReport:
         await _check_server(connection)
         await _lock(connection, log)
         report = await _apply(connection, wanted, log)
+        if roles:
+            text = (_sql_directory() / role_file.FILE).read_text(encoding="utf-8")
+            missing = await role_file.apply_roles(connection, text, log=log)
+            report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise _translated(error, _where(dsn)) from error

@@ -39,6 +39,7 @@ class Rows:
         superseded: Indices of deliveries whose command acknowledgement is not the newest of its command in this batch.
         events: Rows for `device_event`, each with the index of its delivery.
         errors: Rows for `ingest_errors`.
+        tenants: Whose acks, events and errors these are, by the topics of the messages.
     """
 
     measures: list[MeasureRow] = attrs.field(factory=list)
@@ -47,6 +48,7 @@ class Rows:
     superseded: set[int] = attrs.field(factory=set)
     events: list[tuple[int, tuple[Any, ...]]] = attrs.field(factory=list)
     errors: list[tuple[Any, ...]] = attrs.field(factory=list)
+    tenants: set[str] = attrs.field(factory=set)
 
     @property
     def only_measures(self) -> bool:
@@ -76,6 +78,8 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
     for index, delivery in enumerate(batch):
         if delivery.rejection is not None:
             rows.errors.append(_error_row(delivery, delivery.rejection))
+            if delivery.message.route is not None:
+                rows.tenants.add(_topic_tenant(delivery))
             continue
         route = delivery.message.route
         assert route is not None  # a message without a route was rejected by the decoder
@@ -86,11 +90,18 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
             if isinstance(item, Telemetry):
                 rows.owners.append((len(rows.measures), index))
                 _add_measures(rows.measures, item, route, device, dictionary, missing)
-            elif isinstance(item, CommandAck):
+                continue
+            rows.tenants.add(_topic_tenant(delivery))
+            if isinstance(item, CommandAck):
                 _add_ack(rows, index, item, route, delivery.message.received_at)
             else:
                 rows.events.append((index, _event_row(item, route)))
     return rows, missing
+
+
+def _topic_tenant(delivery: Delivery) -> str:
+    """From the topic itself rather than from the row, so that the database's check is a check."""
+    return delivery.message.topic.split("/", 2)[1]
 
 
 def unknown_devices(batch: Sequence[Delivery], dictionary: Dictionary) -> dict[int, Rejection]:

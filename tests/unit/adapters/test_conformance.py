@@ -26,7 +26,8 @@ class Text(str):
     [
         [TELEMETRY, ACK, EVENT],
         [Telemetry(TS, [Point("a", True, "bool", "x" * 64, 2), Point("a" * 128, "", "enum")])],
-        [CommandAck("c-1", False, b"{}"), Event("boot", TS)],
+        [CommandAck("c", False, b"{}"), Event("b", TS, "e")],
+        [CommandAck("c" * 128, False, b"{}"), Event("b" * 128, TS, "\ud7ff\ue000")],
     ],
 )
 def test_check_items_conforming(items: list[object]) -> None:
@@ -69,6 +70,7 @@ def point(**members: Any) -> Telemetry:
         (point(name=b"a"), "items[1].points[1].name: a bytes is no text"),
         (point(name="\0"), "items[1].points[1].name: U+0000 in the text"),
         (point(name="\ud800"), "items[1].points[1].name: a lone surrogate in the text"),
+        (point(name="a\udfff"), "items[1].points[1].name: a lone surrogate in the text"),
         (point(u="x" * 65), "items[1].points[1].u: 65 characters, more than 64"),
         (point(t="double"), "items[1].points[1].t: 'double' is none of float, num, int, bool, enum, text"),
         (point(t=["num"]), "items[1].points[1].t: ['num'] is none of"),

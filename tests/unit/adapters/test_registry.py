@@ -150,6 +150,15 @@ def test_registry_many_members(context: Context) -> None:
     assert detail.isprintable()
 
 
+@pytest.mark.parametrize(("members", "ending"), [(8, "'m7'"), (9, "'m7' and 1 more")])
+def test_registry_as_many_members_as_are_named(members: int, ending: str, context: Context) -> None:
+    """Eight members of an unknown format are named, and the others counted."""
+    payload = ("{" + ",".join(f'"m{index}":1' for index in range(members)) + "}").encode()
+    _, detail = refusal(Registry(), payload, context)
+
+    assert detail.endswith(ending)
+
+
 def test_registry_default_first(telemetry: Telemetry, context: Context) -> None:
     """What the default understands is never offered to anybody else."""
     third_party = Scripted([telemetry])
@@ -221,12 +230,20 @@ def test_registry_claims_raises(context: Context) -> None:
     )
 
 
-def test_registry_long_detail(context: Context) -> None:
-    """A detail is cut where a human has read enough."""
-    _, detail = refusal(Registry([Scripted(error=ValueError("\n" * 1_000_000))]), b"{}", context)
+@pytest.mark.parametrize(
+    ("detail", "expected"),
+    [
+        ("x" * MAX_DETAIL, "x" * MAX_DETAIL),
+        ("x" * (MAX_DETAIL + 1), "x" * (MAX_DETAIL - 1) + "…"),
+        ("\n" * (MAX_DETAIL // 2), r"\n" * (MAX_DETAIL // 2)),
+        ("\n" * 1_000_000, (r"\n" * MAX_DETAIL)[: MAX_DETAIL - 1] + "…"),
+    ],
+)
+def test_registry_long_detail(detail: str, expected: str, context: Context) -> None:
+    """A detail is cut where a human has read enough, and not before."""
+    third_party = Scripted(error=DecodeError(Reason.PARSE_ERROR, detail))
 
-    assert MAX_DETAIL == len(detail)
-    assert detail.endswith("…")
+    assert (Reason.PARSE_ERROR, expected) == refusal(Registry([third_party]), b"{}", context)
 
 
 @pytest.mark.parametrize(

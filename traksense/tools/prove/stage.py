@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 TEMPLATE: Final = "prove_template"
 CLIENT_ID: Final = "traksense-prove-service"
-KEEPALIVE_SECONDS: Final = 2
+KEEPALIVE_SECONDS: Final = 3
+
+AUTOSAVE_CHANGES: Final = 20
+"""The broker saves all it has after so many changes. What it loses when it is killed is its own limit then, not our
+configuration; fewer would have it write nothing but saves while a backlog is drained."""
 
 NO_UNIQUE_KEY: Final = "no-unique-key"
 BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY)
@@ -89,8 +93,7 @@ async def open_stage(
     database = Database(await postgres.create_database(name, TEMPLATE))
     if breakage == NO_UNIQUE_KEY:
         await database.execute(DROP_UNIQUE_KEY)
-    # Saved at every change: what the broker loses when it is killed is its own limit then, not our configuration.
-    options = BrokerOptions(autosave_on_changes=True, autosave_interval=1)
+    options = BrokerOptions(autosave_on_changes=True, autosave_interval=AUTOSAVE_CHANGES)
     async with open_broker(directory / "broker", kind="mosquitto", options=options) as broker, trio.open_nursery() as nursery:
         database_link = Proxy(postgres.port, observe=_DatabaseObserver)
         broker_link = Proxy(broker.port, observe=witness.observe)

@@ -240,7 +240,7 @@ class _Run:
         milliseconds = (trio.current_time() - started) * 1000
         faults = [] if version == LATEST else [f"schema version {version}, not {LATEST}: run `traksense migrate`"]
         if not operator:
-            faults.append("this role is not an operator: use the service's own DATABASE_URL")
+            faults.append("not an operator: DATABASE_URL must be that of whoever ran `traksense migrate`")
         figure = f"PostgreSQL {database.server_version}, schema version {version}, in {milliseconds:.0f} ms"
         result.judge("Database", figure, faults=faults, milliseconds=milliseconds, schema_version=version or 0)
         return None if faults else database

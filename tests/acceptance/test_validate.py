@@ -1,0 +1,258 @@
+"""`traksense validate` against the real thing: it passes on a sound stack, fails on a broken one, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import psycopg
+import pytest
+import trio
+
+from tests.command_line import Outcome, argv, environment, run_command
+from traksense.config import load
+from traksense.tools.publisher import open_publisher
+from traksense.tools.stack import free_port, open_service
+from traksense.tools.validate.payloads import numbers
+from traksense.tools.validate.run import CHECKS
+from traksense.tools.validate.target import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from traksense.tools.stack import BrokerProcess
+
+DEADLINE_SECONDS = 50
+NAMES = ["connectivity", *(name for name, _, _ in CHECKS), "cleanup"]
+RELATIONS = (
+    "traksense.measure",
+    "traksense.series",
+    "traksense.meta",
+    "traksense.device",
+    "traksense.tenant",
+    "cmd_ack",
+    "device_event",
+    "ingest_errors",
+)
+
+
+@attrs.frozen
+class Stack:
+    """A running service, and the environment that names it."""
+
+    dsn: str
+    env: dict[str, str]
+
+    async def validate(self, *arguments: str, **env: str) -> Outcome:
+        """Run the command."""
+        with trio.fail_after(DEADLINE_SECONDS):
+            return await run_command(self.env | env, "validate", *arguments)
+
+    def rows(self, tenant: str | None = None) -> dict[str, int]:
+        """How many rows each relation has that has any; those of a tenant, if named."""
+        with psycopg.connect(self.dsn) as connection:
+            counts = {relation: count(connection, relation, tenant) for relation in RELATIONS}
+        return {relation: rows for relation, rows in counts.items() if rows}
+
+    def change(self, sql: str) -> None:
+        """Change the database under the service."""
+        with psycopg.connect(self.dsn) as connection:
+            connection.execute(sql.encode())
+
+
+def count(connection: psycopg.Connection[Any], relation: str, tenant: str | None) -> int:
+    condition = b"" if tenant is None or relation == "traksense.measure" else b" WHERE tenant_id = %(tenant)s"
+    row = connection.execute(b"SELECT count(*) FROM " + relation.encode() + condition, {"tenant": tenant}).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.fixture
+async def stack(
+    database: str, broker: BrokerProcess, unique: Callable[[str], str], tmp_path: Path
+) -> AsyncIterator[Stack]:
+    """A service on the shared broker and a database of its own."""
+    env = {
+        "DATABASE_URL": database,
+        "MQTT_URL": broker.url,
+        "MQTT_CLIENT_ID": unique("validated"),
+        # The shared broker would keep all that later tests publish for this session.
+        "MQTT_SESSION_EXPIRY": "60",
+    }
+    async with open_service(env, tmp_path) as service:
+        await service.wait_ready()
+        yield Stack(database, env | {"METRICS_PORT": service.env["METRICS_PORT"]})
+
+
+def statuses(outcome: Outcome) -> dict[str, str]:
+    """The status of each check."""
+    return {check["name"]: check["status"] for check in json.loads(outcome.stdout)["checks"]}
+
+
+def findings(outcome: Outcome, name: str) -> list[dict[str, Any]]:
+    """The findings of a check."""
+    found: list[dict[str, Any]] = next(
+        check["findings"] for check in json.loads(outcome.stdout)["checks"] if check["name"] == name
+    )
+    return found
+
+
+async def test_validate_passes_and_leaves_nothing(stack: Stack) -> None:
+    """On a sound stack every check is made and passes, the figures keep the seed's targets, and no row stays."""
+    outcome = await stack.validate("--json")
+
+    assert dict.fromkeys(NAMES, "ok") == statuses(outcome)
+    assert (0, "") == (outcome.status, outcome.stderr)
+    assert findings(outcome, "throughput")[0]["values"]["points_per_second"] >= 5_000
+    assert findings(outcome, "latency")[0]["values"]["p50_seconds"] <= 1.0
+    assert {} == stack.rows()
+
+
+async def test_validate_is_not_confused_by_others(stack: Stack, unique: Callable[[str], str]) -> None:
+    """Two validations and a fleet at once on one stack: both pass, and the fleet's rows stay as they are."""
+    outcomes: list[Outcome] = []
+    fleet = unique("fleet")
+    sent = 0
+
+    async def publish(task_status: trio.TaskStatus[None]) -> None:
+        nonlocal sent
+        async with open_publisher(load(stack.env).broker, client_id=fleet) as publisher:
+            task_status.started()
+            while len(outcomes) < 2:
+                await publisher.publish(f"traksense/{fleet}/site/device/telem", numbers(utc_now(), {"p": float(sent)}))
+                sent += 1
+                await trio.sleep(0.002)
+            await publisher.drain()
+
+    async def validate() -> None:
+        outcomes.append(await stack.validate())
+
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(publish)
+            nursery.start_soon(validate)
+            nursery.start_soon(validate)
+        while stack.rows().get("traksense.measure") != sent:
+            await trio.sleep(0.05)
+
+    assert [0, 0] == [outcome.status for outcome in outcomes], "\n".join(o.text + o.stderr for o in outcomes)
+    assert {"traksense.measure": sent, "traksense.series": 1, "traksense.device": 1, "traksense.tenant": 1} == stack.rows()
+
+
+async def test_validate_prints_plain_lines_into_a_pipe(stack: Stack) -> None:
+    """Not on a terminal, the report is plain ASCII in the seed's manner: headings, one line a finding, a verdict."""
+    outcome = await stack.validate("--points", "1000")
+
+    lines = outcome.text.splitlines()
+    assert outcome.stdout.isascii()
+    assert b"\x1b" not in outcome.stdout
+    assert "CHECK 1: Connectivity" in lines
+    assert f"CHECK {len(CHECKS) + 1}: Prometheus Metrics" in lines
+    assert any(line.startswith("[OK] Points stored: 1000 points in ") for line in lines)
+    assert lines[-2].startswith("ALL CHECKS PASSED")
+
+
+async def test_validate_keeps_what_it_made_if_told(stack: Stack) -> None:
+    """With `--keep` the rows stay, and the report names the tenants to look for."""
+    outcome = await stack.validate("--json", "--keep", "--points", "1000")
+
+    tenant = json.loads(outcome.stdout)["tenant"]
+    assert 0 == outcome.status
+    assert "skip" == statuses(outcome)["cleanup"]
+    assert f"kept: {tenant} and {tenant}-b" == findings(outcome, "cleanup")[0]["figure"]
+    assert stack.rows(tenant)["traksense.measure"] > 1000
+    assert 14 == stack.rows(tenant)["ingest_errors"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "what"), [("METRICS_PORT", "Service"), ("MQTT_URL", "MQTT connect"), ("DATABASE_URL", "Database")]
+)
+async def test_validate_says_what_is_away(stack: Stack, variable: str, what: str) -> None:
+    """Without service, broker or database one line says so, no other check is run, nothing is published, exit 1."""
+    port = free_port()
+    away = {
+        "METRICS_PORT": str(port),
+        "MQTT_URL": f"mqtt://127.0.0.1:{port}",
+        "DATABASE_URL": f"postgresql://user:geheim@127.0.0.1:{port}/traksense",
+    }
+    outcome = await stack.validate("--json", **{variable: away[variable]})
+
+    failed = [finding for finding in findings(outcome, "connectivity") if finding["status"] == "fail"]
+    assert 1 == outcome.status
+    assert [what] == [finding["what"] for finding in failed]
+    assert str(port) in failed[0]["figure"]
+    assert {"connectivity": "fail"} | dict.fromkeys(NAMES[1:-1], "not_run") == statuses(outcome)
+    assert b"geheim" not in outcome.stdout + outcome.stderr.encode()
+    assert {} == stack.rows()
+
+
+async def test_validate_fails_where_the_database_was_tampered_with(stack: Stack) -> None:
+    """Dead letters that lose a byte, a wrong average, a hole in a tenant's wall: just these checks fail."""
+    stack.change(
+        """
+        CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN NEW.payload := substr(NEW.payload, 2); RETURN NEW; END $$;
+        CREATE TRIGGER spoil BEFORE INSERT ON ingest_errors FOR EACH ROW EXECUTE FUNCTION spoil();
+        DO $$
+        BEGIN
+            EXECUTE 'CREATE OR REPLACE VIEW ts_measure_1m AS '
+                || replace(pg_get_viewdef('ts_measure_1m'::regclass), 'avg(m.v_num)', 'max(m.v_num)');
+        END
+        $$;
+        CREATE POLICY hole ON device_event USING (true);
+        """
+    )
+    outcome = await stack.validate("--json", "--patience", "2", "--points", "1000")
+
+    failed = {name for name, status in statuses(outcome).items() if status == "fail"}
+    assert {"dlq", "out_of_order", "tenant_isolation"} == failed
+    assert "device_event shows" in findings(outcome, "tenant_isolation")[0]["figure"]
+    assert 1 == outcome.status
+    assert {} == stack.rows()
+
+
+async def test_validate_fails_if_nothing_arrives(stack: Stack, empty_database: str) -> None:
+    """A database that the service does not write to: what was published never appears, and that is what it says."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        migrated = await run_command({"DATABASE_URL": empty_database}, "migrate")
+    assert 0 == migrated.status
+    outcome = await stack.validate(
+        "--json", "--patience", "0.3", "--points", "1000", DATABASE_URL=empty_database
+    )
+
+    found = statuses(outcome)
+    assert 1 == outcome.status
+    assert "ok" == found.pop("connectivity")
+    # Its own scrapes balance, and the queue does empty.
+    assert set(found.values()) == {"fail"}
+    assert findings(outcome, "persistence")[0]["figure"].startswith("0 of 5 rows within 0 s")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_validate_interrupted_cleans_up(stack: Stack, number: signal.Signals) -> None:
+    """A signal in the middle of the throughput test ends the checks; what was published is stored, then removed."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        process = await trio.lowlevel.open_process(
+            argv("validate", "--points", "10000000"), env=environment(stack.env), stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        said = b""
+        while b"CHECK 4" not in said:
+            said += await process.stdout.receive_some()
+        while stack.rows().get("traksense.measure", 0) < 1000:
+            await trio.sleep(0.02)
+        process.send_signal(number)
+        while more := await process.stdout.receive_some():
+            said += more
+        status = await process.wait()
+
+    lines = said.decode().splitlines()
+    assert 130 == status
+    assert "[NOT RUN] Throughput Smoke Test: interrupted" in lines
+    assert "[NOT RUN] Prometheus Metrics: interrupted" in lines
+    assert lines[-2].startswith("INTERRUPTED")
+    assert {} == stack.rows()

@@ -1,0 +1,193 @@
+"""The service as a member of `traksense_ingest`: it owns nothing, bypasses nothing, and writes for the tenants it names."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import trio
+import trio_asyncio
+from schema_servers import user_of
+from trio_asyncio import aio_as_trio
+
+# The whole contract again, for a login without rights of its own.
+from tests.contract.test_store import *  # noqa: F403
+from tests.contract.test_store import NOW, delivery, open_postgres_store, register, telemetry
+from traksense.config import load
+from traksense.ingest.health import Health
+from traksense.model import CommandAck, Event, Point, Reason, Rejection
+from traksense.store.postgres import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from schema_servers import Database
+
+    from tests.contract.test_store import Devices, OpenStore
+    from traksense.store.postgres import PostgresStore
+
+pytest_plugins = ("schema_fixtures",)
+
+INSERTS = {
+    "tenant": "INSERT INTO traksense.tenant (tenant_id) VALUES ('{}')",
+    "device": "INSERT INTO traksense.device (tenant_id, site_id, device_id) VALUES ('{}', 'site', 'new')",
+    "series": "INSERT INTO traksense.series (tenant_id, site_id, device_id, point_id)"
+    " VALUES ('{}', 'site', 'device', 'new')",
+    "meta": "INSERT INTO traksense.meta (tenant_id, digest, doc) VALUES ('{}', decode(md5('new'), 'hex'), '{{}}')",
+    "cmd_ack": "INSERT INTO public.cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, payload)"
+    " VALUES ('{}', 'site', 'device', 'new', true, '{{}}')",
+    "device_event": "INSERT INTO public.device_event (tenant_id, site_id, device_id, event_type, ts)"
+    " VALUES ('{}', 'site', 'device', 'new', now())",
+    "ingest_errors": "INSERT INTO public.ingest_errors (tenant_id, topic, payload, reason, digest)"
+    " VALUES ('{}', 'topic', 'x', 'parse_error', decode(md5('new'), 'hex'))",
+}
+
+
+@pytest.fixture
+def ingest(owned: Database) -> str:
+    """The DSN of a login whose only right is to be a member of `traksense_ingest`."""
+    dsn = owned.create_role("service")
+    owned.run(f"GRANT traksense_ingest TO {user_of(dsn)}", dsn=owned.admin)
+    return dsn
+
+
+@pytest.fixture
+def open_any_store(owned: Database, ingest: str) -> OpenStore:
+    """In place of the contract's own: PostgreSQL with that login."""
+
+    @asynccontextmanager
+    async def open_as_ingest(*, registered: Devices | None = None) -> AsyncIterator[PostgresStore]:
+        if registered:
+            async with trio_asyncio.open_loop():
+                await aio_as_trio(register)(owned.dsn, registered)
+        environ = {"DATABASE_URL": ingest, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
+        async with (
+            trio_asyncio.open_loop(),
+            open_store(load(environ), Health(["database"])) as store,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(store.run)
+            with trio.fail_after(30):
+                await store.probe()
+            yield store
+            nursery.cancel_scope.cancel()
+
+    return open_as_ingest
+
+
+def test_ingest_has_no_attribute(owned: Database, ingest: str) -> None:
+    """The service's role owns nothing, bypasses nothing, and is no operator."""
+    attributes = owned.rows(
+        "SELECT rolname::text, rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolcanlogin"
+        " FROM pg_roles WHERE rolname LIKE 'traksense\\_%' ORDER BY 1"
+    )
+    owns = owned.value(
+        "SELECT count(*) FROM pg_shdepend WHERE refobjid IN"
+        " (SELECT oid FROM pg_roles WHERE rolname LIKE 'traksense\\_%') AND deptype = 'o'"
+    )
+
+    assert [("traksense_app", False), ("traksense_ingest", False), ("traksense_readonly", False)] == attributes
+    assert 0 == owns
+    assert not owned.value("SELECT NOT row_security_active('public.cmd_ack')", dsn=ingest)
+
+
+@pytest.fixture
+def two_tenants(owned: Database) -> Database:
+    """Both tenants have a device with a point."""
+    owned.add_series("acme", "device", "point")
+    owned.add_series("bravo", "device", "point")
+    return owned
+
+
+@pytest.mark.parametrize("relation", INSERTS)
+def test_row_of_a_tenant_that_was_not_named_is_refused(two_tenants: Database, ingest: str, relation: str) -> None:
+    """The database refuses to register or store anything for a tenant that the transaction did not name."""
+    statement = INSERTS[relation]
+    new = "new" if relation == "tenant" else "bravo"
+    for named in ("acme", "", "acme/charlie", "bra", "bravo ", "BRAVO", "bravo2/newer"):
+        with psycopg.connect(ingest) as connection:
+            connection.execute("SELECT set_config('app.tenant_ids', %s, true)", (named,))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="violates row-level security policy"):
+                connection.execute(statement.format(new))
+    with psycopg.connect(ingest) as connection:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="violates row-level security policy"):
+            connection.execute(statement.format(new))
+        connection.rollback()
+        connection.execute("SELECT set_config('app.tenant_ids', %s, true)", (f"acme/{new}",))
+        connection.execute(statement.format(new))
+
+
+def test_updates_are_walled_too(two_tenants: Database, ingest: str) -> None:
+    """What the service may change, an acknowledgement say, it changes only for the tenants that it named."""
+    for tenant in ("acme", "bravo"):
+        two_tenants.run(INSERTS["cmd_ack"].format(tenant))
+    with psycopg.connect(ingest) as connection:
+        connection.execute("SET LOCAL app.tenant_ids = 'acme'")
+        changed = connection.execute("UPDATE cmd_ack SET ok = false").rowcount
+        devices = connection.execute("UPDATE traksense.device SET last_seen_at = now()").rowcount
+
+    assert (1, 1) == (changed, devices)
+    assert [("acme", False), ("bravo", True)] == two_tenants.rows("SELECT tenant_id, ok FROM cmd_ack ORDER BY 1")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM traksense.measure",
+        "SELECT qual FROM traksense.measure",
+        "SELECT meta FROM traksense.measure",
+        "SELECT doc FROM traksense.meta",
+        "SELECT payload FROM public.ingest_errors",
+        "SELECT created_at FROM public.cmd_ack",
+        "SELECT data FROM public.device_event",
+        "SELECT * FROM public.ts_measure",
+        "UPDATE traksense.measure SET v_num = 0",
+        "UPDATE traksense.series SET tenant_id = 'acme'",
+        "UPDATE traksense.device SET tenant_id = 'acme'",
+        "UPDATE public.cmd_ack SET tenant_id = 'acme'",
+        "UPDATE traksense.setting SET value = '1 day'",
+        "UPDATE traksense.schema_version SET version = 9",
+        "DELETE FROM traksense.measure",
+        "DELETE FROM public.cmd_ack",
+        "DELETE FROM public.ingest_errors",
+        "TRUNCATE traksense.measure",
+        "ALTER TABLE traksense.measure DISABLE TRIGGER ALL",
+        "CREATE TABLE traksense.mine ()",
+        "CREATE TABLE public.mine ()",
+        "SELECT traksense.keep_no_statistics('traksense.measure')",
+        "SET ROLE traksense_app",
+        "SET ROLE postgres",
+    ],
+)
+def test_ingest_may_do_nothing_else(owned: Database, ingest: str, statement: str) -> None:
+    """The service's role reads what it needs, writes what it must, and nothing beyond."""
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        owned.rows(statement, dsn=ingest)
+
+
+async def test_store_names_the_topics_tenants(owned: Database, ingest: str) -> None:
+    """A batch of several tenants with points, acks, events and dead letters is stored by a login without rights."""
+    batch = [
+        delivery(telemetry(Point("a", 1.0), meta=b'{"fw": 1}')),
+        delivery(CommandAck("c1", True, b"{}", NOW)),
+        delivery(Event("boot", NOW)),
+        delivery(rejection=Rejection(Reason.PARSE_ERROR, "not JSON")),
+    ]
+    async with open_postgres_store(ingest) as store:
+        await store.write(batch)
+    for relation in ("ts_measure", "cmd_ack", "device_event", "ingest_errors"):
+        assert [("tenant",)] == owned.rows(f"SELECT tenant_id FROM {relation}")
+
+
+async def test_store_cannot_be_made_to_cross(owned: Database, ingest: str) -> None:
+    """Should a row ever name another tenant than its topic does, the database refuses it: the second of two walls."""
+    crossed = delivery(Event("boot", NOW))
+    object.__setattr__(crossed.message, "topic", "traksense/other/site/device/event")
+    async with open_postgres_store(ingest) as store:
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        with pytest.raises(Exception, match="row-level security"):
+            await store.write([crossed])
+
+    assert [] == owned.rows("SELECT * FROM device_event")

@@ -1,0 +1,122 @@
+"""The metrics, the endpoint and the log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime, timedelta
+
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from traksense.errors import ConfigError
+from traksense.ingest.health import Health
+from traksense.ingest.ports import WriteResult
+from traksense.log import JsonFormatter, TextFormatter
+from traksense.metrics import LATENCY_BUCKETS, Histogram, Metrics
+from traksense.model import Delivery, Event, Item, Message, Point, Reason, Rejection, Telemetry
+from traksense.web.endpoint import listen, serve
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def delivery(*items: Item, rejection: Rejection | None = None) -> Delivery:
+    message = Message("t", b"", 1, 1, 1, redelivered=False, received_at=NOON)
+    return Delivery(message, list(items), 1, rejection)
+
+
+def at(seconds: float) -> Telemetry:
+    return Telemetry(NOON - timedelta(seconds=seconds), [Point("a", 1.0)])
+
+
+@given(st.lists(st.floats(0, 1e6)))
+def test_histogram_counts_every_value_once(values: list[float]) -> None:
+    """Cumulative buckets: each counts the values up to and including its bound; the last is all of them."""
+    histogram = Histogram(LATENCY_BUCKETS)
+    for value in values:
+        histogram.observe(value)
+    samples = {s.labels["le"]: s.value for s in histogram.family("x", "y").samples if s.name == "x_bucket"}
+
+    assert {str(b): sum(v <= b for v in values) for b in LATENCY_BUCKETS} | {"+Inf": len(values)} == samples
+
+
+def test_latency_ignores_nonsense_and_says_how_much() -> None:
+    """Clocks ahead or a day behind, duplicates and dead letters do not bend the latency; the first two are counted."""
+    metrics = Metrics(lambda: NOON)
+    deliveries = [
+        delivery(at(0.3)),
+        delivery(at(-5)),
+        delivery(at(86_401)),
+        delivery(at(0.3)),
+        delivery(rejection=Rejection(Reason.PARSE_ERROR, "")),
+        delivery(Event("boot", NOON - timedelta(seconds=2))),
+    ]
+    metrics.committed(deliveries, WriteResult(duplicates=frozenset([3])))
+
+    assert (2, 2.3) == (sum(metrics.latency.counts), round(metrics.latency.total, 6))
+    assert (1, 1) == (metrics.latency_future, metrics.latency_late)
+
+
+async def get(port: int, request: bytes) -> tuple[int, bytes]:
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        await stream.send_all(request + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while data := await stream.receive_some():
+            answer += data
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+async def test_endpoint_answers(nursery: trio.Nursery) -> None:
+    """/healthz always; /readyz by the health, with reasons as JSON; /metrics; anything else is 404 with a hint."""
+    health = Health(["broker"])
+    listener = listen("127.0.0.1", 0)
+    port: int = listener.getsockname()[1]
+    nursery.start_soon(serve, listener, CollectorRegistry(), health)
+    with trio.fail_after(10):
+        assert 200 == (await get(port, b"GET /healthz"))[0]
+        status, body = await get(port, b"GET /readyz")
+        assert (503, False) == (status, json.loads(body)["ready"])
+        assert "not started yet" == json.loads(body)["conditions"]["broker"]["reason"]
+        health.set("broker")
+        assert 200 == (await get(port, b"GET /readyz"))[0]
+        assert 200 == (await get(port, b"GET /metrics"))[0]
+        assert (200, b"") == await get(port, b"HEAD /metrics")
+        assert (404, b"try /metrics, /healthz or /readyz\n") == await get(port, b"GET /")
+    nursery.cancel_scope.cancel()
+
+
+def test_endpoint_address_in_use_is_a_wrong_configuration() -> None:
+    """A port that is taken is named with its variable."""
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        try:
+            listen("127.0.0.1", port)
+        except ConfigError as error:
+            assert [f"cannot listen on 127.0.0.1:{port}: Address already in use @ METRICS_PORT"] == list(error.faults)  # noqa: PT017
+        else:
+            raise AssertionError("two listeners on one port")
+
+
+def record(**extra: object) -> logging.LogRecord:
+    line = logging.LogRecord("traksense.x", logging.INFO, __file__, 1, "batch_written", None, None)
+    line.__dict__.update(extra)
+    return line
+
+
+def test_log_json_has_the_event_and_the_data() -> None:
+    """One JSON object a line; the prefix that keeps our fields apart is dropped."""
+    line = json.loads(JsonFormatter().format(record(traksense_rows=3, other="x")))
+
+    assert ("batch_written", "INFO", 3) == (line["event"], line["level"], line["rows"])
+    assert "other" not in line
+
+
+def test_log_text_is_for_people() -> None:
+    """Time, level, event, key=value; values with spaces are quoted."""
+    line = TextFormatter().format(record(traksense_rows=3, traksense_reason="a b", traksense_topics=["x", "y"]))
+
+    assert line.endswith('INFO    batch_written rows=3 reason="a b" topics=x,y')

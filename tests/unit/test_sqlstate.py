@@ -1,0 +1,89 @@
+"""Whose fault it is: the classification of every error that the driver can raise."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+
+import asyncpg
+import pytest
+
+from traksense.errors import (
+    DataRefusedError,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+    UnclassifiedStoreError,
+)
+from traksense.store.sqlstate import describe, translate
+
+CASES: list[tuple[BaseException, type[StoreError]]] = [
+    (asyncpg.ConnectionDoesNotExistError("gone"), StoreUnavailableError),
+    (asyncpg.AdminShutdownError("bye"), StoreUnavailableError),
+    (asyncpg.CannotConnectNowError("starting"), StoreUnavailableError),
+    (asyncpg.DeadlockDetectedError("deadlock"), StoreUnavailableError),
+    (asyncpg.SerializationError("again"), StoreUnavailableError),
+    (asyncpg.DiskFullError("full"), StoreUnavailableError),
+    (asyncpg.TooManyConnectionsError("many"), StoreUnavailableError),
+    (asyncpg.QueryCanceledError("timeout"), StoreUnavailableError),
+    (asyncpg.LockNotAvailableError("lock"), StoreUnavailableError),
+    (asyncpg.ReadOnlySQLTransactionError("read only"), StoreUnavailableError),
+    (asyncpg.PostgresIOError("disk"), StoreUnavailableError),
+    (asyncpg.InterfaceError("pool is closed"), StoreUnavailableError),
+    (asyncpg.OutdatedSchemaCacheError("schema"), StoreUnavailableError),
+    (asyncpg.InvalidCachedStatementError("cache"), StoreUnavailableError),
+    (ConnectionRefusedError(111, "refused"), StoreUnavailableError),
+    (ConnectionResetError(104, "reset"), StoreUnavailableError),
+    (socket.gaierror(-2, "unknown host"), StoreUnavailableError),
+    (TimeoutError(), StoreUnavailableError),
+    (asyncio.CancelledError(), StoreUnavailableError),
+    (asyncpg.UndefinedTableError("no table"), StoreMisconfiguredError),
+    (asyncpg.InsufficientPrivilegeError("no right"), StoreMisconfiguredError),
+    (asyncpg.InvalidPasswordError("wrong"), StoreMisconfiguredError),
+    (asyncpg.InvalidCatalogNameError("no database"), StoreMisconfiguredError),
+    (asyncpg.FeatureNotSupportedError("COPY with RLS"), StoreMisconfiguredError),
+    (asyncpg.CharacterNotInRepertoireError("nul"), DataRefusedError),
+    (asyncpg.UntranslatableCharacterError("nul in jsonb"), DataRefusedError),
+    (asyncpg.NumericValueOutOfRangeError("range"), DataRefusedError),
+    (asyncpg.CheckViolationError("check"), DataRefusedError),
+    (asyncpg.NotNullViolationError("null"), DataRefusedError),
+    (asyncpg.CardinalityViolationError("twice"), DataRefusedError),
+    (asyncpg.ProgramLimitExceededError("index row"), DataRefusedError),
+    (asyncpg.DataError("cannot encode"), DataRefusedError),
+    (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), DataRefusedError),
+    (OverflowError("int too large"), DataRefusedError),
+    (asyncpg.InternalServerError("what?"), UnclassifiedStoreError),
+    (asyncpg.ConfigurationLimitExceededError("tuple decompression limit"), UnclassifiedStoreError),
+    (KeyError("a bug"), UnclassifiedStoreError),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), CASES, ids=lambda value: getattr(value, "__name__", type(value).__name__)
+)
+def test_sqlstate_says_whose_fault(error: BaseException, expected: type[StoreError]) -> None:
+    """Each error that is known from practice has its class, by SQLSTATE or by type."""
+    assert expected is type(translate(error))
+
+
+def test_sqlstate_classifies_everything_the_driver_knows() -> None:
+    """Every PostgreSQL error class of the driver translates, keeps its SQLSTATE, and is one line."""
+    for _, cls in inspect.getmembers(asyncpg.exceptions, inspect.isclass):
+        if issubclass(cls, asyncpg.PostgresError) and cls.sqlstate:
+            error = translate(cls("first line\nDETAIL: Key (name)=(private) exists"))
+            assert cls.sqlstate == error.sqlstate
+            assert "\n" not in str(error)
+            assert "private" not in str(error)
+
+
+def test_sqlstate_leaves_ours_alone() -> None:
+    """An error that is already ours is passed on as it is."""
+    ours = StoreUnavailableError("away", "57P03")
+
+    assert ours is translate(ours)
+
+
+def test_sqlstate_describes_the_silent() -> None:
+    """An error without a text still says something."""
+    assert "no answer (TimeoutError)" == describe(TimeoutError())
