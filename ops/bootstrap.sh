@@ -55,7 +55,7 @@ make_venv() {
 pip_install() {
     venv=$1 what=$2
     shift 2
-    wanted="$what $(cat "$@" /dev/null | cksum)"
+    wanted="$PWD $what $(cat "$@" /dev/null | cksum)"
     [ "$(cat "$venv/installed" 2>/dev/null)" = "$wanted" ] && return
     say "installing $what into $venv"
     # $what unquoted: it may have an option before the name.
@@ -72,7 +72,7 @@ find_mosquitto() {
         [ -x "$folder/mosquitto" ] && return
     done
     wrapper=$bootstrap/mosquitto
-    if [ ! -x "$wrapper" ]; then
+    if ! is_mosquitto "$wrapper"; then
         say "Mosquitto is not installed: taking it from Debian's package"
         unpack_debian mosquitto ||
             die "needs the MQTT broker Mosquitto: install it (Debian: apt-get install mosquitto), or name it in" \
@@ -83,12 +83,14 @@ find_mosquitto() {
 LD_LIBRARY_PATH='$libraries'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH} exec '$bootstrap/debian/usr/sbin/mosquitto' "\$@"
 WRAPPER
         chmod +x "$wrapper"
-        "$wrapper" -h | grep -q '^mosquitto version' || {
-            rm "$wrapper"
-            die "Debian's Mosquitto does not run here: install one (apt-get install mosquitto)"
-        }
+        is_mosquitto "$wrapper" || die "Debian's Mosquitto does not run here: install one (apt-get install mosquitto)"
     fi
     export TRAKSENSE_MOSQUITTO="$wrapper"
+}
+
+# is_mosquitto PROGRAM: whether it is there and runs.
+is_mosquitto() {
+    "$1" -h 2>/dev/null | grep -q '^mosquitto version'
 }
 
 # unpack_debian PACKAGE: it and what it needs beyond what is installed, into .bootstrap/debian. Works for any user.

@@ -5,10 +5,14 @@
 #
 # The first run makes a virtual environment in .bootstrap/ and takes a minute; nothing else on the machine is touched.
 set -eu
+here=$PWD
 cd "$(dirname "$0")/.."
 # shellcheck source=ops/bootstrap.sh
 . ops/bootstrap.sh
 
 make_venv "$bootstrap/demo"
 pip_install "$bootstrap/demo" '--editable .[demo]' setup.cfg pyproject.toml
-exec "$bootstrap/demo/bin/python" -m traksense demo "$@"
+# Where the caller is: that is what a relative --directory means.
+cd "$here"
+# -P: or a folder named traksense there, such as this clone, would hide the package.
+exec "$bootstrap/demo/bin/python" -P -m traksense demo "$@"

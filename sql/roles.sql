@@ -71,7 +71,7 @@ BEGIN
     GRANT INSERT, SELECT (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, updated_at, xmax),
         UPDATE (site_id, ok, ts_exec, err, payload, updated_at) ON public.cmd_ack TO traksense_ingest;
     GRANT INSERT, SELECT (tenant_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
-    GRANT INSERT, SELECT (digest, repeats, reason, detail, ts, last_ts), UPDATE (repeats, last_ts, reason, detail, replayed_at)
+    GRANT INSERT, SELECT (tenant_id, digest, repeats, reason, detail, ts, last_ts), UPDATE (repeats, last_ts, reason, detail, replayed_at)
         ON public.ingest_errors TO traksense_ingest;
 
     FOREACH relation IN ARRAY ARRAY[

@@ -24,6 +24,8 @@ COMMANDS: Final = {
     "migrate": "bring the database schema up to date",
     "validate": "check that the running stack keeps its promises",
     "dlq": "list, show, replay and purge dead letters",
+    "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
+    "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",
 }
 """Each is a module of the same name in `traksense.commands` with `add_arguments(parser)` and `main(arguments) ->
 int`."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime  # noqa: TC003  (msgspec resolves the annotations at run time)
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import attrs
+import msgspec
 
 Value: TypeAlias = float | bool | str
 ValueType: TypeAlias = Literal["float", "num", "int", "bool", "enum", "text"]
@@ -50,8 +51,7 @@ class Reason(enum.StrEnum):
     DATABASE_REFUSED = "database_refused"  # the database refuses this message alone; detail has the SQLSTATE
 
 
-@attrs.frozen
-class Point:
+class Point(msgspec.Struct, frozen=True, gc=False):
     """One measured value. The field names are those of the envelope (PAYLOADS: v1), so that it decodes straight into
     it.
 
@@ -61,13 +61,16 @@ class Point:
         t: What the value claims to be; an adapter has checked that `v` agrees.
         u: Unit, or None.
         q: Quality: 0 good, 1 suspect, 2 bad.
+
+    A msgspec Struct, where everything else here is attrs: msgspec fills it three times as fast, and a message has many
+    (ops/decisions/0023). The limits are checked when msgspec decodes it, not when code makes one.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     v: Value
     t: ValueType = "num"
-    u: str | None = None
-    q: int = 0
+    u: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    q: Literal[0, 1, 2] = 0
 
 
 @attrs.frozen

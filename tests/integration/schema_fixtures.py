@@ -57,6 +57,14 @@ def bare(schema_server: Server) -> Iterator[Database]:
     yield from _database(schema_server)
 
 
+@pytest.fixture(scope="module")
+def schema_server_module(schema_server: Server) -> Iterator[Database]:
+    """A migrated database for all tests of a module, which leave it as they find it."""
+    for database in _database(schema_server):
+        database.migrate()
+        yield database
+
+
 @pytest.fixture
 def migrated(bare: Database) -> Database:
     """A fresh, migrated database that a superuser owns."""

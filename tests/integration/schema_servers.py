@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from traksense.store.migrate import migrate
+from traksense.store.roles import ROLES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +114,17 @@ class Database:
         dsn = self.create_role("app")
         relations = ", ".join(f"public.{relation}" for relation in PUBLIC_RELATIONS)
         self.run(f"GRANT SELECT ON {relations} TO {user_of(dsn)}", dsn=self.dsn)
+        return dsn
+
+    def create_member(self, role: str) -> str:
+        """A login whose only right is to be a member of a role of ours; returns its DSN."""
+        if not self.value("SELECT to_regrole(%s) IS NOT NULL", role, dsn=self.admin):
+            # The owner may not create roles, and no superuser has migrated a database of this server yet.
+            self.run(*(f"CREATE ROLE {name} NOLOGIN" for name in ROLES), dsn=self.admin)
+        # The roles may have been made after this database was migrated.
+        self.migrate()
+        dsn = self.create_role("member")
+        self.run(f"GRANT {role} TO {user_of(dsn)}", dsn=self.admin)
         return dsn
 
     def migrate(self) -> MigrationReport:

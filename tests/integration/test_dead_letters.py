@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -252,7 +253,7 @@ async def test_check_operator_refuses_a_role_that_sees_a_part(database: str, let
     """A role that row security binds is refused, instead of being shown its part as if it were all."""
     letters.connection.execute("CREATE ROLE dlq_reader LOGIN PASSWORD 'x'; GRANT SELECT ON ingest_errors TO dlq_reader")
     try:
-        reader = url(database.replace("//postgres:", "//dlq_reader:").replace(database.split(":")[2].split("@")[0], "x"))
+        reader = url(re.sub("//postgres:[^@]*@", "//dlq_reader:x@", database))
         with trio.fail_after(30):
             async with open_connection(reader, application="test") as connection:
                 with pytest.raises(StoreMisconfiguredError, match="not an operator"):

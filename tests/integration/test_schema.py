@@ -261,7 +261,7 @@ def test_dead_letter_is_known_again(migrated: Database) -> None:
     insert = (
         "INSERT INTO ingest_errors AS e (topic, payload, reason, digest)"
         " VALUES ('t', 'x', 'parse_error', decode(md5('x'), 'hex'))"
-        " ON CONFLICT (digest) DO UPDATE SET repeats = e.repeats + 1, last_ts = now()"
+        " ON CONFLICT (tenant_id, digest) DO UPDATE SET repeats = e.repeats + 1, last_ts = now()"
     )
     migrated.run(insert, insert, insert)
 

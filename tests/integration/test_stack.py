@@ -567,14 +567,24 @@ def test_postgres_starts_although_another_process_has_the_old_number(
         assert 1 == fetch(server.dsn, "SELECT 1")
 
 
-def test_postgres_refuses_a_directory_in_use(own_postgres: Any) -> None:
+def test_postgres_refuses_a_directory_in_use(own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs on one directory would be a disaster; the second is told, the first is not disturbed."""
+    monkeypatch.setattr(postgres, "_ORPHAN_SECONDS", 0.1)
     first = own_postgres()
 
     with pytest.raises(StackError, match=rf"PostgreSQL \(pid {first.pid}\) runs on .* already"):
         PostgresProcess(first.directory).start_sync()
 
     assert 1 == fetch(first.dsn, "SELECT 1")
+
+
+def test_postgres_waits_for_the_end_of_an_abandoned_run(own_postgres: Any) -> None:
+    """A server whose parent was killed is shutting down when the next run comes."""
+    first = own_postgres()
+    os.kill(first.pid, signal.SIGINT)
+
+    with PostgresProcess(first.directory) as second:
+        assert 1 == fetch(second.dsn, "SELECT 1")
 
 
 def test_postgres_refuses_another_major_version(own_postgres: Any) -> None:

@@ -9,7 +9,6 @@ import psycopg
 import pytest
 import trio
 import trio_asyncio
-from schema_servers import user_of
 from trio_asyncio import aio_as_trio
 
 # The whole contract again, for a login without rights of its own.
@@ -19,6 +18,7 @@ from traksense.config import load
 from traksense.ingest.health import Health
 from traksense.model import CommandAck, Event, Point, Reason, Rejection
 from traksense.store.postgres import open_store
+from traksense.store.roles import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,9 +48,7 @@ INSERTS = {
 @pytest.fixture
 def ingest(owned: Database) -> str:
     """The DSN of a login whose only right is to be a member of `traksense_ingest`."""
-    dsn = owned.create_role("service")
-    owned.run(f"GRANT traksense_ingest TO {user_of(dsn)}", dsn=owned.admin)
-    return dsn
+    return owned.create_member("traksense_ingest")
 
 
 @pytest.fixture
@@ -81,11 +79,13 @@ def test_ingest_has_no_attribute(owned: Database, ingest: str) -> None:
     """The service's role owns nothing, bypasses nothing, and is no operator."""
     attributes = owned.rows(
         "SELECT rolname::text, rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolcanlogin"
-        " FROM pg_roles WHERE rolname LIKE 'traksense\\_%' ORDER BY 1"
+        " FROM pg_roles WHERE rolname = ANY(%s) ORDER BY 1",
+        list(ROLES),
     )
     owns = owned.value(
         "SELECT count(*) FROM pg_shdepend WHERE refobjid IN"
-        " (SELECT oid FROM pg_roles WHERE rolname LIKE 'traksense\\_%') AND deptype = 'o'"
+        " (SELECT oid FROM pg_roles WHERE rolname = ANY(%s)) AND deptype = 'o'",
+        list(ROLES),
     )
 
     assert [("traksense_app", False), ("traksense_ingest", False), ("traksense_readonly", False)] == attributes

@@ -67,10 +67,11 @@ EMQX_METRICS: Final = frozenset(
         "emqx_sessions_count",
     }
 )
-"""Source: EMQX 5.8.9, apps/emqx_prometheus/src/emqx_prometheus.erl and emqx_durable_storage/include/emqx_ds_metrics.hrl."""
+"""Source: EMQX 5.8.9, apps/emqx_prometheus/src/emqx_prometheus.erl and
+apps/emqx_durable_storage/include/emqx_ds_metrics.hrl."""
 
 
-# --- .env.ingest --------------------------------------------------------------------------------------------------------
+# --- .env.ingest ------------------------------------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -104,7 +105,6 @@ def test_env_file_has_every_variable() -> None:
 
 def test_env_file_explains_every_variable() -> None:
     """A comment stands directly above each variable or its group."""
-
     assert [] == [line.name for line in env_lines() if not line.explained]
 
 
@@ -142,7 +142,7 @@ def test_env_file_is_read_by_the_command_line(monkeypatch: pytest.MonkeyPatch) -
     assert {line.name: line.value for line in env_lines() if line.on} == environ
 
 
-# --- compose.yaml -------------------------------------------------------------------------------------------------------
+# --- compose.yaml -----------------------------------------------------------------------------------------------------
 
 
 def compose() -> dict[str, Any]:
@@ -163,7 +163,6 @@ def seconds(text: str) -> float:
 
 def test_compose_has_the_whole_stack() -> None:
     """Broker, database, migration, service, metrics and dashboards come up together."""
-
     assert {"emqx", "db", "migrate", "traksense", "prometheus", "grafana"} == set(services())
 
 
@@ -245,7 +244,7 @@ def test_compose_listens_on_the_loopback_only() -> None:
     assert [] == [port for port in ports if not port.startswith(("127.0.0.1:", "${TRAKSENSE_BIND:-127.0.0.1}:"))]
 
 
-# --- Dockerfile ---------------------------------------------------------------------------------------------------------
+# --- Dockerfile -------------------------------------------------------------------------------------------------------
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -297,7 +296,7 @@ def endpoint() -> Iterator[tuple[int, list[int]]]:
             self.send_response(statuses[0] if self.path == "/healthz" else 404)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name there)
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -343,7 +342,7 @@ def test_build_context_has_no_secrets() -> None:
     assert [] == [name for name in let_in if name.startswith((".", "ops", "tests"))]
 
 
-# --- broker settings ----------------------------------------------------------------------------------------------------
+# --- broker settings --------------------------------------------------------------------------------------------------
 
 
 def mosquitto_settings() -> dict[str, str]:
@@ -356,8 +355,7 @@ def hocon(text: str) -> dict[str, str]:
     """`{"section.name": "value"}` of the part of HOCON that emqx.conf uses: sections, and one `name = value` a line."""
     found: dict[str, str] = {}
     path: list[str] = []
-    for line in text.splitlines():
-        line = line.strip()
+    for line in map(str.strip, text.splitlines()):
         if not line or line.startswith("#"):
             continue
         if line.endswith("{"):
@@ -413,7 +411,7 @@ def test_emqx_keeps_its_name() -> None:
     assert "." in emqx["hostname"]
 
 
-# --- Prometheus and Grafana ---------------------------------------------------------------------------------------------
+# --- Prometheus and Grafana -------------------------------------------------------------------------------------------
 
 
 def prometheus() -> dict[str, Any]:
@@ -447,6 +445,7 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     """The sample names of a service's `/metrics`, each with its labels and their values."""
 
     async def scrape() -> str:
+        await trio.lowlevel.checkpoint()  # only for trio's clock, which the health reads
         settings = Settings()
         health = Health(CONDITIONS)
         pipeline = Pipeline.build(settings, PostgresStore(settings, health), health)
@@ -529,9 +528,10 @@ def test_memory_limits_agree() -> None:
 
 def test_dashboards_are_provisioned() -> None:
     """The files are mounted where the provider looks, and the panels' data source is chosen by a variable."""
-    provisioning = OPS / "grafana" / "provisioning"
-    (provider,) = yaml.safe_load((provisioning / "dashboards" / "traksense.yaml").read_text(encoding="utf-8"))["providers"]
-    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text(encoding="utf-8"))["datasources"]
+    folder = OPS / "grafana" / "provisioning"
+    providers = yaml.safe_load((folder / "dashboards" / "traksense.yaml").read_text(encoding="utf-8"))
+    sources = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text(encoding="utf-8"))
+    (provider,), (source,) = providers["providers"], sources["datasources"]
     mounts = dict(volume.split(":")[:2] for volume in services()["grafana"]["volumes"])
 
     assert provider["options"]["path"] == mounts["./grafana/dashboards"]
@@ -568,24 +568,24 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def test_prometheus_accepts_its_configuration(promtool: str) -> None:
-    """promtool finds no fault in prometheus.yml and in the rules that it names."""
+    """There is no fault in prometheus.yml and the rules that it names, says promtool."""
     assert "SUCCESS" in run(promtool, "check", "config", "prometheus.yml", cwd=OPS / "prometheus")
 
 
 def test_alerts_fire_as_they_should(promtool: str) -> None:
-    """promtool plays each alert's case, and a healthy service on which nothing fires."""
+    """Each alert fires in its case, and nothing fires on a healthy service, says promtool."""
     assert "SUCCESS" in run(promtool, "test", "rules", "alerts_test.yml", cwd=OPS / "prometheus")
 
 
 def test_dashboard_queries_are_valid(promtool: str, tmp_path: Path) -> None:
-    """promtool parses every query of the dashboards."""
+    """Every query of the dashboards is PromQL, says promtool."""
     rules = [{"record": f"query:{n}", "expr": expr} for n, expr in enumerate(dashboard_expressions())]
     (tmp_path / "queries.yml").write_text(json.dumps({"groups": [{"name": "dashboards", "rules": rules}]}))
 
     assert f"{len(rules)} rules found" in run(promtool, "check", "rules", "queries.yml", cwd=tmp_path)
 
 
-# --- systemd ------------------------------------------------------------------------------------------------------------
+# --- systemd ----------------------------------------------------------------------------------------------------------
 
 
 def unit() -> dict[str, dict[str, list[str]]]:

@@ -28,15 +28,17 @@ class Context:
 
 
 class Adapter(Protocol):
-    """One device format.
+    """One device format."""
 
-    Attributes:
-        name: Short and unique, for logs and documentation.
-        kind: The topic kind that it serves.
-    """
+    @property
+    def name(self) -> str:
+        """Short and unique, for logs and documentation."""
+        ...
 
-    name: str
-    kind: Kind
+    @property
+    def kind(self) -> Kind:
+        """The topic kind that it serves."""
+        ...
 
     def claims(self, payload: bytes, members: frozenset[str] | None) -> bool:
         """Whether the payload looks like this format.

@@ -75,7 +75,8 @@ def _check_point(point: object, where: str) -> None:
     if isinstance(point.v, str):
         _check_text(point.v, f"{where}.v")
     _expect(not isinstance(point.v, float) or math.isfinite(point.v), f"{where}.v: {point.v!r} is not finite")
-    _expect(type(point.q) is int and 0 <= point.q <= 2, f"{where}.q: {point.q!r} is not 0, 1 or 2")
+    quality: object = point.q  # nothing but msgspec holds it to its annotation
+    _expect(type(quality) is int and quality in {0, 1, 2}, f"{where}.q: {quality!r} is not 0, 1 or 2")
 
 
 def _check_ack(ack: CommandAck, where: str) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
-from traksense.adapters.fields import CLASS_OF, MAX_NAME, MAX_UNIT, checked_name, checked_unit
+from traksense.adapters.fields import CLASS_OF
 from traksense.adapters.json_checks import ABSENT, json_object
 from traksense.adapters.schema_v1 import decode_v1
 from traksense.adapters.timestamps import parse_timestamp
@@ -73,33 +73,11 @@ class EnvelopeV1:
 
 
 def _check_points(points: list[Point]) -> None:
+    """Check what the annotations of `Point` cannot say: that the value agrees with its declared type."""
     class_of = CLASS_OF
     for point in points:
-        unit = point.u
-        if (
-            type(point.v) is not class_of[point.t]
-            or not 0 < len(point.name) <= MAX_NAME
-            or not 0 <= point.q <= 2
-            or (unit is not None and len(unit) > MAX_UNIT)
-        ):
-            # Which fault it is, and where, is worked out only once there is one: this loop is half of our own time.
-            raise _first_fault(points)
-
-
-def _first_fault(points: list[Point]) -> DecodeError:
-    faults = (_fault(point, f"$.points[{index}]") for index, point in enumerate(points))
-    return next(fault for fault in faults if fault is not None)
-
-
-def _fault(point: Point, where: str) -> DecodeError | None:
-    try:
-        checked_name(point.name, f"{where}.name")
-        checked_unit(point.u, f"{where}.u")
-    except DecodeError as fault:
-        return fault
-    if not 0 <= point.q <= 2:
-        return DecodeError(Reason.INVALID_FIELD, f"a quality of {point.q}, not 0, 1 or 2 - at `{where}.q`")
-    if type(point.v) is not CLASS_OF[point.t]:
-        got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
-        return DecodeError(Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}.v`")
-    return None
+        if type(point.v) is not class_of[point.t]:
+            # Where it is, is worked out only once there is a fault: this loop is half of our own time.
+            got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
+            where = f"$.points[{points.index(point)}].v"
+            raise DecodeError(Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}`")

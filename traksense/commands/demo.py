@@ -20,10 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=positive, metavar="N", help="end by itself after so long (default: Ctrl-C)")
     parser.add_argument(
-        "--directory", type=Path, default=DIRECTORY, metavar="DIR", help=f"where everything is kept (default: ./{DIRECTORY})"
+        "--directory",
+        type=Path,
+        default=DIRECTORY,
+        metavar="DIR",
+        help=f"where everything is kept (default: ./{DIRECTORY})",
     )
     parser.add_argument(
-        "--broker", choices=("auto", "mosquitto", "iotcore"), default="auto", help="auto: Mosquitto if it is here (default)"
+        "--broker",
+        choices=("auto", "mosquitto", "iotcore"),
+        default="auto",
+        help="auto: Mosquitto if it is here (default)",
     )
     parser.add_argument("--screenshot", type=Path, metavar="FILE.svg", help="save the last page as a picture")
     parser.add_argument(
@@ -35,11 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="tenants (default: 3)")
     fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices of each tenant (default: 20)")
-    fleet.add_argument("--rate", type=positive, default=600.0, metavar="N", help="points a second in total (default: 600)")
     fleet.add_argument(
-        "--speed", type=positive, default=60.0, metavar="X", help="how many times faster than life signals run (default: 60)"
+        "--rate", type=positive, default=600.0, metavar="N", help="points a second in total (default: 600)"
     )
-    fleet.add_argument("--bad", type=percent, default=1.0, metavar="%", help="messages that are unacceptable (default: 1)")
+    fleet.add_argument(
+        "--speed",
+        type=positive,
+        default=60.0,
+        metavar="X",
+        help="how many times faster than life signals run (default: 60)",
+    )
+    fleet.add_argument(
+        "--bad", type=percent, default=1.0, metavar="%", help="messages that are unacceptable (default: 1)"
+    )
     ports = parser.add_argument_group("ports (default: those of the last run, else any free one)")
     for name, what in (("mqtt", "the broker's"), ("postgres", "the database's"), ("metrics", "the service's")):
         ports.add_argument(f"--port-{name}", type=port, metavar="PORT", help=what)
@@ -72,7 +87,7 @@ def main(arguments: argparse.Namespace) -> int:
             rate=arguments.rate,
             bad=arguments.bad / 100,
             duplicates=0.005,
-            disorder=0.005,
+            disorder=0.002,
             seed=1,
             start_hour=now.hour + now.minute / 60,
             speed=arguments.speed,

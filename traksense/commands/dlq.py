@@ -25,7 +25,8 @@ class _InterruptedError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions and their options."""
     parser.epilog = (
-        "Needs the DATABASE_URL of an operator (whoever ran `traksense migrate`), and for replay the service's MQTT_URL."
+        "Needs the DATABASE_URL of an operator (whoever ran `traksense migrate`), and for replay the MQTT_URL that the "
+        "service has."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 

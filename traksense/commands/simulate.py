@@ -26,9 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fleet.add_argument("--format", choices=FORMATS, default="mixed", help="payload format (default: mixed)")
     fleet.add_argument(
-        "--tenant-prefix", type=topic_level, default="sim-", metavar="TEXT", help="of each tenant's name (default: sim-)"
+        "--tenant-prefix",
+        type=topic_level,
+        default="sim-",
+        metavar="TEXT",
+        help="of each tenant's name (default: sim-)",
     )
-    fleet.add_argument("--seed", type=int, metavar="N", help="the same fleet again, apart from timestamps (default: random)")
+    fleet.add_argument(
+        "--seed", type=int, metavar="N", help="the same fleet again, apart from timestamps (default: random)"
+    )
     fleet.add_argument(
         "--start-hour",
         type=hour,
@@ -36,19 +42,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hour of the day at which the fleet starts, 0-24 (default: now; 10 with --seed)",
     )
     fleet.add_argument(
-        "--speed", type=positive, default=1.0, metavar="X", help="how many times faster than life signals run (default: 1)"
+        "--speed",
+        type=positive,
+        default=1.0,
+        metavar="X",
+        help="how many times faster than life signals run (default: 1)",
     )
     amount = parser.add_argument_group("rate and amount")
     amount.add_argument(
-        "--rate", type=rate, default=1000.0, metavar="N", help="points a second in total; 0: what is possible (default: 1000)"
+        "--rate",
+        type=rate,
+        default=1000.0,
+        metavar="N",
+        help="points a second in total; 0: what is possible (default: 1000)",
     )
     amount.add_argument("--seconds", type=positive, metavar="N", help="stop after so long")
     amount.add_argument("--messages", type=count, metavar="N", help="stop after so many messages")
     amount.add_argument("--qos", type=int, choices=(0, 1), default=1, help="0 is never confirmed (default: 1)")
-    amount.add_argument("--window", type=window, default=200, metavar="N", help="unconfirmed messages at most (default: 200)")
+    amount.add_argument(
+        "--window", type=window, default=200, metavar="N", help="unconfirmed messages at most (default: 200)"
+    )
     faults = parser.add_argument_group("faults, in percent of the messages")
     faults.add_argument("--duplicates", type=percent, default=0.0, metavar="%", help="published twice")
-    faults.add_argument("--disorder", type=percent, default=0.0, metavar="%", help="published after later ones of the device")
+    faults.add_argument(
+        "--disorder", type=percent, default=0.0, metavar="%", help="published after later ones of the device"
+    )
     faults.add_argument("--bad", type=percent, default=0.0, metavar="%", help="unacceptable, in every known way")
     parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
 

@@ -1,8 +1,10 @@
 """paho-mqtt as a codec: it believes that it has a socket, which is a pair of buffers.
 
-paho reads a packet with three or more `recv` calls and sends each PUBACK with a `send`; on buffers that costs no
-system call. Everything that paho would do to a socket by itself (resolve, connect, TLS, select, ping) is Trio's here,
-so nothing blocks and no thread exists.
+Everything that paho would do to a socket by itself (resolve, connect, TLS, select, ping) is Trio's here, so nothing
+blocks and no thread exists. Packets are cut out of the byte stream here; paho gets each of them whole, but for PUBLISH
+at QoS 0 and 1, which is read here: paho takes three `recv` calls, a `Properties` object and a topic match for it,
+fifteen times the rest of the work (ops/decisions/0004). PUBACKs are written here too, as one piece for many: `ack()`
+does not know connections, and paho would make a packet object of each.
 
 Private names of paho 2.2 that this relies on: `_create_socket` (called by `reconnect`). setup.cfg pins paho to 2.2.*,
 and tests/contract/test_codec.py holds the behaviour. Traps, with their place in paho 2.2.0 `client.py`:
@@ -11,8 +13,6 @@ and tests/contract/test_codec.py holds the behaviour. Traps, with their place in
 * `reconnect_on_failure=False`, or a refused protocol version makes paho reconnect inside `loop_read` (l.3865).
 * `loop_read` reads one packet for a QoS 1 subscriber, whatever its argument says (l.2096).
 * An exception in a callback makes paho replay the packet for ever (l.3147): the callbacks here only append.
-* `ack()` does not know connections. We write PUBACKs ourselves, whole, between paho's packets: our socket takes every
-  packet in one piece, so paho is never in the middle of one.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class PahoCodec:
         self._wire = _Wire()
         self._events: list[Event] = []
         self._topics: dict[bytes, str] = {}
-        self._now = datetime.now(UTC)
+        self._rest = bytearray()
+        self._needed = 0
         client = self._client = _BufferedClient(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -98,7 +99,6 @@ class PahoCodec:
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
-        client.on_message = self._on_message
 
     def connect(self) -> None:
         """Queue CONNECT."""
@@ -150,20 +150,72 @@ class PahoCodec:
         self._client.disconnect()
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take bytes from the peer; messages go to `messages`, the rest is returned."""
-        wire = self._wire
-        wire.feed(data)
+        """Take bytes from the peer; messages go to `messages`, the rest is returned.
+
+        Raises:
+            ProtocolError: The bytes are not MQTT.
+        """
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
         # One clock reading for all messages of one read.
-        self._now = datetime.now(UTC)
-        loop_read = self._client.loop_read
-        while wire.readable:
-            code = loop_read()
-            if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                if self._events and _is_farewell(self._events[-1]):
-                    break  # paho calls every refusal of MQTT 5 a protocol error; the event says what it is
-                raise ProtocolError(f"paho: {paho.error_string(code)}")
+        now = datetime.now(UTC)
+        begin = 0
+        while True:
+            body, end = _packet_bounds(data, begin)
+            if end > len(data):
+                self._rest += data[begin:]
+                self._needed = end - begin
+                break
+            # Source: MQTT 5.0 §3.3.1: 0011, DUP, QoS (two bits), RETAIN.
+            if data[begin] & 0xF0 == 0x30 and not data[begin] & 0x04:
+                self.messages.append(self._read_publish(data, begin, body, end, now))
+            elif self._hand_to_paho(data[begin:end]):
+                break  # the peer said goodbye: what follows means nothing
+            begin = end
         events, self._events = self._events, []
         return events
+
+    def _read_publish(self, data: bytes, begin: int, body: int, end: int, now: datetime) -> Message:
+        """Source: MQTT 5.0 §3.3.2: topic, packet identifier (QoS 1), properties (MQTT 5); the payload is the rest."""
+        first = data[begin]
+        place = body + 2
+        try:
+            topic_end = place + (data[body] << 8 | data[body + 1])
+            raw = data[place:topic_end]
+            place = topic_end
+            qos, packet_id = first >> 1 & 1, 0
+            if qos:
+                packet_id = data[place] << 8 | data[place + 1]
+                place += 2
+            if self._v5:
+                # None of the properties concerns us, and we admit no topic alias; nearly always there are none.
+                place = place + 1 if data[place] == 0 else _skip_properties(data, place)
+        except IndexError:
+            place = end + 1
+        if place > end or not raw or (qos and not packet_id):
+            raise ProtocolError("a PUBLISH that is malformed")
+        topic = self._topics.get(raw)
+        if topic is None:
+            if len(self._topics) >= TOPICS_MAX:
+                self._topics.clear()
+            topic = self._topics[raw] = raw.decode("utf-8", "backslashreplace")
+        return Message(topic, data[place:end], qos, packet_id, self._generation, bool(first & 0x08), now)
+
+    def _hand_to_paho(self, packet: bytes) -> bool:
+        """Let paho handle one whole packet; says whether the connection is over."""
+        self._wire.feed(packet)
+        while self._wire.readable:
+            code = self._client.loop_read()
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                # paho calls every refusal of MQTT 5 a protocol error; the event says what it is.
+                if self._events and _is_farewell(self._events[-1]):
+                    return True
+                raise ProtocolError(f"paho: {paho.error_string(code)}")
+        return bool(self._events) and _is_farewell(self._events[-1])
 
     def take(self) -> bytes:
         """All that is to be sent now; empty if nothing is."""
@@ -174,19 +226,6 @@ class PahoCodec:
         return outgoing
 
     # --- paho's callbacks: they must not raise ----------------------------------------------------------------------
-
-    def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
-        raw: bytes = message._topic
-        topic = self._topics.get(raw)
-        if topic is None:
-            if len(self._topics) >= TOPICS_MAX:
-                self._topics.clear()
-            topic = self._topics[raw] = raw.decode("utf-8", "backslashreplace")
-        self.messages.append(
-            Message(
-                topic, bytes(message.payload), message.qos, message.mid, self._generation, bool(message.dup), self._now
-            )
-        )
 
     def _on_connect(
         self, _client: Any, _userdata: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
@@ -214,6 +253,37 @@ class PahoCodec:
 def _is_farewell(event: Event) -> bool:
     """Whether the connection is over after this event."""
     return isinstance(event, Disconnected) or (isinstance(event, Connected) and event.reason != 0)
+
+
+def _packet_bounds(data: bytes, begin: int) -> tuple[int, int]:
+    """Where the packet that begins here has its body, and where it ends, which may be beyond what has arrived.
+
+    Source: MQTT 5.0 §2.1.4 and §1.5.5: a type byte, then the length of the rest in seven-bit groups, at most four.
+    """
+    length = shift = 0
+    place = begin + 1
+    for byte in data[place : place + 4]:
+        length |= (byte & 0x7F) << shift
+        place += 1
+        if byte < 0x80:
+            return place, place + length
+        shift += 7
+    if shift == 28:
+        raise ProtocolError("a packet length of more than four bytes")
+    return place, max(place + 1, begin + 2)
+
+
+def _skip_properties(data: bytes, place: int) -> int:
+    """Where the properties that begin here end: their length is a variable byte integer."""
+    length = shift = 0
+    for _ in range(4):
+        byte = data[place]
+        place += 1
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return place + length
+        shift += 7
+    raise ProtocolError("a property length of more than four bytes")
 
 
 class _BufferedClient(paho.Client):

@@ -46,9 +46,9 @@ STABLE_SECONDS: Final = 10.0
 """A connection that held this long was a success: the next backoff starts small again."""
 
 SUSPICIOUS_CLOSURES: Final = 3
-"""So many connections in a row that the broker accepted and soon closed without a word look like a second client with our
-client id: Mosquitto 2.0.11 does not send the DISCONNECT with reason 0x8E that MQTT 5.0 §4.13 describes (seen on the wire;
-tests/integration/test_reader.py holds it)."""
+"""So many connections in a row that the broker accepted and soon closed without a word look like a second client with
+our client id: Mosquitto 2.0.11 does not send the DISCONNECT with reason 0x8E that MQTT 5.0 §4.13 describes (seen on
+the wire; tests/integration/test_reader.py holds it)."""
 
 
 DROPPED_TOPIC: Final = "$SYS/broker/publish/messages/dropped"

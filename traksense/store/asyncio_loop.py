@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 async def open_asyncio_loop() -> AsyncIterator[None]:
     """A loop for the duration; a complaint of asyncio's is logged, and ends nothing.
 
-    trio-asyncio 0.16 makes every call of the loop's exception handler the end of the loop and of everything around it.
-    asyncio and asyncpg use that handler to complain, though, beside the error that the caller gets anyway: when a database
-    dies in the middle of a transaction, asyncpg 0.32 says "Resetting connection with an active transaction"
-    (`Connection._reset`) and asyncio "Future exception was never retrieved". Found by `traksense prove`: SIGKILL of the
-    postmaster ended the service.
+    trio-asyncio 0.16 makes every call of the loop's exception handler the end of the loop and of everything around it
+    (`default_exception_handler`). asyncio and asyncpg use that handler to complain, though, beside the error that the
+    caller gets anyway: when a database dies in the middle of a transaction, asyncpg 0.32 says "Resetting connection
+    with an active transaction" (`Connection._reset`) and asyncio "Future exception was never retrieved". Found by
+    `traksense prove`: SIGKILL of the postmaster ended the service.
 
     Trio-flavored.
     """

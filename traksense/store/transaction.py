@@ -93,7 +93,7 @@ FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::tim
     AS k (tenant_id, topic, payload, reason, detail, ts, digest)
 WINDOW same AS (PARTITION BY digest)
 ORDER BY digest, ts
-ON CONFLICT (digest) DO UPDATE
+ON CONFLICT (tenant_id, digest) DO UPDATE
 SET repeats = e.repeats + 1 + excluded.repeats, last_ts = coalesce(excluded.last_ts, excluded.ts),
     reason = excluded.reason, detail = excluded.detail, replayed_at = NULL
 """

@@ -7,7 +7,7 @@
 | verb | what the peers see | what it stands for |
 |---|---|---|
 | `reset` | RST on both sides of every connection | a peer, a firewall or a load balancer that restarts |
-| `black_hole` | silence; what they send is taken and lost; RST when it ends | a path that forgot the connections (NAT, failover) |
+| `black_hole` | silence; what they send is taken and lost; RST at the end | a path that forgot the connections (NAT) |
 | `hold` | silence; everything arrives, late, when it ends | a partition that heals: TCP sends again |
 | `cut_after` | the next bytes of the server, up to a limit, then RST | a reset in the middle of a packet |
 | `cut_at_outcome` | RST instead of the answer to the next commit | the ambiguous commit |

@@ -17,7 +17,8 @@ import trio
 from traksense.mqtt.stream import tls_context
 from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, play
 from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS
-from traksense.tools.publisher import PACKET_TOO_LARGE, open_publisher
+from traksense.tools.outbox import PACKET_TOO_LARGE
+from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
     import argparse
@@ -145,10 +146,16 @@ class _Run:
         beyond = sum(t.bad[fault] for fault in BEYOND_DEFAULT_TOPICS)
         said = [
             (t.unconfirmed, "never confirmed: the broker may have them or not"),
-            (sum(refused.values()), f"refused by the broker (reason {', '.join(f'0x{code:02X}' for code in sorted(refused))})"),
+            (
+                sum(refused.values()),
+                f"refused by the broker (reason {', '.join(f'0x{code:02X}' for code in sorted(refused))})",
+            ),
             (t.refused[PACKET_TOO_LARGE], "not sent: larger than the broker's Maximum Packet Size"),
             (counters["unmatched"], "confirmed, but the broker has no subscriber for them: nobody stores them"),
-            (counters["retransmitted"], f"published again after a lost connection ({counters['reconnections']} reconnections)"),
+            (
+                counters["retransmitted"],
+                f"published again after a lost connection ({counters['reconnections']} reconnections)",
+            ),
             (beyond, "bad ones on topics outside the default MQTT_TOPICS: only traksense/# receives them"),
         ]
         return [f"  {count:,} {what}" for count, what in said if count]

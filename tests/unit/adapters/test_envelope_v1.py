@@ -193,9 +193,10 @@ def test_envelope_fault_in_a_later_point(refuse: Refuse) -> None:
     points[0] |= {"q": 2, "u": "x" * 64, "name": "n" * 128}
     points[17]["name"] = ""
 
-    assert (Reason.INVALID_FIELD, "a name of 0 characters, not 1-128 - at `$.points[17].name`") == refuse(
-        EnvelopeV1(), envelope(points=points)
-    )
+    reason, detail = refuse(EnvelopeV1(), envelope(points=points))
+
+    assert Reason.INVALID_FIELD == reason
+    assert detail.endswith("at `$.points[17].name`")
 
 
 @pytest.mark.parametrize("schema", ["v2", "V1", "", 1, None, {"v": 1}])

@@ -5,9 +5,10 @@ It speaks only as much MQTT as that takes, so that it leaves the machine to thos
 
 from __future__ import annotations
 
+import secrets
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -16,13 +17,13 @@ from traksense.mqtt.codec import Connected
 from traksense.mqtt.connection import READ_BYTES
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream
+from traksense.tools.bench.load import PACKET_IDS
 from traksense.tools.stack import StackError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from traksense.mqtt.stream import Stream
-    from traksense.tools.bench.load import Fleet
     from traksense.tools.stack import BrokerProcess
 
 SESSION_SECONDS: Final = 86_400
@@ -81,7 +82,10 @@ class Hose:
 
     def _count(self, data: bytes) -> None:
         whole = len(data) // _PUBACK
-        if data[0 : whole * _PUBACK : _PUBACK] == b"\x40" * whole and data[1 : whole * _PUBACK : _PUBACK] == b"\x02" * whole:
+        if (
+            data[0 : whole * _PUBACK : _PUBACK] == b"\x40" * whole
+            and data[1 : whole * _PUBACK : _PUBACK] == b"\x02" * whole
+        ):
             self.confirmed += whole
             self._held = data[whole * _PUBACK :]
             return
@@ -99,7 +103,7 @@ class Hose:
 @asynccontextmanager
 async def open_hose(broker: BrokerProcess) -> AsyncIterator[Hose]:
     """A connection to publish on. Trio-flavored."""
-    stream, connected = await _connect(broker, "traksense-bench-publisher", clean=True, expiry=0)
+    stream, connected = await _connect(broker, f"bench-publisher-{secrets.token_hex(4)}", clean=True, expiry=0)
     try:
         # The window is half of what the broker allows, so that it never has to count at the edge.
         hose = Hose(stream, max(1, (connected.receive_maximum or 65_535) // 2))
@@ -132,25 +136,40 @@ async def end_session(broker: BrokerProcess, client_id: str) -> None:
     await trio.aclose_forcefully(stream)
 
 
-async def publish_at_rate(
-    hose: Hose, fleet: Fleet, rate: float, *, stop: Callable[[], bool], first: int = 0
-) -> int:
-    """Publish so many messages a second, each with the time at which it is made, until told to stop.
+class Packets(Protocol):
+    """Makes PUBLISH packets; see `Fleet.packet`."""
 
-    Returns the number after the last message's. Trio-flavored.
-    """
-    started, number, before = trio.current_time(), first, 0
+    def __call__(self, number: int, at: int, packet_id: int, /) -> bytes:
+        """The message of this number with this timestamp."""
+        ...
+
+
+class LivePackets:
+    """Makes messages whose timestamp is the moment at which they are made; no two have the same."""
+
+    def __init__(self, make: Packets) -> None:
+        self.number = 0
+        self._make = make
+        self._before = 0
+
+    def next(self, count: int) -> bytes:
+        """So many more messages, as one piece."""
+        packets = []
+        for number in range(self.number, self.number + count):
+            self._before = max(self._before + 1, time.time_ns() // 1000)
+            packets.append(self._make(number, self._before, number % PACKET_IDS + 1))
+        self.number += count
+        return b"".join(packets)
+
+
+async def publish_at_rate(hose: Hose, packets: LivePackets, rate: float, *, stop: Callable[[], bool]) -> None:
+    """Publish so many messages a second until told to stop. Trio-flavored."""
+    started, first = trio.current_time(), packets.number
     while not stop():
-        due = int((trio.current_time() - started) * rate) - (number - first)
+        due = int((trio.current_time() - started) * rate) - (packets.number - first)
         if due > 0:
-            packets = []
-            for _ in range(due):
-                at = max(before + 1, time.time_ns() // 1000)
-                packets.append(fleet.packet(number, at, number % 65_535 + 1))
-                number, before = number + 1, at
-            await hose.send(b"".join(packets), due)
+            await hose.send(packets.next(due), due)
         await trio.sleep(TICK_SECONDS)
-    return number
 
 
 async def _connect(broker: BrokerProcess, client_id: str, *, clean: bool, expiry: int) -> tuple[Stream, Connected]:

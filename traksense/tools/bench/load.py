@@ -163,7 +163,7 @@ class Load:
             yield b"".join(packets), len(packets)
 
     def batches(self, size: int, *, meta_id: int | None) -> Iterator[tuple[bytes, int]]:
-        """The rows as binary COPY wants them, a batch of about `size` at a time, each sorted by key as the service does."""
+        """The rows as binary COPY wants them, about `size` at a time, each batch sorted by key as the service does."""
         rows: list[tuple[int, int, float]] = []
         fleet = self.fleet
         for number in range(self.messages):

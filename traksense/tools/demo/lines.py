@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from traksense.tools.demo.verdict import Verdict
 
 LINE_SECONDS: Final = 5.0
+REASONS_SHOWN: Final = 2
 
 
 def status_line(state: State) -> str:
@@ -19,7 +20,8 @@ def status_line(state: State) -> str:
     if scrape is None:
         return f"{clock}  waiting for the service"
     samples = scrape.samples
-    dead = ", ".join(f"{reason} {count}" for reason, count in scrape.dead_reasons) or "none"
+    often = sorted(scrape.dead_reasons, key=lambda item: -item[1])[:REASONS_SHOWN]
+    dead = f", mostly {' and '.join(reason for reason, _ in often)}" if often else ""
     parts = [
         f"{clock}  {state.rate:,.0f} points/s",
         f"p50 {_milliseconds(state.latency(0.5))} p99 {_milliseconds(state.latency(0.99))}",
@@ -27,7 +29,7 @@ def status_line(state: State) -> str:
         f"unacknowledged {samples.value('ingest_unacknowledged_messages'):.0f}",
         ledger_line(state),
         f"rows {state.rows:,} ({state.database_bytes / 1e6:.0f} MB)",
-        f"dead letters: {dead}",
+        f"dead letters {scrape.ended('dead'):,}{dead}",
         "ready" if state.ready else f"not ready: {state.not_ready}",
     ]
     if state.publisher_fault:
@@ -70,21 +72,3 @@ def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) 
 
 def _milliseconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1000:.0f} ms"
-
-
-def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) -> str:
-    """The last words: what happened, whether it adds up, and how to go on."""
-    seconds = int(state.elapsed)
-    exited = f"exited with status {status}" if status >= 0 else f"was ended by signal {-status}"
-    lines = [
-        "",
-        f"Ended after {seconds // 60} min {seconds % 60} s: the fleet stopped, the service drained and {exited}"
-        f"{'' if status == 0 else f' (log: {log})'}.",
-        verdict.text(),
-        "",
-        f"The data stay in {place.directory}: {state.rows:,} rows so far. Look at them; this starts the database alone, and psql:",
-        f"  {place.command('--psql')}",
-        "Start it again, with these data:",
-        f"  {place.command()}",
-    ]
-    return "\n".join(lines)

@@ -161,9 +161,9 @@ async def watch_database(state: State, database: Database, watched: Sequence[Wat
 
 def _latest(row: asyncpg.Record) -> LatestValue:
     value = next((row[name] for name in ("v_num", "v_bool", "v_text") if row[name] is not None), "")
-    return LatestValue(
-        row["tenant_id"], row["site_id"], row["device_id"], row["point_id"], value, row["unit"], row["ts"].astimezone(UTC)
-    )
+    names = [_visible(row[name]) for name in ("tenant_id", "site_id", "device_id", "point_id")]
+    shown = _visible(value) if isinstance(value, str) else value
+    return LatestValue(*names, shown, _visible(row["unit"] or ""), row["ts"].astimezone(UTC))
 
 
 def _dead_letter(rows: Sequence[asyncpg.Record]) -> DeadLetter | None:
@@ -171,7 +171,12 @@ def _dead_letter(rows: Sequence[asyncpg.Record]) -> DeadLetter | None:
         return None
     row = rows[0]
     ts: datetime = row["ts"].astimezone(UTC)
-    return DeadLetter(row["reason"], row["detail"] or "", row["topic"], row["size"], ts)
+    return DeadLetter(row["reason"], _visible(row["detail"] or ""), _visible(row["topic"]), row["size"], ts)
+
+
+def _visible(text: str) -> str:
+    """What devices send must not drive the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _reasons(body: Any) -> str:

@@ -1,10 +1,10 @@
 """The demo's directory: what is where, which ports it had the last time, and how to look at the data.
 
-    cluster, postgres.log, password   PostgreSQL (elsewhere if its user cannot reach the directory; it says so)
-    broker/                           the broker's state and log
-    traksense.log                     the service's log
-    ports.json                        the ports of the last run, taken again so that addresses stay
-    pg_service.conf                   connects psql without a password on the command line
+cluster, postgres.log, password   PostgreSQL (elsewhere if its user cannot reach the directory; it says so)
+broker/                           the broker's state and log
+traksense.log                     the service's log
+ports.json                        the ports of the last run, taken again so that addresses stay
+pg_service.conf                   connects psql without a password on the command line
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class Place:
         self.directory = directory.absolute()
         self._given = directory
         self._ports: dict[str, int] | None = None
-        if not make and not (self.directory / PORTS_FILE).exists():
-            raise TraksenseError(f"no demo has been in {self.directory}: run `traksense demo` first, or name its --directory")
+        if not make and not self._ports_file.exists():
+            raise TraksenseError(
+                f"no demo has been in {self.directory}: run `traksense demo` first, or name its --directory"
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,6 +62,10 @@ class Place:
         return self.directory / "broker"
 
     @property
+    def _ports_file(self) -> Path:
+        return self.directory / PORTS_FILE
+
+    @property
     def service_file(self) -> Path:
         """For psql, by PGSERVICEFILE."""
         return self.directory / "pg_service.conf"
@@ -68,17 +74,19 @@ class Place:
         """A port for each of `PORTS`: the one wanted, else that of the last run if it is free, else any."""
         if self._ports is not None:
             return self._ports
-        path = self.directory / PORTS_FILE
         known: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
-            known = {name: int(port) for name, port in json.loads(path.read_text(encoding="utf-8")).items()}
+            known = {name: int(port) for name, port in json.loads(self._ports_file.read_text(encoding="utf-8")).items()}
         ports = {}
         for name in PORTS:
             last = known.get(name)
             ports[name] = wanted.get(name) or (last if last and _is_free(last) else free_port())
-        path.write_text(json.dumps(ports, indent=2) + "\n", encoding="utf-8")
         self._ports = ports
         return ports
+
+    def remember_ports(self) -> None:
+        """Keep the ports for the next run; to be called when the servers run, since another demo may own the place."""
+        self._ports_file.write_text(json.dumps(self._ports, indent=2) + "\n", encoding="utf-8")
 
     def write_service_file(self, dsn: str) -> None:
         """Let psql connect to this database."""
@@ -99,7 +107,7 @@ class Place:
     def database_runs(self) -> bool:
         """Whether something listens where the database of the last run was."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            port = json.loads((self.directory / PORTS_FILE).read_text(encoding="utf-8"))["postgres"]
+            port = json.loads(self._ports_file.read_text(encoding="utf-8"))["postgres"]
             with socket.create_connection(("127.0.0.1", int(port)), 1.0):
                 return True
         return False

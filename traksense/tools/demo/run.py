@@ -1,7 +1,7 @@
 """Starts everything, shows it, ends everything, in order.
 
-    start   PostgreSQL ▸ broker ▸ schema ▸ service (a child process) ▸ fleet
-    end     fleet stops ▸ its last messages are confirmed ▸ the service has stored them ▸ SIGTERM, exit 0 ▸ compare ▸ the rest
+start   PostgreSQL ▸ broker ▸ schema ▸ service (a child process) ▸ fleet
+end     fleet stops ▸ its last messages are confirmed ▸ the service has stored them ▸ SIGTERM, exit 0 ▸ compare ▸ the rest
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ class Demo:
         self._say(f"  {broker.kind} on port {broker.port}")
         dsn = await postgres.create_database(DATABASE, exist_ok=True)
         self._place.write_service_file(dsn)
+        self._place.remember_ports()
         report = await trio_asyncio.aio_as_trio(migrate)(dsn, log=logging.getLogger(__name__))
         self._say(f"  schema {report.to_version}{' created' if report.from_version is None else ''} ({report.engine})")
         return postgres, broker, dsn
@@ -172,6 +173,8 @@ class Demo:
             "MQTT_CLIENT_ID": CLIENT_ID + suffix,
             "DATABASE_URL": dsn,
             "DB_POOL_MAX": "4",
+            "INGEST_SHUTDOWN_SECONDS": "10",
+            "LOG_FORMAT": "text",
             "METRICS_PORT": str(self._place.ports(self._options.ports)["metrics"]),
         }
         service = await stack.enter_async_context(open_service(env, self._place.directory))
@@ -342,4 +345,6 @@ async def _wait_received(service: ServiceProcess, count: int) -> None:
 def _log_to(path: Path) -> None:
     """Our own log goes to a file: on the terminal it would tear the page."""
     with contextlib.suppress(OSError):
-        logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+        logging.basicConfig(
+            filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+        )

@@ -79,7 +79,9 @@ class Scrape:
     def dead_reasons(self) -> list[tuple[str, int]]:
         """Dead letters by reason, in an order that does not change."""
         counts = (
-            (dict(labels)["reason"], int(value)) for (name, labels), value in self.samples.items() if name == "ingest_errors_total"
+            (dict(labels)["reason"], int(value))
+            for (name, labels), value in self.samples.items()
+            if name == "ingest_errors_total"
         )
         return [(reason, count) for reason, count in counts if count]
 
@@ -101,7 +103,7 @@ class LatestValue:
     device: str
     point: str
     value: float | bool | str
-    unit: str | None
+    unit: str
     ts: datetime
 
 

@@ -60,13 +60,16 @@ class Verdict:
         """A small table, and what it means."""
         lines = [f"  {'':<34}{'broker confirmed':>17}{'database has':>15}"]
         lines += [
-            f"  {line.what:<34}{line.confirmed:>17,}{line.stored:>15,}  {'✓' if line.equal else '✗'}" for line in self.lines
+            f"  {line.what:<34}{line.confirmed:>17,}{line.stored:>15,}  {'✓' if line.equal else '✗'}"
+            for line in self.lines
         ]
         lines.append(f"  {'published twice on purpose':<34}{self.repeats:>17,}{'stored once':>15}")
         if self.unconfirmed:
             lines.append(f"  {self.unconfirmed:,} messages were never confirmed by the broker.")
         lines.append(
-            "  It adds up: nothing is lost, nothing is stored twice." if self.adds_up else "  It does not add up: see the lines with ✗."
+            "  It adds up: nothing is lost, nothing is stored twice."
+            if self.adds_up
+            else "  It does not add up: see the lines with ✗."
         )
         return "\n".join(lines)
 

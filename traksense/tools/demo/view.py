@@ -57,7 +57,9 @@ def svg(state: State, title: str, width: int = 100, height: int = 40) -> str:
     """The page as a picture."""
     import io
 
-    console = Console(record=True, width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(
+        record=True, width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
     console.print(page(state, width, height))
     return console.export_svg(title=title)
 
@@ -152,7 +154,7 @@ def _values(state: State, *, rows: int, wide: bool) -> RenderableType:
     # A header and the panel's own lines are fixed; rows that are missing yet keep their place, so that nothing jumps.
     shown = sorted(state.values[:rows], key=lambda v: (v.tenant, v.device))
     for v in shown:
-        cells = [v.tenant, *([v.site] if wide else []), v.device, v.point, _value(v), Text(v.unit or "", DIM)]
+        cells = [v.tenant, *([v.site] if wide else []), v.device, v.point, _value(v), Text(v.unit, DIM)]
         table.add_row(*cells, Text(age(v.ts, state.wall), DIM))
     return _panel("Latest values, read from ts_measure", table if shown else Text("waiting for the first rows", DIM))
 
@@ -182,7 +184,9 @@ def _newest(state: State, *, with_topic: bool) -> list[RenderableType]:
     newest = state.newest_dead
     if newest is None:
         return []
-    label = Text.assemble(("newest ", DIM), (f"{age(newest.ts, state.wall):>6} ago  ", DIM), no_wrap=True, overflow="ellipsis")
+    label = Text.assemble(
+        ("newest ", DIM), (f"{age(newest.ts, state.wall):>6} ago  ", DIM), no_wrap=True, overflow="ellipsis"
+    )
     lines: list[RenderableType] = [label.append(newest.reason, WARN).append(f"  {newest.detail}")]
     if with_topic:
         lines.append(Text(f"{'':19}{newest.topic}, {newest.size:,} bytes", DIM, no_wrap=True, overflow="ellipsis"))
@@ -255,7 +259,9 @@ def _indented(line: RenderableType) -> Padding:
 
 
 def _panel(title: str, *lines: RenderableType) -> Panel:
-    return Panel(Group(*lines), title=Text(title, TITLE), title_align="left", box=box.ROUNDED, border_style=DIM, padding=(0, 1))
+    return Panel(
+        Group(*lines), title=Text(title, TITLE), title_align="left", box=box.ROUNDED, border_style=DIM, padding=(0, 1)
+    )
 
 
 def _row(label: str, value: str) -> Table:

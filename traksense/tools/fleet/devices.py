@@ -104,9 +104,7 @@ class Device:
         return Other(Kind.EVENT, Kind.EVENT, formats.event(ts, formats.ulid(ts, self._random), event_type, data))
 
 
-def make_device(
-    tenant: str, index: int, *, format_: Format | None, points: int, seed: int, start: float
-) -> Device:
+def make_device(tenant: str, index: int, *, format_: Format | None, points: int, seed: int, start: float) -> Device:
     """The device with this index among those of its tenant.
 
     Args:

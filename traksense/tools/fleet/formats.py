@@ -98,16 +98,26 @@ def je02_information(device: str, ts: float) -> bytes:
 
 def _v1(device: str, ts: float, samples: Sequence[Sample]) -> tuple[bytes, int]:
     points = [
-        {"name": s.name, "t": s.type, "v": s.value} if s.unit is None else {"name": s.name, "t": s.type, "v": s.value, "u": s.unit}
+        {"name": s.name, "t": s.type, "v": s.value}
+        if s.unit is None
+        else {"name": s.name, "t": s.type, "v": s.value, "u": s.unit}
         for s in samples
     ]
     model = device.partition("-")[0]
-    return _encode({"schema": "v1", "ts": timestamp(ts), "points": points, "meta": {"fw": "1.2.3", "src": model}}), len(points)
+    return _encode({"schema": "v1", "ts": timestamp(ts), "points": points, "meta": {"fw": "1.2.3", "src": model}}), len(
+        points
+    )
 
 
 def _parsec(_device: str, ts: float, samples: Sequence[Sample]) -> tuple[bytes, int]:
     value = _values(samples)
-    reading = {"di1": int(value["run"]), "di2": int(value["fault"]), "rssi": value["rssi"], "fw": "1.2.3", "ts": timestamp(ts)}
+    reading = {
+        "di1": int(value["run"]),
+        "di2": int(value["fault"]),
+        "rssi": value["rssi"],
+        "fw": "1.2.3",
+        "ts": timestamp(ts),
+    }
     return _encode(reading), FIXED_POINTS[Format.PARSEC]
 
 
@@ -131,7 +141,11 @@ def _senml(device: str, ts: float, samples: Sequence[Sample]) -> tuple[bytes, in
     records: list[dict[str, Any]] = [{"bn": device.rpartition("-")[2], "bt": ts}, {"n": "model", "vs": "nit20l"}]
     records += [
         # One sensor measures both, so both are called A; probes have names of their own.
-        {"n": "A" if s.name in ("temp", "humidity") else s.name, "u": _SENML_UNITS.get(s.unit or "", s.unit), "v": s.value}
+        {
+            "n": "A" if s.name in ("temp", "humidity") else s.name,
+            "u": _SENML_UNITS.get(s.unit or "", s.unit),
+            "v": s.value,
+        }
         for s in samples
     ]
     records.append({"n": "gateway", "vs": "000D6FFFFE642E70"})

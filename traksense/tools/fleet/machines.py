@@ -156,7 +156,9 @@ class SolarInverter(_Clocked):
         light = clear * (1 - 0.75 * min(1.0, abs(self._clouds.step(elapsed, self._random))))
         fault = self._grid.step(at, elapsed, self._random)
         working = light > 0.01 and not fault
-        power = min(self._rated, max(0.0, self._noisy(self._rated * 0.97 * light, 0.004 * self._rated))) if working else 0.0
+        power = (
+            min(self._rated, max(0.0, self._noisy(self._rated * 0.97 * light, 0.004 * self._rated))) if working else 0.0
+        )
         if int(at // DAY) != self._day:
             self._day, self._energy = int(at // DAY), 0.0
         self._energy += power * elapsed / HOUR

@@ -144,7 +144,9 @@ class Fleet:
         device = self._devices[index]
         if self._random.random() < self.options.bad:
             return self._bad(device, ts)
-        return self._good(device, ts, self.options.speed * (self._intervals[index] if self.options.rate else UNPACED_STEP))
+        return self._good(
+            device, ts, self.options.speed * (self._intervals[index] if self.options.rate else UNPACED_STEP)
+        )
 
     def _bad(self, device: Device, ts: float) -> Publication:
         fault = faults.choose(self._random)

@@ -28,7 +28,7 @@ PREPARE: Final = (
     # Refusals: what passes every decoder and only the database can refuse (23514, the data's fault).
     f"ALTER TABLE traksense.measure ADD CONSTRAINT prove_refuses CHECK (v_text IS DISTINCT FROM '{REFUSED_TEXT}')",
     f"ALTER TABLE public.device_event ADD CONSTRAINT prove_refuses CHECK (event_type <> '{REFUSED_TEXT}')",
-    # A switch for the full disk, in place from the beginning: to create triggers later would wait for the service's locks.
+    # A switch for the full disk, in place from the beginning: triggers made later would wait for the service's locks.
     "CREATE SCHEMA prove",
     "CREATE TABLE prove.switch (is_full boolean NOT NULL)",
     "INSERT INTO prove.switch VALUES (false)",
@@ -41,7 +41,7 @@ PREPARE: Final = (
         RETURN NULL;
     END
     $$
-    """,
+    """,  # noqa: S608  (a constant)
     *(
         f"CREATE TRIGGER prove_full BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION prove.insert_or_not()"
         for table in (
@@ -101,7 +101,7 @@ _PRESENT: Final = {
         JOIN public.ingest_errors d ON d.topic = k.topic AND d.payload = decode(k.payload, 'hex')
     """,
 }
-"""For each relation: which of these messages have a row. The parameters are their numbers and the columns of the key."""
+"""For each relation: which of these messages have a row. Parameters: their numbers, then the columns of the key."""
 
 
 class Database:
@@ -141,8 +141,8 @@ class Database:
     async def backends(self) -> list[int]:
         """The process ids of the service's backends."""
         rows = await self.execute_at_last(
-            "SELECT pid FROM pg_stat_activity "
-            f"WHERE datname = current_database() AND application_name LIKE '{SERVICE_APPLICATION}'"  # noqa: S608
+            "SELECT pid FROM pg_stat_activity "  # noqa: S608  (a constant)
+            f"WHERE datname = current_database() AND application_name LIKE '{SERVICE_APPLICATION}'"
         )
         return [row[0] for row in rows]
 

@@ -16,6 +16,8 @@ CONNACK: Final = 2
 PUBLISH: Final = 3
 PUBACK: Final = 4
 
+MQTT_5: Final = 5
+
 _CLEAN_START: Final = 0x02
 _SESSION_PRESENT: Final = 0x01
 
@@ -82,7 +84,7 @@ class MqttFrames:
         raise MalformedError("a Remaining Length of more than four bytes")
 
 
-def read_publish(frame: Frame, *, version: int = 5) -> Publish:
+def read_publish(frame: Frame, *, level: int = MQTT_5) -> Publish:
     """Read a PUBLISH packet.
 
     Raises:
@@ -97,7 +99,7 @@ def read_publish(frame: Frame, *, version: int = 5) -> Publish:
         if qos:
             (packet_id,) = struct.unpack_from("!H", body, position)
             position += 2
-        if version == 5:
+        if level == MQTT_5:
             properties, position = _variable_byte_integer(body, position)
             position += properties
     except (struct.error, IndexError):
@@ -128,6 +130,11 @@ def starts_clean(frame: Frame) -> bool:
     # Protocol name (length and text), protocol level, flags.
     name = int.from_bytes(frame.body[:2], "big")
     return bool(frame.body[name + 3] & _CLEAN_START)
+
+
+def protocol_level(frame: Frame) -> int:
+    """The version that a CONNECT speaks: 5, or 4 for MQTT 3.1.1."""
+    return frame.body[int.from_bytes(frame.body[:2], "big") + 2]
 
 
 def _variable_byte_integer(body: bytes, position: int) -> tuple[int, int]:

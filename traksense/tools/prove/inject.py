@@ -11,6 +11,7 @@ import trio
 
 from traksense.tools.prove import saboteur
 from traksense.tools.prove.schedule import CATALOGUE
+from traksense.tools.stack.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
     from traksense.tools.prove.stage import Stage
     from traksense.tools.proxy import Proxy
 
-CUT_SECONDS: Final = 4.0
+CUT_SECONDS: Final = 5.0
 """How long a cut may wait for its moment."""
+BACKENDS_SECONDS: Final = 4.0
+"""How long to wait for the service to have a connection to the database."""
+WORKING_SECONDS: Final = 2.0
+"""How long to wait for a service that works, so that most faults meet one."""
 SLOW_LATENCY_SECONDS: Final = 0.08
 SLOW_RATE: Final = 64 * 1024
 """Bytes a second."""
@@ -33,7 +38,7 @@ async def inject(stage: Stage, injection: Injection) -> bool:
     """
     fault = CATALOGUE[injection.fault]
     async with stage.turns[fault.part]:
-        return await _ACTIONS[fault.name](stage, injection)
+        return await ACTIONS[fault.name](stage, injection)
 
 
 async def heal(stage: Stage) -> None:
@@ -55,12 +60,14 @@ _UNDO: Final = (
 # --- the service ------------------------------------------------------------------------------------------------------
 
 
-async def _kill(stage: Stage, _injection: Injection) -> bool:
+async def _kill(stage: Stage, injection: Injection) -> bool:
+    await _wait_working(stage, injection)
     await stage.keeper.kill()
     return True
 
 
-async def _restart(stage: Stage, _injection: Injection) -> bool:
+async def _restart(stage: Stage, injection: Injection) -> bool:
+    await _wait_working(stage, injection)
     await stage.keeper.restart()
     return True
 
@@ -75,17 +82,26 @@ def _kill_at(point: str, *, afresh: bool = False) -> Callable[[Stage, Injection]
     return action
 
 
+async def _wait_working(stage: Stage, injection: Injection) -> None:
+    """Wait a while until the service is ready; now and then not, to meet it while it starts."""
+    if injection.draw % 4 == 0:
+        return
+    with trio.move_on_after(WORKING_SECONDS):
+        while not await stage.keeper.ready():
+            await trio.sleep(POLL_SECONDS)
+
+
 # --- the database -----------------------------------------------------------------------------------------------------
 
 
 async def _terminate_backends(stage: Stage, _injection: Injection) -> bool:
-    pids = await stage.database.backends()
-    await stage.database.execute_at_last(f"SELECT pg_terminate_backend(pid) FROM unnest(ARRAY{pids}::int[]) AS pid")
+    pids = await _backends(stage)
+    await stage.database.execute_at_last(*(f"SELECT pg_terminate_backend({pid})" for pid in pids))
     return bool(pids)
 
 
 async def _kill_backend(stage: Stage, injection: Injection) -> bool:
-    pids = await stage.database.backends()
+    pids = await _backends(stage)
     if pids:
         os.kill(pids[injection.draw % len(pids)], signal.SIGKILL)
         await stage.database.execute_at_last("SELECT 1")
@@ -107,7 +123,7 @@ async def _restart_postgres(stage: Stage, injection: Injection) -> bool:
 
 
 async def _freeze(stage: Stage, injection: Injection) -> bool:
-    pids = await stage.database.backends()
+    pids = await _backends(stage)
     try:
         _signal_all(pids, signal.SIGSTOP)
         await trio.sleep(injection.seconds)
@@ -129,6 +145,14 @@ async def _full(stage: Stage, injection: Injection) -> bool:
     await trio.sleep(injection.seconds)
     await stage.database.execute_at_last("UPDATE prove.switch SET is_full = false")
     return True
+
+
+async def _backends(stage: Stage) -> list[int]:
+    pids: list[int] = []
+    with trio.move_on_after(BACKENDS_SECONDS):
+        while not (pids := await stage.database.backends()):
+            await trio.sleep(POLL_SECONDS)
+    return pids
 
 
 def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
@@ -169,7 +193,7 @@ def _on_link(
             if awaits_cut:
                 with trio.move_on_after(CUT_SECONDS):
                     while link.cuts == cuts:
-                        await trio.sleep(0.02)
+                        await trio.sleep(POLL_SECONDS)
                 return link.cuts > cuts
             await trio.sleep(injection.seconds)
         finally:
@@ -180,11 +204,15 @@ def _on_link(
     return action
 
 
+def _reset(link: Proxy, _injection: Injection) -> None:
+    link.reset()
+
+
 def _slow(link: Proxy, _injection: Injection) -> None:
     link.latency, link.rate = SLOW_LATENCY_SECONDS, SLOW_RATE
 
 
-_ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
+ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
     "service-kill": _kill,
     "service-kill-after-receive": _kill_at(saboteur.AFTER_RECEIVE),
     "service-kill-registering": _kill_at(saboteur.REGISTERING, afresh=True),
@@ -199,13 +227,13 @@ _ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
     "database-freeze": _freeze,
     "database-read-only": _read_only,
     "database-full": _full,
-    "database-reset": _on_link("database_link", lambda link, _: link.reset() and None, lasts=False),
+    "database-reset": _on_link("database_link", _reset, lasts=False),
     "database-ambiguous": _on_link("database_link", lambda link, _: link.cut_at_outcome(), awaits_cut=True),
     "database-black-hole": _on_link("database_link", lambda link, _: link.black_hole()),
     "database-slow": _on_link("database_link", _slow),
     "broker-restart": _restart_broker,
     "broker-kill": _kill_broker,
-    "broker-reset": _on_link("broker_link", lambda link, _: link.reset() and None, lasts=False),
+    "broker-reset": _on_link("broker_link", _reset, lasts=False),
     "broker-cut": _on_link("broker_link", lambda link, i: link.cut_after(1 + i.draw * 3), awaits_cut=True),
     "broker-black-hole": _on_link("broker_link", lambda link, _: link.black_hole()),
     "broker-hold": _on_link("broker_link", lambda link, _: link.hold()),

@@ -124,5 +124,10 @@ class Keeper:
         self._finishing = True
         await self.restart()
 
+    async def ready(self) -> bool:
+        """Whether `/readyz` says so."""
+        process = self._running()
+        return process is not None and (await process.get("/readyz"))[0] == 200
+
     def _running(self) -> ServiceProcess | None:
         return self.process if self.process is not None and self.process.status is None else None

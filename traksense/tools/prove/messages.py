@@ -99,7 +99,8 @@ class Traffic:
 
     def _telemetry(self, number: int, where: Key, ts: int) -> Sent:
         random = self._random
-        points, rows = [], {}
+        points: list[dict[str, object]] = []
+        rows: dict[Key, str] = {}
         for index in range(random.randint(1, POINTS_MAX)):
             point, value = _point(number, index)
             points.append(point)
@@ -118,7 +119,7 @@ class Traffic:
         error = None if ok else f"error {number}"
         name = f"command-{number}"
         document = {"schema": "v1", "cmd_id": name, "ok": ok, "ts_exec": timestamp(ts), "err": error}
-        rows = {("ack", tenant, device, name): f"{ok} {error} {ts}"}
+        rows: dict[Key, str] = {("ack", tenant, device, name): f"{ok} {error} {ts}"}
         return Sent(number, _topic(where, "ack"), _encode(document), rows)
 
     def _event(self, number: int, where: Key, ts: int) -> Sent:
@@ -163,10 +164,10 @@ def _point(number: int, index: int) -> tuple[dict[str, object], str]:
 
 def _event(number: int, where: Key, ts: int, kind: str, name: str | None) -> Sent:
     tenant, _, device = where
-    document = {"schema": "v1", "event_type": kind, "ts": timestamp(ts), "data": {"number": number}}
+    document: dict[str, object] = {"schema": "v1", "event_type": kind, "ts": timestamp(ts), "data": {"number": number}}
     if name is not None:
         document["event_id"] = name
-    rows = {("event", tenant, device, kind, str(ts), name or ""): str(number)}
+    rows: dict[Key, str] = {("event", tenant, device, kind, str(ts), name or ""): str(number)}
     return Sent(number, _topic(where, "event"), _encode(document), rows)
 
 
@@ -178,5 +179,5 @@ def _topic(where: Key, kind: str) -> str:
     return "/".join(("traksense", *where, kind))
 
 
-def _encode(document: dict[str, object]) -> bytes:
+def _encode(document: Mapping[str, object]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()

@@ -19,7 +19,6 @@ from traksense.tools.prove.witness import Remarks, Witness
 from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from traksense.tools.prove.messages import Sent
@@ -215,8 +214,10 @@ class Run:
     @property
     def faults(self) -> dict[str, Remarks]:
         """Everything that must be zero, by name."""
-        assert self.judgement is not None and self.ledger is not None and self.promises is not None
         assert self.stage is not None
+        assert self.judgement is not None
+        assert self.ledger is not None
+        assert self.promises is not None
         return {
             **self.judgement.faults,
             "acknowledged early": self.promises.early,

@@ -14,6 +14,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from traksense.ingest.intake import Intake
 from traksense.ingest.write import Writer
 from traksense.mqtt.connection import Connection
@@ -90,8 +92,8 @@ def _plant_in_pipeline(bomb: Bomb) -> None:
         bomb.at(BEFORE_PUBACK)
         settle(writer, *arguments)
 
-    Intake.accept = accept_and_die  # type: ignore[method-assign]
-    Writer._settle = die_before_settling  # type: ignore[method-assign]
+    Intake.accept = accept_and_die  # type: ignore[method-assign,assignment]
+    Writer._settle = die_before_settling  # type: ignore[method-assign,assignment]
 
 
 def _plant_in_store(bomb: Bomb) -> None:
@@ -111,7 +113,7 @@ def _plant_in_store(bomb: Bomb) -> None:
         await register(dictionary, connection, series)
 
     transaction._store_others = die_before_commit
-    Dictionary._register_series = die_registering  # type: ignore[method-assign]
+    Dictionary._register_series = die_registering  # type: ignore[method-assign,assignment]
 
 
 def _plant_in_connection(bomb: Bomb) -> None:
@@ -123,10 +125,12 @@ def _plant_in_connection(bomb: Bomb) -> None:
         if bomb.passes(MID_PUBACK):
             # Straight to the kernel: the writing task will not get its turn. Half, and in the middle of a packet.
             data = connection.codec.take()
-            os.write(connection._stream.socket.fileno(), data[: len(data) // 2 | 1])  # type: ignore[union-attr]
+            stream = connection._stream
+            assert isinstance(stream, trio.SocketStream)  # no TLS on this stage
+            os.write(stream.socket.fileno(), data[: len(data) // 2 | 1])
             bomb.explode()
 
-    Connection.acknowledge = die_acknowledging  # type: ignore[method-assign]
+    Connection.acknowledge = die_acknowledging  # type: ignore[method-assign,assignment]
 
 
 def break_ack_early() -> None:
@@ -138,7 +142,7 @@ def break_ack_early() -> None:
         writer._acknowledger.settle([delivery.message for delivery in deliveries])
         await write(writer, deliveries)
 
-    Writer._write = acknowledge_then_write  # type: ignore[method-assign]
+    Writer._write = acknowledge_then_write  # type: ignore[method-assign,assignment]
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 
 class Part(enum.StrEnum):
@@ -55,7 +55,7 @@ CATALOGUE: Final = {
         Fault("database-kill-backend", _D, "SIGKILL of one backend: the server restarts itself"),
         Fault("database-kill", _D, "SIGKILL of the postmaster, start again", (0.0, 1.0)),
         Fault("database-restart", _D, "fast shutdown, start again", (0.0, 1.0)),
-        Fault("database-freeze", _D, "SIGSTOP of the service's backends, SIGCONT later", (0.5, 4.0)),
+        Fault("database-freeze", _D, "SIGSTOP of the service's backends, SIGCONT later", (0.5, 3.0)),
         Fault("database-read-only", _D, "default_transaction_read_only on, later off", (0.5, 2.5)),
         Fault("database-full", _D, "every insertion raises 53100 disk_full, later no more", (0.5, 2.5)),
         Fault("database-reset", _DL, "RST on every connection"),
@@ -72,8 +72,8 @@ CATALOGUE: Final = {
     )
 }
 
-GAP_SECONDS: Final = (0.2, 1.4)
-"""Between the beginnings of two faults, unless the time is too short to fit each kind in once."""
+GAP_SECONDS: Final = (0.3, 2.0)
+"""Between the beginnings of two faults; less if the time is too short for each kind to have its turn."""
 
 WARM_UP_SECONDS: Final = 1.0
 """Nothing goes wrong before this."""
@@ -111,19 +111,17 @@ def make_schedule(seed: int, seconds: float, faults: Iterable[str] = CATALOGUE) 
     kinds = [CATALOGUE[name] for name in sorted(set(faults))]
     if not kinds:
         return ()
-    room = max(0.0, seconds - WARM_UP_SECONDS) / len(kinds)
-    scale = min(1.0, room * 2 / sum(GAP_SECONDS))
-    injections = []
-    at, deck = WARM_UP_SECONDS, list[Fault]()
+    injections: list[Injection] = []
+    at, scale = WARM_UP_SECONDS, 1.0
     while at < seconds:
-        deck = deck or random.sample(kinds, len(kinds))
-        fault = deck.pop()
-        lasting = random.uniform(*fault.seconds)
-        injections.append(Injection(round(at, 3), fault.name, round(lasting, 3), random.randrange(1000)))
-        at += random.uniform(*GAP_SECONDS) * scale
+        deck = random.sample(kinds, len(kinds))
+        gaps = [random.uniform(*GAP_SECONDS) for _ in deck]
+        if not injections:
+            # The first deck has to fit in, however short the time.
+            scale = min(1.0, (seconds - WARM_UP_SECONDS) / sum(gaps))
+        for fault, gap in zip(deck, gaps, strict=True):
+            if at < seconds:
+                lasting = random.uniform(*fault.seconds)
+                injections.append(Injection(round(at, 3), fault.name, round(lasting, 3), random.randrange(1000)))
+            at += gap * scale
     return tuple(injections)
-
-
-def unknown_faults(names: Sequence[str]) -> list[str]:
-    """Those that are not in the catalogue."""
-    return [name for name in names if name not in CATALOGUE]

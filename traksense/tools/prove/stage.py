@@ -1,27 +1,27 @@
 """The stage of a run: broker, database, service, and the two links between them that can be broken.
 
-    publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── service ──▶ database link (Proxy) ──▶ database
+publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── service ──▶ database link (Proxy) ──▶ database
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import asyncio
 import attrs
 import trio
 
 from traksense.store.migrate import migrate
-from traksense.tools.proxy import Proxy
 from traksense.tools.prove.database import DROP_UNIQUE_KEY, PREPARE, Database
 from traksense.tools.prove.frames import CommitSpotter
 from traksense.tools.prove.keeper import Keeper
 from traksense.tools.prove.saboteur import ACK_EARLY
 from traksense.tools.prove.schedule import Part
+from traksense.tools.proxy import Proxy
 from traksense.tools.stack import BrokerOptions, BrokerProcess, open_broker
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ async def open_stage(
     if breakage == NO_UNIQUE_KEY:
         await database.execute(DROP_UNIQUE_KEY)
     options = BrokerOptions(autosave_on_changes=True, autosave_interval=AUTOSAVE_CHANGES)
-    async with open_broker(directory / "broker", kind="mosquitto", options=options) as broker, trio.open_nursery() as nursery:
+    async with (
+        open_broker(directory / "broker", kind="mosquitto", options=options) as broker,
+        trio.open_nursery() as nursery,
+    ):
         database_link = Proxy(postgres.port, observe=_DatabaseObserver)
         broker_link = Proxy(broker.port, observe=witness.observe)
         environment = _environment(seed, broker_link.port, _through(database.url.dsn.reveal(), database_link.port))

@@ -72,6 +72,7 @@ class Connection:
         self._witness = witness
         self._to_broker = frames.MqttFrames()
         self._to_service = frames.MqttFrames()
+        self._level = frames.MQTT_5
         self._window: deque[tuple[int, int | None]] = deque()
 
     def from_client(self, data: bytes) -> bool:
@@ -81,6 +82,7 @@ class Connection:
                 if frame.kind == frames.PUBACK:
                     self._acknowledge(*frames.read_puback(frame))
                 elif frame.kind == frames.CONNECT:
+                    self._level = frames.protocol_level(frame)
                     self._witness.clean_starts += frames.starts_clean(frame)
         except frames.MalformedError as error:
             self._witness.disorder.add(f"the service sent {error}")
@@ -90,7 +92,7 @@ class Connection:
         """The broker has sent this."""
         for frame in self._to_service.feed(data):
             if frame.kind == frames.PUBLISH:
-                self._deliver(frames.read_publish(frame))
+                self._deliver(frames.read_publish(frame, level=self._level))
             elif frame.kind == frames.CONNACK:
                 witness = self._witness
                 witness.sessions_lost += witness.connections > 0 and not frames.session_present(frame)

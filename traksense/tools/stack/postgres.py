@@ -49,7 +49,7 @@ _STOP_SECONDS: Final = 60.0
 """For the checkpoint at shutdown. Chosen by guess; a slow disk with much to write settles it."""
 _PROBE_SECONDS: Final = 2.0
 _ORPHAN_SECONDS: Final = 5.0
-"""How long backends may take to notice that their postmaster is dead before they are killed too."""
+"""How long what an earlier run left behind may take to end by itself. Chosen by guess."""
 _UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
 # That every user reaches these places is the point, and `_make_base` takes nothing that others planted there.
 _PLACES_FOR_ALL: Final = (Path("/var/tmp"), Path("/tmp"))  # noqa: S108
@@ -249,6 +249,11 @@ class PostgresProcess(Server):
         owned = _processes_in(self._cluster)
         if owned is None:
             return
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while pid in owned and time.monotonic() < deadline:
+            # Perhaps it is shutting down because its parent was killed.
+            time.sleep(POLL_SECONDS)
+            owned = _processes_in(self._cluster) or set()
         if pid in owned:
             raise StackError(
                 f"PostgreSQL (pid {pid}) runs on {self._cluster} already: stop it, or take another directory"

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+import traksense
 from traksense import config
 from traksense.tools.stack.errors import StackError
 from traksense.tools.stack.processes import KILL_SECONDS, LOOPBACK, POLL_SECONDS, Child, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
 
 Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted by name."""
@@ -60,7 +63,7 @@ class ServiceProcess:
         deadline = float(self.env.get("INGEST_SHUTDOWN_SECONDS", config.Settings().shutdown_deadline))
         self._child = Child(
             name,
-            command or (sys.executable, "-m", "traksense", "run"),
+            command or (sys.executable, "-P", "-m", "traksense", "run"),
             log_path=self.log_path,
             env=_environment() | self.env,
             grace_seconds=deadline + KILL_SECONDS,
@@ -203,7 +206,13 @@ def parse_metrics(text: str) -> Samples:
 def _environment() -> dict[str, str]:
     """Our environment without the variables that would configure the service behind the caller's back."""
     ours = config.variables()
-    return {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    source_tree = Path(traksense.__file__).parents[1]
+    if source_tree != Path(sysconfig.get_path("purelib")):
+        # -P keeps the working directory off the path: a folder named traksense there would hide the package.
+        found = (os.fspath(source_tree), environment.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
+    return environment
 
 
 def _get(url: str) -> tuple[int, str]:
@@ -213,5 +222,6 @@ def _get(url: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode(errors="replace")
-    except OSError:
+    except (OSError, http.client.HTTPException):
+        # HTTPException: it ended in the middle of its answer.
         return 0, ""

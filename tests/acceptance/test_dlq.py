@@ -1,0 +1,367 @@
+"""`traksense dlq` against the real thing: what a device sent wrong is found, seen, mended, sent again, deleted."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import trio
+
+from tests.acceptance.service_bench import ServiceBench, envelope, running_service
+from tests.command_line import Outcome, argv, environment, run_command
+from traksense.config import load
+from traksense.store.connection import open_connection
+from traksense.store.dead_letters import Selection
+from traksense.tools.dlq import replay
+from traksense.tools.dlq.replay import Counts, Replay
+from traksense.tools.interrupt import Interruption
+from traksense.tools.stack import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from tests.conftest import OwnBroker
+    from traksense.tools.stack import BrokerProcess
+
+DEADLINE_SECONDS = 50
+BYTES = b"\x00\xff\xfe not UTF-8 \xc3\x28 \x00\r\n"
+
+
+async def dlq(env: dict[str, str], *arguments: str) -> Outcome:
+    """Run the command."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        return await run_command(env, "dlq", *arguments)
+
+
+async def listed(env: dict[str, str], *arguments: str) -> list[dict[str, Any]]:
+    """What `dlq list` finds."""
+    outcome = await dlq(env, "list", "--json", *arguments)
+    assert (0, "") == (outcome.status, outcome.stderr)
+    letters: list[dict[str, Any]] = json.loads(outcome.stdout)
+    return letters
+
+
+@pytest.fixture
+async def bench(database: str, broker: BrokerProcess, tenant: str, tmp_path: Path) -> AsyncIterator[ServiceBench]:
+    """A service that takes registered devices only."""
+    async with running_service(broker, database, tenant, tmp_path, INGEST_PROVISIONING="strict") as running:
+        yield running
+
+
+def insert(dsn: str, topic: str, payload: bytes = b"{}") -> int:
+    """A dead letter that no service wrote; its id."""
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute(
+            "INSERT INTO ingest_errors (topic, payload, reason, digest)"
+            " VALUES (%s, %s, 'parse_error', decode(md5(random()::text), 'hex')) RETURNING id",
+            (topic, payload),
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def open_ids(dsn: str) -> list[int]:
+    """The dead letters that are open."""
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute("SELECT id FROM ingest_errors WHERE replayed_at IS NULL ORDER BY id")
+        return [row[0] for row in rows]
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+async def test_dlq_shows_what_came_byte_for_byte(bench: ServiceBench) -> None:
+    """A payload with NUL and invalid UTF-8 is listed with its reason, and comes out exactly as it went in."""
+    await bench.publish((bench.topic(), BYTES), (bench.topic(), b'{"t": "\xc2\xb0C"}'))
+    await bench.wait_ended(2)
+
+    binary, text = sorted(await listed(bench.environ), key=lambda letter: -letter["bytes"])
+    assert ("parse_error", bench.tenant, bench.topic(), len(BYTES)) == tuple(
+        binary[name] for name in ("reason", "tenant_id", "topic", "bytes")
+    )
+    raw = await dlq(bench.environ, "show", str(binary["id"]), "--raw")
+    assert (0, BYTES, "") == (raw.status, raw.stdout, raw.stderr)
+    shown = await dlq(bench.environ, "show", str(binary["id"]))
+    assert "00000000  00 ff fe 20 6e 6f 74 20  55 54 46 2d 38 20 c3 28  |... not UTF-8 .(|" in shown.text.splitlines()
+    for_machines = json.loads((await dlq(bench.environ, "show", str(binary["id"]), "--json")).stdout)
+    assert (BYTES, None) == (base64.b64decode(for_machines["payload_base64"]), for_machines["payload_text"])
+    assert '{"t": "°C"}' == (await dlq(bench.environ, "show", str(text["id"]))).text.splitlines()[-1]
+
+
+async def test_dlq_list_is_a_table_with_a_count_beside_it(bench: ServiceBench) -> None:
+    """People get one line a dead letter on stdout, and on stderr how many there are and how many more."""
+    await bench.publish(*((bench.topic(), f"bad {number}".encode()) for number in range(3)))
+    await bench.wait_ended(3)
+
+    outcome = await dlq(bench.environ, "list", "--tenant", bench.tenant, "--since", "1h", "--limit", "2")
+
+    heading, *lines = outcome.text.splitlines()
+    assert ["ID", "TS", "LAST_TS", "TENANT", "REASON", "REPEATS", "BYTES", "TOPIC", "DETAIL"] == heading.split()
+    assert [[bench.tenant, "parse_error", "0", "5", bench.topic()]] * 2 == [line.split()[3:8] for line in lines]
+    assert "traksense: 2 of 3 dead letters; --limit shows more\n" == outcome.stderr
+    assert [] == await listed(bench.environ, "--until", "1h")
+
+
+async def test_dlq_list_does_not_mind_a_reader_that_goes_away(bench: ServiceBench) -> None:
+    """`dlq list | head` ends without a traceback."""
+    await bench.publish((bench.topic(), b"bad"))
+    await bench.wait_ended(1)
+    with trio.fail_after(DEADLINE_SECONDS):
+        process = await trio.run_process(
+            ["sh", "-c", f"{sys.executable} -m traksense dlq list | true"],
+            env=environment(bench.environ),
+            capture_stderr=True,
+        )
+
+    assert b"Traceback" not in process.stderr
+
+
+# --- replaying --------------------------------------------------------------------------------------------------------
+
+
+async def test_dlq_replay_stores_what_can_be_stored_now(bench: ServiceBench) -> None:
+    """Messages of an unknown device are stored once it is registered, once however often they are replayed."""
+    messages = [envelope([{"name": f"p{number}", "v": number}]) for number in range(3)]
+    await bench.publish(*((bench.topic(device="late"), message) for message in messages))
+    await bench.wait_ended(3)
+    await bench.query("INSERT INTO traksense.tenant (tenant_id) VALUES ($1)", bench.tenant)
+    await bench.query(
+        "INSERT INTO traksense.device (tenant_id, site_id, device_id) VALUES ($1, 'factory', 'late')", bench.tenant
+    )
+
+    dry = await dlq(bench.environ, "replay", "--reason", "unknown_device", "--dry-run")
+    first = await dlq(bench.environ, "replay", "--reason", "unknown_device", "--json")
+    await bench.wait_ended(6)
+    again = await dlq(bench.environ, "replay", "--tenant", bench.tenant, "--all")
+    await bench.wait_ended(9)
+
+    assert "would publish 3 of 3 dead letters\n" == dry.text
+    assert {"dry_run": False, "selected": 3, "published": 3} == {
+        k: v for k, v in json.loads(first.stdout).items() if v or k == "dry_run"
+    }
+    assert "published 3 of 3 dead letters\n" == again.text
+    assert [0, 0, 0] == [outcome.status for outcome in (dry, first, again)]
+    assert [] == await listed(bench.environ)
+    assert 3 == len(await listed(bench.environ, "--all"))
+    points = await bench.query(
+        "SELECT point_id, v_num FROM ts_measure WHERE tenant_id = $1 ORDER BY point_id", bench.tenant
+    )
+    assert [("p0", 0.0), ("p1", 1.0), ("p2", 2.0)] == points
+
+
+async def test_dlq_replay_of_a_still_bad_message_opens_it_again(bench: ServiceBench) -> None:
+    """What is refused again is one dead letter, open, with one repeat more."""
+    await bench.publish((bench.topic(), BYTES))
+    await bench.wait_ended(1)
+    (letter,) = await listed(bench.environ)
+
+    outcome = await dlq(bench.environ, "replay", str(letter["id"]))
+    await bench.wait_ended(2)
+
+    assert (0, "published 1 of 1 dead letter\n") == (outcome.status, outcome.text)
+    (again,) = await listed(bench.environ)
+    assert (letter["id"], 1, None) == (again["id"], again["repeats"], again["replayed_at"])
+    raw = await dlq(bench.environ, "show", str(letter["id"]), "--raw")
+    assert BYTES == raw.stdout
+
+
+async def test_dlq_replay_leaves_what_cannot_be_published(bench: ServiceBench) -> None:
+    """Topics with escaped bytes, and ids that are not there, are reported and left; the rest goes; exit 1."""
+    good = insert(bench.dsn, bench.topic())
+    escaped = insert(bench.dsn, f"traksense/{bench.tenant}/\\xff/device/telem")
+    outcome = await dlq(bench.environ, "replay", str(good), str(escaped), "999999")
+
+    assert 1 == outcome.status
+    assert "published 1 of 3 dead letters (1 unpublishable, 1 missing)\n" == outcome.text
+    assert f"traksense: {escaped}: left alone: the topic had bytes that are not UTF-8\n" == outcome.stderr
+    assert escaped in open_ids(bench.dsn)
+
+
+async def test_dlq_replay_without_a_subscriber_stays_open(database: str, own_broker: OwnBroker) -> None:
+    """A broker that has nobody to give the message to says so in its PUBACK: the dead letter stays open, exit 1."""
+    number = insert(database, "traksense/acme/site/device/telem")
+    outcome = await dlq({"DATABASE_URL": database, "MQTT_URL": own_broker().url}, "replay", "--open")
+
+    assert 1 == outcome.status
+    assert "published 0 of 1 dead letter (1 refused)\n" == outcome.text
+    assert f"{number}: nobody subscribes to its topic" in outcome.stderr
+    assert [number] == open_ids(database)
+
+
+async def test_dlq_replay_without_a_broker_marks_nothing(database: str) -> None:
+    """If the broker cannot be reached, one line says so and every dead letter stays as it is."""
+    number = insert(database, "traksense/acme/site/device/telem")
+    port = free_port()
+    outcome = await dlq({"DATABASE_URL": database, "MQTT_URL": f"mqtt://127.0.0.1:{port}"}, "replay", "--open")
+
+    assert (1, "") == (outcome.status, outcome.text)
+    assert outcome.stderr.startswith("traksense: cannot connect")
+    assert 1 == outcome.stderr.count("\n")
+    assert [number] == open_ids(database)
+
+
+@asynccontextmanager
+async def odd_broker(puback: bytes | None) -> AsyncIterator[tuple[str, trio.Event]]:
+    """A broker that answers PUBLISH with this reason, or not at all; its URL, and an event for the first PUBLISH."""
+    published = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        data = b""
+        async for chunk in stream:
+            data += chunk
+            while len(data) >= 2 and len(data) >= 2 + data[1]:
+                packet, data = data[: 2 + data[1]], data[2 + data[1] :]
+                kind = packet[0] >> 4
+                if kind == 1:  # CONNECT
+                    await stream.send_all(b"\x20\x03\x00\x00\x00")
+                elif kind == 3:  # PUBLISH
+                    published.set()
+                    after_topic = 4 + int.from_bytes(packet[2:4], "big")
+                    if puback is not None:
+                        await stream.send_all(b"\x40\x03" + packet[after_topic : after_topic + 2] + puback)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield f"mqtt://127.0.0.1:{listener.socket.getsockname()[1]}", published
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("puback", "expected", "said"),
+    [
+        (None, Counts(selected=2, unconfirmed=2), "stopped: no confirmation of 2 within 0 s (no answer)"),
+        (b"\x87", Counts(selected=2, refused=2), "the broker refuses it (reason code 0x87)"),
+        (b"\x00", Counts(selected=2, published=2), None),
+    ],
+)
+async def test_replay_opens_again_what_the_broker_does_not_confirm(
+    database: str, monkeypatch: pytest.MonkeyPatch, puback: bytes | None, expected: Counts, said: str | None
+) -> None:
+    """Without a PUBACK, or with one that refuses, the mark is taken back; with one that confirms, it stays."""
+    monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.3)
+    numbers = [insert(database, "traksense/acme/site/device/telem") for _ in range(2)]
+    lines: list[str] = []
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with odd_broker(puback) as (url, _):
+            settings = load({"DATABASE_URL": database, "MQTT_URL": url})
+            async with open_connection(settings.database, application="test") as connection:
+                run = Replay(settings, connection, Selection(), say=lines.append, interruption=Interruption())
+                await run.run()
+
+    assert expected == run.counts
+    assert (numbers if said else []) == open_ids(database)
+    assert all(said is not None and said in line for line in lines)
+
+
+async def test_dlq_replay_interrupted_opens_again(database: str) -> None:
+    """Ctrl-C while the broker keeps silent: exit 130, and what was marked is open."""
+    number = insert(database, "traksense/acme/site/device/telem")
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with odd_broker(None) as (url, published):
+            env = environment({"DATABASE_URL": database, "MQTT_URL": url})
+            process = await trio.lowlevel.open_process(
+                argv("dlq", "replay", "--open"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            await published.wait()
+            assert [] == open_ids(database)
+            process.send_signal(signal.SIGINT)
+            status = await process.wait()
+
+    assert 130 == status
+    assert [number] == open_ids(database)
+
+
+# --- purging, and what goes wrong -------------------------------------------------------------------------------------
+
+
+async def test_dlq_purge_deletes_what_was_selected(database: str) -> None:
+    """Off a terminal `--yes` is required; with it, the selected dead letters go and the others stay."""
+    first, second, third = (insert(database, f"traksense/acme/site/{name}/telem") for name in "abc")
+    env = {"DATABASE_URL": database}
+
+    unsure = await dlq(env, "purge", "--reason", "parse_error")
+    assert (2, "traksense: would delete 3 dead letters: confirm with --yes @ dlq purge\n") == (
+        unsure.status,
+        unsure.stderr,
+    )
+    assert [first, second, third] == open_ids(database)
+    one = await dlq(env, "purge", str(second), "--yes")
+    assert (0, "deleted 1 dead letter\n") == (one.status, one.text)
+    assert [first, third] == open_ids(database)
+    rest = await dlq(env, "purge", "--open", "--yes", "--json")
+    assert {"deleted": 2} == json.loads(rest.stdout)
+    assert [] == open_ids(database)
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [(b"y\n", 0, 0), (b"\n", 1, 1)])
+async def test_dlq_purge_asks_on_a_terminal(database: str, answer: bytes, status: int, left: int) -> None:
+    """On a terminal it asks, and only yes means yes."""
+    insert(database, "traksense/acme/site/device/telem")
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer)
+        with trio.fail_after(DEADLINE_SECONDS):
+            process = await trio.run_process(
+                argv("dlq", "purge", "--open"),
+                env=environment({"DATABASE_URL": database}),
+                stdin=theirs,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert status == process.returncode
+    assert process.stderr.startswith(b"Delete 1 dead letter? [y/N] ")
+    assert left == len(open_ids(database))
+
+
+@pytest.mark.parametrize("action", ["replay", "purge"])
+async def test_dlq_does_not_take_everything_unasked(database: str, action: str) -> None:
+    """Replaying or purging without ids, filters, `--open` or `--all` is refused: exit 2."""
+    outcome = await dlq({"DATABASE_URL": database}, action)
+
+    assert (2, "traksense: say which: ids, filters, or --open or --all for every one @ dlq\n") == (
+        outcome.status,
+        outcome.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "line"),
+    [
+        (lambda _dsn, empty: empty, 1, "the database has no traksense schema: run `traksense migrate`"),
+        (lambda dsn, _empty: dsn.replace("postgres:", "postgres:not", 2), 2, "password authentication failed"),
+        (lambda _dsn, _empty: "postgresql://u:geheim@127.0.0.1:1/x", 1, "127.0.0.1:1/x: Connection refused"),
+    ],
+)
+async def test_dlq_errors_are_one_line(
+    database: str, empty_database: str, change: Callable[[str, str], str], status: int, line: str
+) -> None:
+    """A database without a schema, with another password, or away: one clear line, the status of the contract."""
+    outcome = await dlq({"DATABASE_URL": change(database, empty_database)}, "list")
+
+    assert (status, "") == (outcome.status, outcome.text)
+    assert line in outcome.stderr
+    assert 1 == outcome.stderr.count("\n")
+    assert "geheim" not in outcome.stderr
+
+
+async def test_dlq_show_of_nothing_fails(database: str) -> None:
+    """An id that is not there: one line, exit 1."""
+    outcome = await dlq({"DATABASE_URL": database}, "show", "4711")
+
+    assert (1, "", "traksense: there is no dead letter 4711\n") == (outcome.status, outcome.text, outcome.stderr)

@@ -1,0 +1,234 @@
+"""The command line: exit statuses, one line a fault, no secret in any of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from traksense import __version__, cli
+from traksense.errors import BrokerError, ConfigError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SECRET = "geheim"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], None]:
+    """Puts a function in the place of all commands: `traksense fake`."""
+
+    def install(body: Callable[[], int]) -> None:
+        module = ModuleType("traksense.commands.fake")
+        module.add_arguments = lambda _parser: None  # type: ignore[attr-defined]
+        module.main = lambda _arguments: body()  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "traksense.commands.fake", module)
+        monkeypatch.setattr(cli, "COMMANDS", {"fake": "for a test"})
+
+    return install
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of ours is set, and none stays that a test sets."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MQTT_", "INGEST_", "DB_"))}
+    for name in ("DATABASE_URL", "METRICS_PORT"):
+        environ.pop(name, None)
+    monkeypatch.setattr(os, "environ", environ)
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def body() -> int:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize("status", [cli.DONE, cli.FAILED, cli.MISUSED])
+def test_main_returns_the_status_of_the_command(command: Callable[[Callable[[], int]], None], status: int) -> None:
+    """What a command returns is the exit status."""
+    command(lambda: status)
+
+    assert status == cli.main(["fake"])
+
+
+def test_main_runs_the_service_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`traksense` alone is `traksense run`."""
+    module = ModuleType("traksense.commands.run")
+    module.add_arguments = lambda _parser: None  # type: ignore[attr-defined]
+    module.main = lambda _arguments: 42  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "traksense.commands.run", module)
+
+    assert 42 == cli.main([])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (StoreUnavailableError("the database is away"), 1, ["traksense: the database is away"]),
+        (ConfigError(["bad @ A", "worse @ B"]), 2, ["traksense: bad @ A", "traksense: worse @ B"]),
+        (ExceptionGroup("", [BrokerError("no broker")]), 1, ["traksense: no broker"]),
+        (
+            ExceptionGroup("", [BrokerError("x"), ExceptionGroup("", [ConfigError(["y @ A"])])]),
+            2,
+            ["traksense: x", "traksense: y @ A"],
+        ),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
+def test_main_tells_expected_errors_in_lines(
+    command: Callable[[Callable[[], int]], None],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    lines: list[str],
+) -> None:
+    """Our own errors, alone or in groups, are one line a fault on stderr and the status of the contract."""
+    command(raising(error))
+
+    assert status == cli.main(["fake"])
+    said = capsys.readouterr()
+    assert ("", lines) == (said.out, said.err.splitlines())
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ExceptionGroup("", [BrokerError("x"), ZeroDivisionError()])])
+def test_main_lets_bugs_through(command: Callable[[Callable[[], int]], None], error: Exception) -> None:
+    """A programming error is not caught, nor hidden by an expected one beside it."""
+    command(raising(error))
+
+    with pytest.raises(type(error)):
+        cli.main(["fake"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
+def test_main_helps(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    """Every command explains itself, exit 0."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+
+    assert 0 == ended.value.code
+    assert (__version__ if argv == ["--version"] else "usage: traksense") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["unknown"],
+        ["--unknown"],
+        ["dlq"],
+        ["dlq", "show"],
+        ["dlq", "show", "0"],
+        ["dlq", "show", "9223372036854775808"],
+        ["dlq", "list", "--since", "yesterday"],
+        ["dlq", "list", "--reason", "unknown"],
+        ["dlq", "list", "--open", "--all"],
+        ["dlq", "list", "--limit", "0"],
+        ["validate", "--points", "999"],
+        ["validate", "--points", "ten"],
+        ["validate", "--patience", "0"],
+        ["validate", "--patience", "nan"],
+    ],
+)
+def test_main_refuses_bad_arguments(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    """Arguments that cannot be are refused before anything is done: usage, one line, exit 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+
+    assert 2 == ended.value.code
+    assert ": error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["run"], ["migrate"], ["validate"], ["dlq", "list"]])
+@pytest.mark.usefixtures("bare_environment")
+def test_main_names_every_fault_of_the_configuration(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    """A wrong environment: exit 2 before anything is opened, every fault a line, no secret in any."""
+    os.environ |= {
+        "MQTT_URL": f"mqtt://user:{SECRET}@host:port",
+        "DATABASE_URL": f"mysql://user:{SECRET}@host/traksense",
+        "MQTT_QOS": "2",
+        "INGEST_BATCHSIZE": "10",
+    }
+
+    assert 2 == cli.main(argv)
+    lines = capsys.readouterr().err.splitlines()
+    assert {"MQTT_URL", "DATABASE_URL", "MQTT_QOS", "INGEST_BATCHSIZE"} == {line.split(" @ ")[1] for line in lines}
+    assert all(line.startswith("traksense: ") and SECRET not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("argv", "variable", "where"),
+    [
+        (["--metrics-url", "ftp://host"], ("METRICS_PORT", "9100"), "--metrics-url"),
+        (["--metrics-url", "http://host:port"], ("METRICS_PORT", "9100"), "--metrics-url"),
+        ([], ("METRICS_PORT", "0"), "METRICS_PORT"),
+        ([], ("MQTT_URL", "mqtt://"), "MQTT_URL"),
+    ],
+)
+@pytest.mark.usefixtures("bare_environment")
+def test_validate_refuses_what_can_never_work(
+    capsys: pytest.CaptureFixture[str], argv: list[str], variable: tuple[str, str], where: str
+) -> None:
+    """An endpoint that cannot be: exit 2 and one line, before anything is opened."""
+    os.environ |= dict([variable])
+
+    assert 2 == cli.main(["validate", *argv])
+    assert capsys.readouterr().err.endswith(f" @ {where}\n")
+
+
+def test_help_is_quick() -> None:
+    """Showing help loads neither drivers nor an event loop, and no command's own code."""
+    code = (
+        "import sys\nfrom traksense import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(*{'asyncpg', 'paho', 'trio', 'hypercorn', 'prometheus_client'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "\n" == done.stderr
+
+
+# --- .env files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_env_file_is_read_and_the_environment_wins(
+    command: Callable[[Callable[[], int]], None], tmp_path: Path
+) -> None:
+    """Lines NAME=value of a file become variables, with or without quotes; what is set already stays."""
+    file = tmp_path / ".env"
+    file.write_text(
+        "# a comment\n\nMQTT_URL=mqtt://broker:1883\nexport MQTT_USERNAME='o''brien'\n"
+        ' MQTT_PASSWORD = "a=b c" \nMETRICS_PORT=1\n',
+        encoding="utf-8",
+    )
+    os.environ["METRICS_PORT"] = "9100"
+    command(lambda: 0)
+
+    assert 0 == cli.main(["--env-file", str(file), "fake"])
+    names = ("MQTT_URL", "MQTT_USERNAME", "MQTT_PASSWORD", "METRICS_PORT")
+    assert ["mqtt://broker:1883", "o''brien", "a=b c", "9100"] == [os.environ[name] for name in names]
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_env_file_faults_are_named_with_their_lines(
+    command: Callable[[Callable[[], int]], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Every line that is not NAME=value is named, none of its content; the command does not run."""
+    file = tmp_path / ".env"
+    file.write_text(f"GOOD=1\n{SECRET}\nnot a name={SECRET}\n", encoding="utf-8")
+    command(raising(AssertionError("it ran")))
+
+    assert 2 == cli.main(["--env-file", str(file), "fake"])
+    assert [f"traksense: not NAME=value @ {file}:{line}" for line in (2, 3)] == capsys.readouterr().err.splitlines()
+
+
+def test_env_file_that_is_missing_is_a_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A file that cannot be read: exit 2 and one line."""
+    assert 2 == cli.main(["--env-file", str(tmp_path / "none"), "migrate"])
+    assert capsys.readouterr().err.startswith("traksense: cannot read it: ")

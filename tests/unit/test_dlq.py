@@ -1,0 +1,118 @@
+"""Dead letters as people name and see them."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from traksense.store.dead_letters import Letter, Selection, Summary
+from traksense.tools.dlq import text
+from traksense.tools.dlq.selection import add_filters, add_ids, point_in_time, selection
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def summary(*, topic: str = "traksense/acme/site/device/telem", detail: str = "why", size: int = 2) -> Summary:
+    return Summary(7, NOW, None, None, "acme", "parse_error", detail, 0, topic, size)
+
+
+@pytest.mark.parametrize(
+    ("given_text", "expected"),
+    [
+        ("90s", NOW - timedelta(seconds=90)),
+        ("15m", NOW - timedelta(minutes=15)),
+        ("2h", NOW - timedelta(hours=2)),
+        ("7d", NOW - timedelta(days=7)),
+        ("1w", NOW - timedelta(weeks=1)),
+        ("2026-11-19", datetime(2026, 11, 19, tzinfo=UTC)),
+        ("2026-11-19T10:00:00", datetime(2026, 11, 19, 10, tzinfo=UTC)),
+        ("2026-11-19T10:00:00Z", datetime(2026, 11, 19, 10, tzinfo=UTC)),
+        ("2026-11-19T10:00:00-03:00", datetime(2026, 11, 19, 13, tzinfo=UTC)),
+    ],
+)
+def test_point_in_time_reads_ages_and_iso_8601(given_text: str, expected: datetime) -> None:
+    """An age counts back from now; ISO 8601 without an offset is UTC."""
+    assert expected == point_in_time(given_text, now=NOW)
+
+
+@pytest.mark.parametrize("nonsense", ["", "2", "h", "-2h", "2 h", "2y", "yesterday", "999999999w", "2026-13-01"])
+def test_point_in_time_refuses_the_rest(nonsense: str) -> None:
+    """What is neither is refused, also an age beyond the calendar."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        point_in_time(nonsense, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], Selection(open_only=True)),
+        (["--all"], Selection(open_only=False)),
+        (["3", "4"], Selection(ids=(3, 4), open_only=False)),
+        (["3", "--open"], Selection(ids=(3,), open_only=True)),
+        (["--tenant", "acme", "--limit", "5"], Selection(tenant="acme", limit=5)),
+    ],
+)
+def test_selection_is_open_unless_named(argv: list[str], expected: Selection) -> None:
+    """Filters select open dead letters; those named by id are taken whether they were replayed or not."""
+    parser = argparse.ArgumentParser()
+    add_ids(parser)
+    add_filters(parser)
+
+    assert expected == selection(parser.parse_args(argv))
+
+
+def test_table_escapes_what_would_act_on_a_terminal() -> None:
+    """Escape sequences, line breaks and direction marks of a device appear as escapes, each row on one line."""
+    lines = list(text.table([summary(topic="traksense/\x1b[2J/\u202e", detail="a\nb\x9b31m")], width=None))
+
+    assert 2 == len(lines)
+    assert lines[1].endswith("  traksense/\\x1b[2J/\\u202e  a\\nb\\x9b31m")
+
+
+def test_table_fits_the_terminal() -> None:
+    """On a terminal, long topics and details are cut."""
+    lines = list(text.table([summary(topic="t" * 500, detail="d" * 500)], width=200))
+
+    assert [200] == [len(line) for line in lines[1:]]
+    assert lines[1].endswith("d...")
+    assert f"{'t' * 61}...  d" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b'{"a": "\xc2\xb0C"}', '{"a": "°C"}'),
+        (b"two\nlines\tand a tab", "two\nlines\tand a tab"),
+        (b"", ""),
+        (b"\xff", None),
+        (b"a\x00b", None),
+        (b"\x1b[2J", None),
+        ("\u202e".encode(), None),
+        (b"a\rb", None),
+    ],
+)
+def test_printable_text_is_text_that_does_nothing(payload: bytes, expected: str | None) -> None:
+    """UTF-8 is shown as text unless something in it would act on the terminal."""
+    assert expected == text.printable_text(payload)
+
+
+@given(st.binary(max_size=100))
+def test_hexdump_holds_every_byte(payload: bytes) -> None:
+    """The bytes can be read back from the dump, and nothing in it acts on a terminal."""
+    lines = list(text.hexdump(payload))
+
+    assert payload == b"".join(bytes.fromhex(line[10:58]) for line in lines)
+    assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+def test_description_is_cut_and_says_so() -> None:
+    """Of a large payload the beginning is shown, with the command that writes all of it."""
+    payload = b"x" * (text.SHOWN_BYTES + 1)
+    *_, shown, last = text.description(Letter(summary(size=len(payload)), payload))
+
+    assert "x" * text.SHOWN_BYTES == shown
+    assert f"... cut here; `traksense dlq show 7 --raw` writes all {len(payload)} bytes" == last

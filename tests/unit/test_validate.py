@@ -1,0 +1,123 @@
+"""The parts of `traksense validate` that need no stack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from traksense.config import load
+from traksense.errors import ConfigError
+from traksense.tools.validate.endpoint import endpoint_url
+from traksense.tools.validate.report import Finding, Printer, Report, Result
+from traksense.tools.validate.speed import percentile
+from traksense.tools.validate.target import covers
+
+if TYPE_CHECKING:
+    from traksense.tools.validate.report import Status
+
+TOPIC = "traksense/acme/site/device/telem"
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "expected"),
+    [
+        (TOPIC, True),
+        ("traksense/+/+/+/telem", True),
+        ("traksense/#", True),
+        ("#", True),
+        ("traksense/acme/site/device/telem/#", True),
+        ("$share/group/traksense/+/+/+/telem", True),
+        ("traksense/+/+/+/ack", False),
+        ("traksense/+/+/telem", False),
+        ("traksense/+/+/+/telem/+", False),
+        ("traksense/bravo/#", False),
+    ],
+)
+def test_covers_matches_as_brokers_do(topic_filter: str, expected: bool) -> None:
+    """Wildcards stand for whole levels, `#` also for none; a shared subscription counts by its filter."""
+    assert expected is covers(topic_filter, TOPIC)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1.0), (0.01, 1.0), (0.5, 50.0), (0.51, 51.0), (0.99, 99.0), (1.0, 100.0)]
+)
+def test_percentile_is_the_nearest_rank(share: float, expected: float) -> None:
+    """The smallest value that so many of the values do not exceed."""
+    assert expected == percentile([float(value) for value in range(1, 101)], share)
+    assert 7.0 == percentile([7.0], share)
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "expected"),
+    [
+        ({}, None, "http://localhost:9100"),
+        ({"METRICS_PORT": "1234", "METRICS_HOST": "::"}, None, "http://localhost:1234"),
+        ({"METRICS_HOST": "10.0.0.5"}, None, "http://10.0.0.5:9100"),
+        ({"METRICS_HOST": "::1"}, None, "http://[::1]:9100"),
+        ({}, "http://host:9100/metrics", "http://host:9100"),
+        ({"METRICS_PORT": "0"}, "https://host/traksense/", "https://host/traksense"),
+    ],
+)
+def test_endpoint_url_is_this_machine_unless_told(env: dict[str, str], given: str | None, expected: str) -> None:
+    """By default METRICS_PORT on this machine; a URL may name the endpoint or its /metrics."""
+    assert expected == endpoint_url(load(env), given)
+
+
+@pytest.mark.parametrize("given", ["", "host:9100", "ftp://host", "http://", "http://host:x", "http://host/?q=1"])
+def test_endpoint_url_refuses_what_is_no_address(given: str) -> None:
+    """Anything else than an http or https address is a fault of the configuration."""
+    with pytest.raises(ConfigError, match="@ --metrics-url"):
+        endpoint_url(load({}), given)
+
+
+def report(*statuses: tuple[Status, ...], **more: Any) -> Report:
+    """A report whose checks have these findings."""
+    results = [Result(f"check-{number}", "Check", lambda _finding: None) for number in range(len(statuses))]
+    for result, found in zip(results, statuses, strict=True):
+        for status in found:
+            result.add(status, "what", "figure")
+    return Report({"version": "1"}, results, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "passed"),
+    [
+        (report(("ok",), ("ok", "ok"), ("skip",)), True),
+        (report(("ok",), ("ok", "fail")), False),
+        (report(("ok",), ("not run",)), False),
+        (report(("ok",), ()), False),
+        (report(("ok",), interrupted=True), False),
+    ],
+)
+def test_report_passes_only_if_every_check_was_made(found: Report, passed: bool) -> None:
+    """One failure, one check that was not made, or an interruption, and it has not passed; a reasoned skip may be."""
+    assert passed is found.passed
+    assert passed is found.as_json()["passed"]
+
+
+def test_printer_survives_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """If nobody reads the report any more, it falls silent: what was begun is still to be cleaned up."""
+
+    class Broken:
+        encoding = "ascii"
+
+        def __init__(self, fileno: int) -> None:
+            self._fileno = fileno
+
+        def isatty(self) -> bool:
+            return False
+
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+        def fileno(self) -> int:
+            return self._fileno
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr("sys.stdout", Broken(file.fileno()))
+        printer = Printer()
+        for _ in range(2):
+            printer.finding(Finding("ok", "what", "figure"))

@@ -1,0 +1,131 @@
+"""`traksense bench`: how fast, on this machine, beside what the database alone could do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from traksense.commands import arguments as types
+
+if TYPE_CHECKING:
+    from traksense.tools.bench.run import Plan
+    from traksense.tools.interrupt import Interruption
+
+SCENARIOS: Final = ("ceiling", "backlog", "steady", "growth", "outage")
+READERS: Final = ("paho", "mqtt5")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure, and how much."""
+    parser.description = (
+        "Starts a Mosquitto and a PostgreSQL of its own and measures the service against them: the database's ceiling, "
+        "throughput of a backlog, latency at a rate, processor time, memory, and how all of that grows. Needs no "
+        "configuration."
+    )
+    parser.epilog = (
+        "Takes some minutes for each round; --quick some for all. Exit status 1 if rows were lost or doubled, or "
+        "something failed."
+    )
+    parser.add_argument("--rounds", type=types.count, metavar="N", help="how often (default: 3; 1 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="smaller amounts, at most 10 million rows in the table")
+    parser.add_argument(
+        "--only", type=_scenarios, default=SCENARIOS, metavar="A,B", help=f"of: {', '.join(SCENARIOS)} (default: all)"
+    )
+    parser.add_argument(
+        "--reader", choices=(*READERS, "both"), help="MQTT_READER of the service (default: both, as far as installed)"
+    )
+    parser.add_argument(
+        "--compare", type=Path, metavar="DIR", help="measure another checkout in turns with this one, as a ratio"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, with each round, as one JSON object")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files, and the report as text and JSON")
+    amounts = parser.add_argument_group("amounts")
+    amounts.add_argument("--messages", type=types.count, metavar="N", help="10-point messages in a backlog")
+    amounts.add_argument(
+        "--rates", type=_rates, default=(5_000, 50_000), metavar="N,M", help="points a second (default: 5000,50000)"
+    )
+    amounts.add_argument("--seconds", type=types.positive, metavar="N", help="for which a rate or an outage lasts")
+    amounts.add_argument(
+        "--writers", type=types.count, metavar="N", help="connections that write (default: the service's)"
+    )
+    amounts.add_argument("--no-meta", action="store_true", help="messages without a meta object")
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="for data and logs, which stay there (default: a temporary one)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    import json
+
+    import trio
+
+    from traksense.cli import DONE, FAILED
+    from traksense.tools.bench import report
+    from traksense.tools.bench.plot import write_plots
+    from traksense.tools.bench.run import run, say
+    from traksense.tools.interrupt import INTERRUPTED, run_interruptible
+
+    plan = _plan(arguments)
+    found = []
+
+    async def measure(_interruption: Interruption) -> None:
+        found.append(await run(plan, say))
+
+    if trio.run(run_interruptible, measure):
+        return INTERRUPTED
+    ((results, environment),) = found
+    lines = list(report.text(results, environment, plan.baseline))
+    document = json.dumps(report.as_json(results, environment, plan.baseline), indent=1)
+    print(document if arguments.json else "\n".join(lines))
+    if arguments.plots is not None:
+        subtitle = (
+            f"{environment['cpus']} CPUs for everything, {environment['broker']}, PostgreSQL {environment['postgres']}"
+        )
+        write_plots(results, arguments.plots, f"{subtitle}, median of {plan.rounds}")
+        (arguments.plots / "bench.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (arguments.plots / "bench.json").write_text(document + "\n", encoding="utf-8")
+    return FAILED if results.faults else DONE
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from importlib.util import find_spec
+
+    from traksense.errors import ConfigError
+    from traksense.tools.bench.run import Plan
+
+    faults = []
+    compare: Path | None = arguments.compare
+    if compare is not None and not (compare / "traksense" / "__main__.py").is_file():
+        faults.append(f"no checkout of traksense: {compare} @ --compare")
+    fast = find_spec("mqtt5") is not None
+    if arguments.reader in ("mqtt5", "both") and not fast:
+        faults.append("the package mqtt5 is missing: pip install traksense[fast] @ --reader")
+    if faults:
+        raise ConfigError(faults)
+    readers = READERS if fast else ("paho",)
+    return Plan(
+        rounds=arguments.rounds or (1 if arguments.quick else 3),
+        quick=arguments.quick,
+        only=arguments.only,
+        readers=readers if arguments.reader in (None, "both") else (arguments.reader,),
+        compare=compare,
+        rates=arguments.rates,
+        seconds=arguments.seconds,
+        messages=arguments.messages,
+        writers=arguments.writers,
+        meta=not arguments.no_meta,
+        directory=arguments.directory,
+    )
+
+
+def _scenarios(text: str) -> tuple[str, ...]:
+    wanted = {name.strip() for name in text.split(",")}
+    if not wanted <= set(SCENARIOS):
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(SCENARIOS)}, not {text!r}")
+    return tuple(name for name in SCENARIOS if name in wanted)
+
+
+def _rates(text: str) -> tuple[int, ...]:
+    return tuple(types.count(part) for part in text.split(","))

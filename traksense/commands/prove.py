@@ -1,0 +1,97 @@
+"""`traksense prove`: kills everything, repeatedly, and counts."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from pathlib import Path
+
+BREAKAGES = ("ack-early", "no-unique-key")
+
+REVEALING = {
+    "ack-early": ("service-kill", "service-kill-mid-batch", "database-freeze"),
+    "no-unique-key": ("service-kill-before-puback", "broker-reset", "database-ambiguous"),
+}
+"""For each breakage the faults that bring it to light soonest: the default then."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How long, how often, what goes wrong."""
+    parser.description = (
+        "Starts a broker (Mosquitto), a PostgreSQL and the service, publishes uniquely numbered messages, breaks "
+        "everything in turn, heals it, and compares message by message what the broker confirmed with what is stored."
+    )
+    parser.epilog = "Exit status: 0 if nothing was lost, doubled or acknowledged out of turn; 1 otherwise."
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=30.0,
+        metavar="N",
+        help="of trouble in each run (default: 30)",
+    )
+    parser.add_argument("--runs", type=_count, default=1, metavar="R", help="with the seeds S, S+1, … (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="S", help="the same seed breaks the same things (default: random)")
+    parser.add_argument(
+        "--rate", type=_positive, default=150.0, metavar="N", help="messages a second at most (default: 150)"
+    )
+    parser.add_argument("--faults", metavar="A,B,…", help="only these kinds; see --list-faults (default: all)")
+    parser.add_argument(
+        "--break",
+        dest="breakage",
+        choices=BREAKAGES,
+        help="negative control: a service that acknowledges early, or a table without its unique key; this has to fail",
+    )
+    parser.add_argument("--json", action="store_true", help="the result, with the schedule, as one JSON object")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="keep state and logs here (default: only after a failure)",
+    )
+    parser.add_argument("--list-faults", action="store_true", help="say what can go wrong, and do nothing")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Prove it, or list the faults."""
+    from traksense.cli import DONE
+    from traksense.errors import ConfigError
+    from traksense.tools.prove.run import Options
+    from traksense.tools.prove.schedule import CATALOGUE
+    from traksense.tools.prove.session import Request, prove
+
+    if arguments.list_faults:
+        width = max(map(len, CATALOGUE))
+        for fault in CATALOGUE.values():
+            print(f"{fault.name:<{width}}  {fault.summary}")
+        return DONE
+    faults = REVEALING.get(arguments.breakage, tuple(CATALOGUE))
+    if arguments.faults is not None:
+        faults = tuple(name.strip() for name in arguments.faults.split(",") if name.strip())
+    unknown = [f"no such fault: {name} @ --faults" for name in faults if name not in CATALOGUE]
+    if unknown:
+        raise ConfigError([*unknown, "`traksense prove --list-faults` names them all"])
+    return prove(
+        Request(
+            options=Options(seconds=arguments.seconds, rate=arguments.rate, faults=faults, breakage=arguments.breakage),
+            seed=arguments.seed if arguments.seed is not None else secrets.randbelow(1_000_000),
+            runs=arguments.runs,
+            directory=arguments.directory,
+            as_json=arguments.json,
+        )
+    )
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, not {text!r}")
+    return int(text)

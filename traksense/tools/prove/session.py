@@ -1,0 +1,127 @@
+"""The command: runs, one after the other, on one PostgreSQL, and what is left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from traksense.tools.interrupt import INTERRUPTED, run_interruptible
+from traksense.tools.prove.report import open_progress, table
+from traksense.tools.prove.results import Total, result
+from traksense.tools.prove.run import Options, Run
+from traksense.tools.prove.stage import make_template
+from traksense.tools.stack import open_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from traksense.tools.prove.report import Lines
+    from traksense.tools.prove.results import Result
+    from traksense.tools.stack import PostgresProcess
+
+POSTGRES_SETTINGS: Final = {
+    # Recovery begins with an fsync of every file; nothing here outlives the operating system, so one for all will do.
+    "recovery_init_sync_method": "syncfs",
+    "max_connections": "50",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """What the command line asks for."""
+
+    options: Options
+    seed: int
+    runs: int
+    directory: Path | None
+    as_json: bool
+
+
+def prove(request: Request) -> int:
+    """Do it, tell it; returns the exit status: 0 if nothing was found, 1 if something was.
+
+    Raises:
+        StackError: Something that is needed is not here, or does not run.
+    """
+    # The publisher's and asyncpg's complaints are what this is about; they would only tear the display.
+    logging.getLogger().addHandler(logging.NullHandler())
+    results: list[Result] = []
+    with _directory(request.directory) as place:
+        interrupted = trio.run(run_interruptible, lambda _: _prove(request, place.path, results))
+        total = Total(results)
+        place.keep |= bool(total.failed)
+        if interrupted:
+            return INTERRUPTED
+        _tell(request, total, place.path if place.keep else None)
+    return 1 if total.failed else 0
+
+
+async def _prove(request: Request, directory: Path, results: list[Result]) -> None:
+    with open_progress() as progress:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(progress.run)
+            async with open_postgres(directory / "postgres", settings=POSTGRES_SETTINGS) as postgres:
+                if postgres.note:
+                    progress.phase(postgres.note)
+                await make_template(postgres)
+                for seed in range(request.seed, request.seed + request.runs):
+                    outcome = await _run(request, seed, directory, postgres, progress)
+                    results.append(outcome)
+            nursery.cancel_scope.cancel()
+
+
+async def _run(request: Request, seed: int, directory: Path, postgres: PostgresProcess, progress: Lines) -> Result:
+    place = directory / f"seed-{seed}"
+    run = Run(request.options, seed)
+    await run.run(place, postgres, progress)
+    outcome = result(run)
+    if outcome.passed and request.directory is None:
+        await trio.to_thread.run_sync(shutil.rmtree, place)
+    if outcome.passed:
+        await postgres.drop_database(f"prove_{seed}")
+    progress.end(outcome)
+    return outcome
+
+
+@attrs.define
+class _Place:
+    path: Path
+    keep: bool
+
+
+@contextlib.contextmanager
+def _directory(wanted: Path | None) -> Iterator[_Place]:
+    """The directory asked for, or a temporary one that vanishes unless it is kept."""
+    if wanted is not None:
+        wanted.mkdir(parents=True, exist_ok=True)
+        yield _Place(wanted, keep=True)
+        return
+    place = _Place(Path(tempfile.mkdtemp(prefix="traksense-prove-")), keep=False)
+    # PostgreSQL runs as another user when we are root.
+    place.path.chmod(0o711)
+    try:
+        yield place
+    finally:
+        if not place.keep:
+            shutil.rmtree(place.path, ignore_errors=True)
+
+
+def _tell(request: Request, total: Total, kept: Path | None) -> None:
+    if request.as_json:
+        asked = {"seed": request.seed, **attrs.asdict(request.options)}
+        answer = asked | total.as_dict() | {"directory": None if kept is None else str(kept)}
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    print(table(total))
+    if kept is not None and total.failed:
+        print(f"Kept: {kept} (seed-*/traksense.log is the service's log)")
+    sys.stdout.flush()
