@@ -78,7 +78,7 @@ class DatabaseUrl:
     def __str__(self) -> str:
         """Where the database is, without credentials."""
         parts = urlsplit(self.dsn.reveal())
-        return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _variable(name: str, *, default: Any = attrs.NOTHING, secret_file: bool = False, unit: float = 1) -> Any:
@@ -365,8 +365,8 @@ def _database(text: str, _: Any) -> DatabaseUrl:
     # SQLAlchemy's and Django's spellings of the same scheme are common in existing env files.
     text = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
     try:
+        # Its port is not looked at: several hosts, each with a port, are a list that the driver understands.
         parts = urlsplit(text)
-        _ = parts.port
     except ValueError:
         raise ValueError("must look like postgresql://user:password@host:5432/database") from None
     if parts.scheme != "postgresql" or len(parts.path) < 2:

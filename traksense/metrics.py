@@ -116,6 +116,7 @@ class ServiceCollector:
     health: Health
     writers: Sequence[Writer]
     messages: trio.MemoryReceiveChannel[Message]
+    max_bytes: int
     now: Callable[[], datetime]
 
     def collect(self) -> Iterator[Metric]:
@@ -203,7 +204,7 @@ class ServiceCollector:
         yield CounterMetricFamily(
             "ingest_paused_seconds",
             "Seconds in which the socket was not read because the pipeline was full.",
-            session.paused_seconds,
+            session.paused_total(),
         )
 
     def _gauges(self) -> Iterator[Metric]:
@@ -213,6 +214,9 @@ class ServiceCollector:
         yield GaugeMetricFamily("ingest_in_flight_messages", "Messages received and not ended.", self.ledger.in_flight)
         yield GaugeMetricFamily(
             "ingest_in_flight_bytes", "Memory held by messages in flight.", self.ledger.in_flight_bytes
+        )
+        yield GaugeMetricFamily(
+            "ingest_in_flight_max_bytes", "Memory that messages in flight may hold.", self.max_bytes
         )
         yield GaugeMetricFamily(
             "ingest_unacknowledged_messages",

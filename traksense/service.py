@@ -22,7 +22,7 @@ import trio
 
 from traksense import __version__
 from traksense.adapters import load_registry
-from traksense.errors import BrokerRefusedError, ConfigError, SessionTakenOverError, TraksenseError
+from traksense.errors import BrokerRefusedError, ConfigError, SessionTakenOverError
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
 from traksense.ingest.decode import Decoder, Router
@@ -54,8 +54,8 @@ async def run(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT, then drain.
 
     Raises:
-        ConfigError: The configuration can never work (seen at the start only).
-        SessionTakenOverError: Another client uses our client id; what was in memory has been stored.
+        ConfigError: The configuration can never work: seen at the start, or when another client uses our client id;
+            what was in memory has been stored then.
     """
     listener = listen(settings.metrics_host, settings.metrics_port)
     health = Health(CONDITIONS)
@@ -103,7 +103,8 @@ class Pipeline:
     health: Health
     metrics: Metrics
     messages: trio.MemoryReceiveChannel[Message]
-    failure: TraksenseError | None = None
+    max_bytes: int
+    failure: ConfigError | None = None
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     @classmethod
@@ -138,7 +139,18 @@ class Pipeline:
         batches_receive.close()
         watch = SessionWatch(store, health, client_id=settings.mqtt_client_id, broker=str(settings.broker), now=_now)
         reader = Reader(settings, intake=intake, acknowledger=acknowledger, health=health, on_connected=watch.connected)
-        return cls(reader, batcher, writers, ledger, acknowledger, watch, health, metrics, messages_receive)
+        return cls(
+            reader,
+            batcher,
+            writers,
+            ledger,
+            acknowledger,
+            watch,
+            health,
+            metrics,
+            messages_receive,
+            settings.queue_max_bytes,
+        )
 
     async def run(self) -> None:
         """Run until drained, or abandoned. The two nurseries are the drain order: the reader outlives the stages it
@@ -168,7 +180,8 @@ class Pipeline:
         except BrokerRefusedError as error:
             raise ConfigError([f"{error} @ MQTT_URL"]) from error
         except SessionTakenOverError as error:
-            self.failure = error
+            # What was read has been stored. To exit as misconfigured keeps a supervisor from the tug of war.
+            self.failure = ConfigError([f"{error}: each replica needs one of its own @ MQTT_CLIENT_ID"])
 
     def collector(self) -> ServiceCollector:
         """The metrics of this pipeline."""
@@ -181,6 +194,7 @@ class Pipeline:
             health=self.health,
             writers=self.writers,
             messages=self.messages,
+            max_bytes=self.max_bytes,
             now=_now,
         )
 

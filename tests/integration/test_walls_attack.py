@@ -93,7 +93,9 @@ def test_private_schema_is_shut(walled: Database, session: Session) -> None:
         "SELECT relname::text FROM pg_class WHERE relnamespace = 'traksense'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')"
     ):
         assert "permission denied" in outcome(session, f'SELECT * FROM traksense."{name}"')
-    for (name,) in walled.rows("SELECT DISTINCT proname::text FROM pg_proc WHERE pronamespace = 'traksense'::regnamespace"):
+    for (name,) in walled.rows(
+        "SELECT DISTINCT proname::text FROM pg_proc WHERE pronamespace = 'traksense'::regnamespace"
+    ):
         assert "permission denied for schema" in outcome(session, f"SELECT traksense.{name}()")
 
 
@@ -287,7 +289,7 @@ def test_explain_does_not_tell_a_good_guess_from_a_bad_one(walled: Database, ses
     guesses = {
         "text": [(f"'{value}'", "'nobody has this'") for value in _foreign_texts(walled)],
         "double precision": [(str(NUMBER), "434343.75")],
-        "jsonb": [(f"'{{\"{MARK}\": \"{MARK}\"}}'", "'{\"nobody\": \"has\"}'")],
+        "jsonb": [(f'\'{{"{MARK}": "{MARK}"}}\'', '\'{"nobody": "has"}\'')],
         "bytea": [
             (f"'\\x{walled.value('SELECT md5(%s)', MARK + '7')}'", f"'\\x{walled.value('SELECT md5(%s)', 'no')}'")
         ],

@@ -36,10 +36,10 @@ def fill(database: Database) -> None:
             f" FROM traksense.series s, generate_series(300, 399) n WHERE tenant_id = '{tenant}'",
             f"INSERT INTO public.cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, err, payload)"
             f" SELECT '{tenant}', '{word}', '{word} device 1', '{word} command ' || n, true, '{word} err',"
-            f" '{{\"{word}\": \"{word}\"}}' FROM generate_series(1, 50) n",
+            f' \'{{"{word}": "{word}"}}\' FROM generate_series(1, 50) n',
             f"INSERT INTO public.device_event (tenant_id, site_id, device_id, event_id, event_type, ts, data)"
             f" SELECT '{tenant}', '{word}', '{word} device 1', '{word} event ' || n, '{word} type', '{DAY}',"
-            f" '{{\"{word}\": \"{word}\"}}' FROM generate_series(1, 50) n",
+            f' \'{{"{word}": "{word}"}}\' FROM generate_series(1, 50) n',
             f"INSERT INTO public.ingest_errors (tenant_id, topic, payload, reason, detail, digest)"
             f" SELECT '{tenant}', 'traksense/{tenant}/{word}/device/telem', '{word}', '{word} reason', '{word} detail',"
             f" decode(md5('{word}' || n), 'hex') FROM generate_series(1, 50) n",

@@ -27,9 +27,13 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.store.migrate import migrate
 
     settings = load_settings()
-    report = asyncio.run(migrate(settings.database.dsn.reveal(), log=logging.getLogger(__name__), roles=not arguments.no_roles))
+    report = asyncio.run(
+        migrate(settings.database.dsn.reveal(), log=logging.getLogger(__name__), roles=not arguments.no_roles)
+    )
     if report.applied:
-        print(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {', '.join(report.applied)}")
+        print(
+            f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {', '.join(report.applied)}"
+        )
     else:
         print(f"schema {report.to_version} ({report.engine}): nothing to do")
     if report.roles_missing:

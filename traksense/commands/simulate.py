@@ -15,8 +15,8 @@ FORMATS = ("v1", "parsec", "je02", "senml", "sensors", "mixed")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet, its rate and its faults."""
     parser.epilog = (
-        "Publishes to MQTT_URL until --seconds, --messages or Ctrl-C, waits until the broker has confirmed everything, and "
-        "says what it confirmed. Exit status 1 if something was never confirmed."
+        "Publishes to MQTT_URL until --seconds, --messages or Ctrl-C, waits until the broker has confirmed everything, "
+        "and says what it confirmed. Exit status 1 if something was never confirmed."
     )
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="tenants (default: 3)")

@@ -111,6 +111,7 @@ class SessionStatistics:
         broker_dropped: Messages that the broker has dropped, by its own count, or None if it does not say.
         takeovers: How often another client took our client id, as far as the broker said so.
         short_lived: Connections in a row that were accepted and lost again within `STABLE_SECONDS`.
+        paused_at: Since when it is not read now, on Trio's clock, or None.
         paused_seconds: How long the socket was not read because the pipeline was full.
     """
 
@@ -120,6 +121,11 @@ class SessionStatistics:
     short_lived: int = 0
     broker_dropped: int | None = None
     paused_seconds: float = 0.0
+    paused_at: float | None = None
+
+    def paused_total(self) -> float:
+        """`paused_seconds`, with the pause that goes on now."""
+        return self.paused_seconds + (trio.current_time() - self.paused_at if self.paused_at is not None else 0.0)
 
 
 class Reader:
@@ -264,12 +270,13 @@ class Reader:
         self._accept(connection.codec.messages)
         if self._intake.flush_nowait():
             return
-        paused_at = trio.current_time()
+        paused_at = self.statistics.paused_at = trio.current_time()
         connection.pause(True)
         try:
             await self._intake.flush()
         finally:
             connection.pause(False)
+            self.statistics.paused_at = None
             self.statistics.paused_seconds += trio.current_time() - paused_at
 
     def _accept(self, messages: deque[Message]) -> None:

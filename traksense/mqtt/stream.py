@@ -13,7 +13,7 @@ from traksense.errors import BrokerError, ConfigError
 if TYPE_CHECKING:
     from traksense.config import Settings
 
-Stream: TypeAlias = trio.SocketStream | trio.SSLStream
+Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS: Final = 60

@@ -8,6 +8,7 @@ asyncpg's exceptions are translated there, by the table in `sqlstate`, and do no
     partitions   which instants have a place in the measurements
     rows         deliveries to rows
     transaction  one batch, one COMMIT
-    postgres     the pool, start-up checks, and the border to Trio
+    pool         connections, and the checks before the first is used
+    postgres     the store, start-up checks, and the border to Trio
     migrate      the schema's versions
 """

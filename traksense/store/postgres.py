@@ -19,11 +19,10 @@ from traksense.errors import (
     ConfigError,
     DeliveriesRefusedError,
     StoreError,
-    StoreMisconfiguredError,
     StoreUnavailableError,
 )
 from traksense.ingest.backoff import Backoff
-from traksense.store import migrate, sessions
+from traksense.store import pool, sessions
 from traksense.store.dictionary import Dictionary
 from traksense.store.partitions import Partitions
 from traksense.store.rows import build, unknown_devices
@@ -43,18 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_SECONDS: Final = 10.0
 ACQUIRE_TIMEOUT_SECONDS: Final = 10.0
-COMMAND_GRACE_SECONDS: Final = 5.0
-"""How much longer than the server's statement time-out the client waits: only a server that does not answer reaches
-it."""
-
-LOCK_SHARE: Final = 0.5
-"""lock_timeout as a share of statement_timeout, so that waiting for a lock is told apart from slow work."""
-
-PROBE_EVERY_SECONDS: Final = 5.0
+PING_EVERY_SECONDS: Final = 5.0
 MAINTAIN_EVERY_SECONDS: Final = 3600.0
-IDLE_CONNECTION_SECONDS: Final = 60.0
 
 CONFIGURATION_SQLSTATES: Final = ("28P01", "28000", "3D000")
 """Wrong password, no such role, no such database: at the first connection these are configuration errors, not
@@ -72,7 +62,7 @@ class PostgresStore:
         self._transactor = Transactor()
         self._pool: asyncpg.Pool | None = None
         self._prepared = trio.Event()
-        self._wrote_at = -PROBE_EVERY_SECONDS
+        self._wrote_at = -PING_EVERY_SECONDS
 
     # --- the Trio side ---------------------------------------------------------------------------------------------
 
@@ -108,10 +98,10 @@ class PostgresStore:
         await self._prepare()
         maintained_at = trio.current_time()
         while True:
-            await trio.sleep(PROBE_EVERY_SECONDS)
+            await trio.sleep(PING_EVERY_SECONDS)
             try:
-                if trio.current_time() - self._wrote_at >= PROBE_EVERY_SECONDS:
-                    await self._call(self._probe)
+                if trio.current_time() - self._wrote_at >= PING_EVERY_SECONDS:
+                    await self._call(self._with_connection, pool.ping)
                     self._health.set("database")
                 if trio.current_time() - maintained_at >= MAINTAIN_EVERY_SECONDS:
                     await self._call(self._with_connection, self._partitions.ensure_ahead)
@@ -168,6 +158,10 @@ class PostgresStore:
             await self._ensure_partitions(connection, rows.measures)
             try:
                 return await self._transactor.store(connection, rows)
+            except asyncpg.ReadOnlySQLTransactionError:
+                # The server has become a standby: what is written next shall look for the new primary.
+                await self._expire()
+                raise
             except asyncpg.CheckViolationError as error:
                 if "no partition of relation" not in str(error):
                     raise
@@ -204,69 +198,15 @@ class PostgresStore:
     async def _connect(self) -> None:
         """Open the pool and check the server. asyncio-flavored."""
         if self._pool is None:
-            self._pool = await self._open_pool()
+            self._pool = await pool.open_pool(self._settings)
         async with self._acquire() as connection:
-            await self._check_server(connection)
+            await pool.check_server(connection, allow_unsafe=self._settings.db_allow_unsafe)
             await self._partitions.ensure_ahead(connection)
 
-    async def _open_pool(self) -> asyncpg.Pool:
-        settings = self._settings
-        milliseconds = int(settings.db_statement_timeout * 1000)
-        pool = asyncpg.create_pool(
-            settings.database.dsn.reveal(),
-            min_size=settings.db_pool_min,
-            max_size=settings.db_pool_max,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=settings.db_statement_timeout + COMMAND_GRACE_SECONDS,
-            max_inactive_connection_lifetime=IDLE_CONNECTION_SECONDS,
-            # A connection carries nothing from one batch to the next but its staging table: no round trip to reset it.
-            reset=_keep,
-            server_settings={
-                "application_name": f"traksense {settings.mqtt_client_id}"[:63],
-                "statement_timeout": str(milliseconds),
-                "lock_timeout": str(int(milliseconds * LOCK_SHARE)),
-                "idle_in_transaction_session_timeout": str(milliseconds),
-                # Set per session, so that a default of the role or the database cannot weaken what PUBACK promises.
-                "synchronous_commit": "on",
-                "timezone": "UTC",
-            },
-        )
-        try:
-            return await pool
-        except BaseException:
-            pool.terminate()
-            raise
-
-    async def _check_server(self, connection: PoolConnectionProxy) -> None:
-        """asyncio-flavored."""
-        server = connection.get_server_version()
-        if server.major < migrate.SERVER_MINIMUM:
-            raise ConfigError(
-                [f"PostgreSQL {server.major} is too old, {migrate.SERVER_MINIMUM} or newer is needed @ DATABASE_URL"]
-            )
-        unsafe = [
-            row["name"]
-            for row in await connection.fetch(
-                "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
-            )
-        ]
-        if unsafe and not self._settings.db_allow_unsafe:
-            raise ConfigError(
-                [
-                    (
-                        f"the server runs with {' and '.join(unsafe)} off and would lose committed data in a crash; "
-                        "DB_ALLOW_UNSAFE=true accepts that @ DATABASE_URL"
-                    )
-                ]
-            )
-        version = await migrate.read_version(connection)
-        if version is None or version < migrate.LATEST:
-            raise StoreMisconfiguredError(
-                f"the database schema is at version {version or 0}, this release needs {migrate.LATEST}: "
-                "run `traksense migrate`"
-            )
-        if version > migrate.LATEST:
-            logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": migrate.LATEST})
+    async def _expire(self) -> None:
+        """Replace every connection before it is used again. asyncio-flavored."""
+        assert self._pool is not None  # somebody had a connection of it
+        await self._pool.expire_connections()
 
     def _acquire(self) -> Any:
         assert self._pool is not None  # writes wait for _prepared
@@ -290,7 +230,3 @@ async def open_store(settings: Settings, health: Health) -> AsyncIterator[Postgr
         yield store
     finally:
         store.terminate()
-
-
-async def _keep(_connection: Any) -> None:
-    """Reset nothing when a connection goes back to the pool. asyncio-flavored."""

@@ -25,7 +25,8 @@ _NAME_TENANTS: Final = "SELECT set_config('app.tenant_ids', $1, true)"
 async def apply_roles(
     connection: Any, sql: str, *, log: logging.Logger | logging.LoggerAdapter[logging.Logger]
 ) -> tuple[str, ...]:
-    """Create the roles that this one may create, and give those that exist their rights; returns those that are missing.
+    """Create the roles that this one may create, and give those that exist their rights; returns those that are
+    missing.
 
     Args:
         connection: A session of the owner of the schema.

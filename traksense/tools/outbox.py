@@ -4,8 +4,8 @@
                      ▲                    │
                      └── connection lost ─┘
 
-Invariant: a message is confirmed only by the PUBACK to its own packet identifier on the connection that sent it last. What
-was sent belongs to one connection; when it is lost, all of it waits again, in order and ahead of what never went.
+Invariant: a message is confirmed only by the PUBACK to its own packet identifier on the connection that sent it last.
+What was sent belongs to one connection; when it is lost, all of it waits again, in order and ahead of what never went.
 """
 
 from __future__ import annotations

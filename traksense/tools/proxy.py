@@ -189,7 +189,8 @@ class Proxy:
             self._links.discard(link)
             for stream in (link.client, link.server):
                 if stream is not None:
-                    await trio.aclose_forcefully(stream)
+                    # Not `aclose`: when cancelled, that of the first would keep us from the second.
+                    stream.socket.close()
 
     async def _connect(self, link: _Link) -> trio.SocketStream | None:
         try:

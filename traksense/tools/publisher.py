@@ -1,7 +1,7 @@
 """A publisher that knows what the broker has confirmed: what the fleet simulator and `prove` send with.
 
-A QoS 1 message is kept until its PUBACK. What a lost connection left unconfirmed is published again on the next one, as a
-new PUBLISH, so the broker may have it twice; `outbox` has the rules.
+A QoS 1 message is kept until its PUBACK. What a lost connection left unconfirmed is published again on the next one,
+as a new PUBLISH, so the broker may have it twice; `outbox` has the rules.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Any
 
 import pytest
 
@@ -117,7 +117,7 @@ def test_envelope_type_mismatch_without_type(refuse: Refuse) -> None:
 
 
 @pytest.mark.parametrize("q", [0, 1, 2])
-def test_envelope_quality(decode: Decode, q: int) -> None:
+def test_envelope_quality(decode: Decode, q: Literal[0, 1, 2]) -> None:
     """Quality is 0, 1 or 2."""
     assert [Point("a", 1.0, q=q)] == telemetry(decode(EnvelopeV1(), one_point(q=q))).points
 

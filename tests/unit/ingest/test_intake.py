@@ -272,13 +272,15 @@ def test_intake_never_exceeds_its_bounds(sizes: list[int], queue_max: int, max_b
 async def test_health_is_ready_when_everything_holds() -> None:
     """Each condition counts; a failing one is reported with its reason and how long it has been so."""
     health = Health(["broker", "database"])
-    assert not health.ready
+    ready = [health.ready]
     health.set("broker")
     health.set("database", "away")
+    ready.append(health.ready)
     assert {"ok": False, "seconds": 0.0, "reason": "away"} == health.report()["database"]
     health.set("database")
+    ready.append(health.ready)
 
-    assert health.ready
+    assert [False, False, True] == ready
     assert health.holds("database")
 
 

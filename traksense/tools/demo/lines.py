@@ -25,7 +25,7 @@ def status_line(state: State) -> str:
     parts = [
         f"{clock}  {state.rate:,.0f} points/s",
         f"p50 {_milliseconds(state.latency(0.5))} p99 {_milliseconds(state.latency(0.99))}",
-        f"queue {samples.value('ingest_queue_size'):.0f}, "
+        f"queue {samples.value('ingest_queue_size'):.0f}",
         f"unacknowledged {samples.value('ingest_unacknowledged_messages'):.0f}",
         ledger_line(state),
         f"rows {state.rows:,} ({state.database_bytes / 1e6:.0f} MB)",
@@ -57,7 +57,7 @@ def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) 
     seconds = int(state.elapsed)
     lines = [
         "",
-        f"Ended after {seconds // 60} min {seconds % 60} s. The fleet stopped; the service drained, and exited with status {status}.",
+        f"Ended after {seconds // 60} min {seconds % 60} s: the service drained, and exited with status {status}.",
         *([f"  That is not 0: see {log}"] if status else []),
         verdict.text(),
         "",
@@ -68,7 +68,3 @@ def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) 
         f"  {place.command()}",
     ]
     return "\n".join(lines)
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds * 1000:.0f} ms"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 import trio
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from traksense.tools.demo.state import State
-    from traksense.tools.stack import ServiceProcess
+    from traksense.tools.publisher import Publisher
+    from traksense.tools.stack import BrokerProcess, PostgresProcess, ServiceProcess
 
+POLL_SECONDS: Final = 0.1
 SCRAPE_SECONDS: Final = 0.5
 QUERY_SECONDS: Final = 1.0
 COUNT_SECONDS: Final = 2.0
@@ -28,8 +30,9 @@ COUNT_SHARE: Final = 0.02
 SQL_TIMEOUT_SECONDS: Final = 30.0
 VALUES_WITHIN: Final = "5 minutes"
 
-Watched = tuple[str, str, str, str]
+Watched: TypeAlias = tuple[str, str, str, str]
 """Tenant, site, device and point."""
+Servers: TypeAlias = "tuple[BrokerProcess | PostgresProcess, ...]"
 
 SHOWN: Final = {
     "chiller": ("temp_agua", "compressor_1_on", "power"),
@@ -44,7 +47,8 @@ SHOWN: Final = {
 
 LATEST: Final = f"""
 SELECT w.tenant_id, w.site_id, w.device_id, w.point_id, m.v_num, m.v_bool, m.v_text, m.unit, m.ts
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS w (tenant_id, site_id, device_id, point_id, place)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
+    AS w (tenant_id, site_id, device_id, point_id, place)
 CROSS JOIN LATERAL (
     SELECT v_num, v_bool, v_text, unit, ts FROM ts_measure t
     WHERE t.tenant_id = w.tenant_id AND t.site_id = w.site_id AND t.device_id = w.device_id AND t.point_id = w.point_id
@@ -159,11 +163,67 @@ async def watch_database(state: State, database: Database, watched: Sequence[Wat
         await trio.sleep(QUERY_SECONDS)
 
 
+async def watch_clock(state: State, publisher: Publisher) -> None:
+    """Keep the times, and what the publisher says of its connection, until cancelled."""
+    while True:
+        state.now, state.wall = trio.current_time(), datetime.now(UTC)
+        state.publisher_fault = publisher.fault
+        await trio.sleep(POLL_SECONDS)
+
+
+async def watch_processes(service: ServiceProcess, servers: Servers) -> None:
+    """Until cancelled, see that all of them run.
+
+    Raises:
+        StackError: One of them ended by itself.
+    """
+    while True:
+        if service.status is not None:
+            # It answers no more, and this says why.
+            await service.metrics()
+        for server in servers:
+            if not server.running:
+                raise StackError(f"{server.name} ended by itself (log: {server.log_path})")
+        await trio.sleep(POLL_SECONDS)
+
+
+async def wait_idle(service: ServiceProcess, at_most: float) -> None:
+    """Wait until what an earlier run left at the broker is stored: two readings alike, nothing in flight.
+
+    Args:
+        service: Which one.
+        at_most: Seconds to wait.
+    """
+    last = -1
+    with trio.move_on_after(at_most):
+        while True:
+            scrape = Scrape(trio.current_time(), await service.metrics())
+            if scrape.received == last and not scrape.in_flight:
+                return
+            last = scrape.received
+            await trio.sleep(2 * POLL_SECONDS)
+
+
+async def wait_received(service: ServiceProcess, count: int) -> None:
+    """Wait until the service has received so many messages, and none of them is in flight."""
+    while True:
+        scrape = Scrape(trio.current_time(), await service.metrics())
+        if scrape.received >= count and not scrape.in_flight:
+            return
+        await trio.sleep(POLL_SECONDS)
+
+
 def _latest(row: asyncpg.Record) -> LatestValue:
     value = next((row[name] for name in ("v_num", "v_bool", "v_text") if row[name] is not None), "")
-    names = [_visible(row[name]) for name in ("tenant_id", "site_id", "device_id", "point_id")]
-    shown = _visible(value) if isinstance(value, str) else value
-    return LatestValue(*names, shown, _visible(row["unit"] or ""), row["ts"].astimezone(UTC))
+    return LatestValue(
+        tenant=_visible(row["tenant_id"]),
+        site=_visible(row["site_id"]),
+        device=_visible(row["device_id"]),
+        point=_visible(row["point_id"]),
+        value=_visible(value) if isinstance(value, str) else value,
+        unit=_visible(row["unit"] or ""),
+        ts=row["ts"].astimezone(UTC),
+    )
 
 
 def _dead_letter(rows: Sequence[asyncpg.Record]) -> DeadLetter | None:

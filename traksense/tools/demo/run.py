@@ -1,19 +1,18 @@
 """Starts everything, shows it, ends everything, in order.
 
 start   PostgreSQL ▸ broker ▸ schema ▸ service (a child process) ▸ fleet
-end     fleet stops ▸ its last messages are confirmed ▸ the service has stored them ▸ SIGTERM, exit 0 ▸ compare ▸ the rest
+end     fleet stops ▸ its last messages are confirmed, and stored ▸ SIGTERM to the service, exit 0 ▸ compare ▸ the rest
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable  # noqa: TC003  (attrs resolves the annotations)
+from collections.abc import AsyncIterator  # noqa: TC003  (attrs resolves the annotations)
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path  # noqa: TC003
@@ -25,24 +24,34 @@ import trio_asyncio
 
 from traksense.config import load
 from traksense.store.migrate import migrate
-from traksense.tools.demo.lines import LINE_SECONDS, ending, status_line
-from traksense.tools.demo.observe import ROWS, Database, watch_database, watch_metrics, watched_points
+from traksense.tools.demo.display import chosen_display, take_screenshot
+from traksense.tools.demo.lines import ending
+from traksense.tools.demo.observe import (
+    ROWS,
+    Database,
+    Servers,
+    wait_idle,
+    wait_received,
+    watch_clock,
+    watch_database,
+    watch_metrics,
+    watch_processes,
+    watched_points,
+)
 from traksense.tools.demo.place import DATABASE, Place
 from traksense.tools.demo.state import Addresses, Phase, Scrape, State
-from traksense.tools.demo.verdict import LAST_DEAD, Verdict, compare
+from traksense.tools.demo.verdict import LAST_DEAD, compare
 from traksense.tools.fleet import Fleet, FleetOptions, Limits, Tally, play
 from traksense.tools.interrupt import INTERRUPTED
 from traksense.tools.publisher import open_publisher
-from traksense.tools.stack import StackError, open_broker, open_postgres, open_service
+from traksense.tools.stack import open_broker, open_postgres, open_service
 
 if TYPE_CHECKING:
     from traksense.tools.publisher import Publisher
     from traksense.tools.stack import BrokerProcess, PostgresProcess, ServiceProcess
 
-FRAME_SECONDS: Final = 0.25
 DRAIN_SECONDS: Final = 30.0
 """How long the broker and the service may take for the last messages before the comparison goes without them."""
-POLL_SECONDS: Final = 0.1
 
 # Small enough for a laptop; what a crash can cost is not touched.
 POSTGRES_SETTINGS: Final = {"max_wal_size": "256MB", "log_checkpoints": "off"}
@@ -117,7 +126,7 @@ class Demo:
         self._stop = stop
         self._place = Place(options.directory)
         self._tally = Tally()
-        self._show = _chosen_display(options)
+        self._show = chosen_display(screenshot=options.screenshot is not None)
 
     async def run(self) -> int:
         """Start, show, end; returns the exit status."""
@@ -179,7 +188,7 @@ class Demo:
         }
         service = await stack.enter_async_context(open_service(env, self._place.directory))
         await service.wait_ready()
-        await _wait_idle(service)
+        await wait_idle(service, DRAIN_SECONDS)
         self._say(f"  the service, pid {service.pid}: {service.metrics_url}")
         return service
 
@@ -222,124 +231,35 @@ class Demo:
         publisher: Publisher,
         service: ServiceProcess,
         database: Database,
-        servers: tuple[BrokerProcess | PostgresProcess, ...],
+        servers: Servers,
     ) -> None:
         before = Scrape(trio.current_time(), await service.metrics()).received
+        playing = trio.CancelScope()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_processes, service, servers)
+            nursery.start_soon(watch_processes, service, servers)
             nursery.start_soon(watch_metrics, state, service)
             nursery.start_soon(watch_database, state, database, watched_points(fleet.paths))
-            nursery.start_soon(_watch_clock, state, publisher)
-            await nursery.start(self._show, state)
-            with trio.CancelScope() as playing:
-                nursery.start_soon(_cancel_when, self._stop.requested, playing)
+            nursery.start_soon(watch_clock, state, publisher)
+            nursery.start_soon(self._show, state)
+            nursery.start_soon(_cancel_when, self._stop.requested, playing)
+            with playing:
                 await play(fleet, publisher, self._tally, limits=Limits(seconds=self._options.seconds))
             self._take_screenshot(state)
             state.phase = Phase.ENDING
             with trio.move_on_after(DRAIN_SECONDS):
                 await publisher.drain()
-                await _wait_received(service, before + self._tally.confirmed)
+                await wait_received(service, before + self._tally.confirmed)
             state.add(Scrape(trio.current_time(), await service.metrics()))
             state.phase = Phase.ENDED
             nursery.cancel_scope.cancel()
 
     def _take_screenshot(self, state: State) -> None:
-        if self._options.screenshot is None:
-            return
-        from traksense.tools.demo.view import svg
-
-        self._options.screenshot.write_text(svg(state, "traksense demo"), encoding="utf-8")
+        if self._options.screenshot is not None:
+            take_screenshot(state, self._options.screenshot)
 
     @staticmethod
     def _say(text: str) -> None:
         print(text, flush=True)
-
-
-def _chosen_display(options: DemoOptions) -> Callable[..., object]:
-    """The page if stdout is a terminal that can show it, else lines.
-
-    Raises:
-        StackError: The package that draws it is missing.
-    """
-    terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    if terminal or options.screenshot:
-        try:
-            import rich  # noqa: F401
-        except ImportError:
-            raise StackError("the live view needs rich: pip install 'traksense[demo]'") from None
-    return _show_page if terminal else _show_lines
-
-
-async def _show_page(state: State, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    from traksense.tools.demo.view import page
-
-    console = Console()
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        task_status.started()
-        try:
-            while True:
-                live.update(page(state, console.width, console.height), refresh=True)
-                await trio.sleep(FRAME_SECONDS)
-        finally:
-            live.update(page(state, console.width, console.height), refresh=True)
-
-
-async def _show_lines(state: State, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    task_status.started()
-    try:
-        while True:
-            await trio.sleep(LINE_SECONDS)
-            print(status_line(state), flush=True)
-    finally:
-        print(status_line(state), flush=True)
-
-
-async def _watch_clock(state: State, publisher: Publisher) -> None:
-    while True:
-        state.now, state.wall = trio.current_time(), datetime.now(UTC)
-        state.publisher_fault = publisher.fault
-        await trio.sleep(POLL_SECONDS)
-
-
-async def _watch_processes(service: ServiceProcess, servers: tuple[BrokerProcess | PostgresProcess, ...]) -> None:
-    """Raise a StackError when one of them ends by itself."""
-    while True:
-        if service.status is not None:
-            # It answers no more, and says why.
-            await service.metrics()
-        for server in servers:
-            if not server.running:
-                raise StackError(f"{server.name} ended by itself (log: {server.log_path})")
-        await trio.sleep(POLL_SECONDS)
-
-
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
-
-
-async def _wait_idle(service: ServiceProcess) -> None:
-    """Wait until what an earlier run left at the broker is stored: two readings alike, nothing in flight."""
-    last = -1
-    with trio.move_on_after(DRAIN_SECONDS):
-        while True:
-            scrape = Scrape(trio.current_time(), await service.metrics())
-            if scrape.received == last and not scrape.in_flight:
-                return
-            last = scrape.received
-            await trio.sleep(2 * POLL_SECONDS)
-
-
-async def _wait_received(service: ServiceProcess, count: int) -> None:
-    """Wait until the service has received so many messages, and none of them is in flight."""
-    while True:
-        scrape = Scrape(trio.current_time(), await service.metrics())
-        if scrape.received >= count and not scrape.in_flight:
-            return
-        await trio.sleep(POLL_SECONDS)
 
 
 def _log_to(path: Path) -> None:
@@ -348,3 +268,8 @@ def _log_to(path: Path) -> None:
         logging.basicConfig(
             filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

@@ -154,7 +154,14 @@ def _values(state: State, *, rows: int, wide: bool) -> RenderableType:
     # A header and the panel's own lines are fixed; rows that are missing yet keep their place, so that nothing jumps.
     shown = sorted(state.values[:rows], key=lambda v: (v.tenant, v.device))
     for v in shown:
-        cells = [v.tenant, *([v.site] if wide else []), v.device, v.point, _value(v), Text(v.unit, DIM)]
+        cells: list[RenderableType] = [
+            v.tenant,
+            *([v.site] if wide else []),
+            v.device,
+            v.point,
+            _value(v),
+            Text(v.unit, DIM),
+        ]
         table.add_row(*cells, Text(age(v.ts, state.wall), DIM))
     return _panel("Latest values, read from ts_measure", table if shown else Text("waiting for the first rows", DIM))
 

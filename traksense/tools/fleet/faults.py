@@ -1,6 +1,6 @@
 """Messages that nobody should accept, of every kind that the payload specification names.
 
-Each is unlike any other (it holds a number and the time), so that each becomes a dead letter of its own and a user can count.
+Each is unlike any other (it holds a number and the time), so that each becomes a dead letter of its own.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def _senml(device: str, ts: float, samples: Sequence[Sample]) -> tuple[bytes, in
 
 
 def _sensors(device: str, ts: float, samples: Sequence[Sample]) -> tuple[bytes, int]:
-    sensors = [
+    sensors: list[dict[str, Any]] = [
         {
             "sensor_id": f"{s.name}-01",
             "value": s.value,

@@ -1,7 +1,7 @@
 """The machines of the fleet: model time in, samples out.
 
-Each is a small state machine with physics from `signals`. The order of its samples is the order of importance: a device that
-sends fewer points sends the first ones; one that sends more has auxiliary analog inputs at the end.
+Each is a small state machine with physics from `signals`. The order of its samples is the order of importance: a device
+that sends fewer points sends the first ones; one that sends more has auxiliary analog inputs at the end.
 """
 
 from __future__ import annotations

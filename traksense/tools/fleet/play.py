@@ -18,7 +18,7 @@ TICK_SECONDS: Final = 0.002
 """What is due within this time goes out together; it bounds what pacing costs, and what it adds to latency."""
 
 CLOCK_STEP_SECONDS: Final = 2.0
-"""A wall clock that runs away from the monotonic one by so much was set, or the machine slept: the devices follow it."""
+"""A wall clock that runs away from the monotonic one by so much was set, or the machine slept: the devices follow."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,8 +32,8 @@ class Limits:
 async def play(fleet: Fleet, publisher: Publisher, tally: Tally, *, limits: Limits, qos: int = 1) -> None:
     """Publish until a limit is reached.
 
-    A device stamps its message when it is due, and sends it when it can: while the broker is away, the devices keep what
-    they measured and send it afterwards, with its own times.
+    A device stamps its message when it is due, and sends it when it can: while the broker is away, the devices keep
+    what they measured, and send it afterwards with its own times.
 
     Cancellation: at any point; `tally` knows what was published.
 

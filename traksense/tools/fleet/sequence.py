@@ -1,8 +1,8 @@
 """Who publishes when: an endless sequence of publications, all of which follow from one seed.
 
-With a rate, the devices take turns evenly and everything has a time at which it is due, in seconds from the start. Without
-one, they take turns as fast as they are asked. Duplicates and delayed messages wait for a number of publications, not of
-seconds, so the sequence does not depend on how fast it is taken.
+With a rate, the devices take turns evenly and everything has a time at which it is due, in seconds from the start.
+Without one, they take turns as fast as they are asked. Duplicates and delayed messages wait for a number of turns, not
+of seconds, so the sequence does not depend on how fast it is taken.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class FleetOptions:
         points: In each message, for formats that leave that open.
         rate: Points a second of the whole fleet; 0 is as fast as possible.
         format: Of all devices; None mixes them.
-        bad, duplicates, disorder: Shares (0-1) of the messages that are unacceptable, sent twice, or sent after later ones.
+        bad: Share (0-1) of the messages that nobody should accept.
+        duplicates: Share of the messages that are sent twice.
+        disorder: Share of the messages that are sent after later ones of their device.
         seed: Everything but the timestamps follows from it and from `start_hour`.
         start_hour: The hour of the day at which the fleet's day starts.
         speed: Model seconds in a second.

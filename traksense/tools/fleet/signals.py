@@ -1,7 +1,7 @@
 """Physics in a few lines: the pieces that make simulated signals believable.
 
-Time is model time, in seconds since midnight of the first day; steps may have any length, so everything decays exponentially
-instead of by a fixed amount for each step. Randomness comes only from the generator that is passed in.
+Time is model time, in seconds since midnight of the first day; steps may have any length, so everything decays
+exponentially instead of by a fixed amount for each step. Randomness comes only from the generator that is passed in.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from traksense.tools.stack.processes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 SUPERUSER: Final = "postgres"
 _STOP_SECONDS: Final = 60.0
@@ -478,23 +478,21 @@ def _environment() -> dict[str, str]:
 
 
 def _processes_in(cluster: Path) -> set[int] | None:
-    """The processes that have the cluster as their working directory; None where that cannot be known."""
-    own = Path("/proc/self/cwd")
-    if not own.is_symlink():
+    """The server processes that have the cluster as their working directory; None where that cannot be known."""
+    if not Path("/proc/self/cwd").is_symlink():
         return None
     wanted = os.fspath(cluster.resolve())
-    return {int(path.name) for path in _process_folders() if _cwd(path) == wanted}
+    folders = (path for path in Path("/proc").iterdir() if path.name.isdigit())
+    return {int(path.name) for path in folders if _is_server_in(path, wanted)}
 
 
-def _process_folders() -> Iterable[Path]:
-    return (path for path in Path("/proc").iterdir() if path.name.isdigit())
-
-
-def _cwd(process: Path) -> str | None:
+def _is_server_in(process: Path, cluster: str) -> bool:
+    # By name too: somebody's shell may be in that folder.
     try:
-        return os.readlink(process / "cwd")  # noqa: PTH115  (as text: it may end in « (deleted)»)
+        named = (process / "comm").read_text(encoding="ascii", errors="replace") == "postgres\n"
+        return named and os.readlink(process / "cwd") == cluster  # noqa: PTH115  (compared as text)
     except OSError:
-        return None
+        return False
 
 
 def _quoted(name: str) -> str:
