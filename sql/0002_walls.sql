@@ -142,6 +142,9 @@ ALTER TABLE public.ingest_errors
     ADD CONSTRAINT ingest_errors_digest_key UNIQUE NULLS NOT DISTINCT (tenant_id, digest);
 DROP INDEX public.ingest_errors_reason_idx;
 CREATE INDEX ingest_errors_reason_idx ON public.ingest_errors (tenant_id, reason, ts);
+-- Without statistics the planner takes this one for a query that names tenant and device: then both shall lead to the rows.
+DROP INDEX traksense.series_tenant_idx;
+CREATE INDEX series_tenant_idx ON traksense.series (tenant_id, device_id, site_id);
 -- For the last acknowledgements of a tenant, and for their retention.
 CREATE INDEX cmd_ack_updated_idx ON public.cmd_ack (tenant_id, updated_at);
 

@@ -36,7 +36,7 @@ BEGIN
         CONTINUE WHEN to_regrole(role) IS NULL;
         EXECUTE format(
             'GRANT SELECT ON public.ts_measure, public.ts_measure_1m, public.ts_measure_5m, public.ts_measure_1h, '
-            'public.cmd_ack, public.device_event, public.ingest_errors TO %I',
+            'public.cmd_ack, public.device_event, public.ingest_errors, public.latest, public.device_status TO %I',
             role
         );
     END LOOP;
@@ -55,11 +55,19 @@ BEGIN
     GRANT SELECT ON traksense.schema_version, traksense.setting TO traksense_ingest;
     GRANT SELECT, INSERT, UPDATE ON traksense.ingest_session TO traksense_ingest;
     GRANT EXECUTE ON FUNCTION
-        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants()
+        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants(),
+        traksense.roll_up(int), traksense.drop_expired(), traksense.purge_expired(int)
         TO traksense_ingest;
+    GRANT INSERT ON traksense.dirty TO traksense_ingest;
 
-    -- Of measurements it reads what it must to tell a duplicate from a conflict: not their quality or meta.
-    GRANT INSERT, SELECT (series_id, ts, v_num, v_bool, v_text) ON traksense.measure TO traksense_ingest;
+    -- Of measurements it reads what it must to tell a duplicate from a conflict: not their quality or meta. TimescaleDB 2.28
+    -- cannot grant single columns where there is a columnstore: it passes the GRANT on to a table that lacks them.
+    GRANT INSERT ON traksense.measure TO traksense_ingest;
+    IF traksense.timescaledb_schema() IS NULL THEN
+        GRANT SELECT (series_id, ts, v_num, v_bool, v_text) ON traksense.measure TO traksense_ingest;
+    ELSE
+        GRANT SELECT ON traksense.measure TO traksense_ingest;
+    END IF;
     GRANT INSERT, SELECT (tenant_id) ON traksense.tenant TO traksense_ingest;
     GRANT INSERT, SELECT (tenant_id, site_id, device_id, last_seen_at), UPDATE (last_seen_at)
         ON traksense.device TO traksense_ingest;

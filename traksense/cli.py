@@ -22,7 +22,9 @@ MISUSED: Final = 2
 COMMANDS: Final = {
     "run": "run the service until SIGTERM or SIGINT, then drain (the default)",
     "migrate": "bring the database schema up to date",
+    "demo": "the whole thing on this machine, with nothing installed: watch it work",
     "validate": "check that the running stack keeps its promises",
+    "simulate": "publish a realistic fleet and count what the broker confirmed",
     "dlq": "list, show, replay and purge dead letters",
     "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
     "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",

@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from traksense.model import Delivery, Message
     from traksense.mqtt.reader import SessionStatistics
 
-LATENCY_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
-"""Seconds. Dense around the targets (p50 20 ms, p99 100 ms) and the seed's own (1 s); the end shows an outage's
-backlog."""
+LATENCY_BUCKETS: Final = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
+    *(0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0),
+)
+"""Seconds. So dense up to a second that a quantile read between two bounds is right to within a tenth or so; the end
+shows an outage's backlog."""
 
 LATE_SECONDS: Final = 86400.0
 """A device time so long ago is a replayed or wrong one, not a latency; counted as ignored."""

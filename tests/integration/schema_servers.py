@@ -29,6 +29,8 @@ PUBLIC_RELATIONS = (
     "cmd_ack",
     "device_event",
     "ingest_errors",
+    "latest",
+    "device_status",
 )
 PRIVATE_TABLES = (
     "tenant",
@@ -39,6 +41,9 @@ PRIVATE_TABLES = (
     "schema_version",
     "setting",
     "ingest_session",
+    "dirty",
+    "rollup_1m",
+    "tenant_retention",
 )
 
 log = logging.getLogger(__name__)

@@ -174,7 +174,8 @@ def test_migrate_refuses_changed_file(migrated: Database) -> None:
 def test_migrate_refuses_gap(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later migration without an earlier one is refused rather than applied in the wrong order."""
     skipped, last = Migration(LATEST + 1, "skipped", "SELECT 1"), Migration(LATEST + 2, "last", "SELECT 1")
-    monkeypatch.setattr(module, "migrations", lambda: (*migrations(), skipped, last))
+    more = (*migrations(), skipped, last)
+    monkeypatch.setattr(module, "migrations", lambda: more)
     monkeypatch.setattr(module, "LATEST", last.version)
     migrated.run(f"INSERT INTO traksense.schema_version (version, name) VALUES ({last.version}, 'last')")
     error = run_migrate(migrated.dsn)

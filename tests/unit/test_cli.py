@@ -129,7 +129,7 @@ def test_main_helps(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None
         ["dlq", "list", "--reason", "unknown"],
         ["dlq", "list", "--open", "--all"],
         ["dlq", "list", "--limit", "0"],
-        ["validate", "--points", "999"],
+        ["validate", "--points", "4999"],
         ["validate", "--points", "ten"],
         ["validate", "--patience", "0"],
         ["validate", "--patience", "nan"],

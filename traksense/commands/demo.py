@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet, the place and the parts."""
     parser.epilog = (
         "Starts PostgreSQL, a broker and the service in one directory, simulates a fleet, and shows what happens. "
-        "Ctrl-C ends it in order and compares what the broker confirmed with what is stored; exit status 1 if that does "
-        "not add up. The data stay: the next run goes on with them."
+        "Ctrl-C ends it in order and compares what the broker confirmed with what is stored: exit status 1 if that "
+        "does not add up. The data stay; the next run goes on with them."
     )
     parser.add_argument("--seconds", type=positive, metavar="N", help="end by itself after so long (default: Ctrl-C)")
     parser.add_argument(

@@ -97,6 +97,7 @@ def _purge(arguments: argparse.Namespace) -> bool:
 
 def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable[T]]) -> T:
     """Run an action on a connection to the database."""
+    import logging
     import os
 
     import trio
@@ -107,7 +108,8 @@ def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable
     from traksense.tools.dlq.actions import Context
     from traksense.tools.interrupt import run_interruptible
 
-    # Not `cli.load_settings`: the log would go to stdout, where the answer goes.
+    # Not `cli.load_settings`: its log would go to stdout, where the answer goes.
+    logging.getLogger("traksense").addHandler(logging.NullHandler())
     settings = config.load(os.environ)
     answers: list[T] = []
 

@@ -40,8 +40,9 @@ UNUSABLE_URL: Final = ("28P01", "28000", "3D000")
 class DatabaseConnection:
     """See `open_connection`. Any task may call; one call at a time is on the wire."""
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record], url: DatabaseUrl) -> None:
         self._connection = connection
+        self._url = url
         self._turn = trio.Lock()
 
     @property
@@ -55,8 +56,7 @@ class DatabaseConnection:
         Raises:
             StoreError: The database refused or failed.
         """
-        async with self._turn:
-            return [tuple(row) for row in await _call(self._connection.fetch, sql, *arguments)]
+        return [tuple(row) for row in await self.call(asyncpg.Connection.fetch, sql, *arguments)]
 
     async def call(
         self,
@@ -70,7 +70,14 @@ class DatabaseConnection:
             StoreError: The database refused or failed.
         """
         async with self._turn:
-            return await _call(function, self._connection, *arguments, **options)
+            try:
+                return await _call(function, self._connection, *arguments, **options)
+            except StoreError as error:
+                if not self._connection.is_closed():
+                    raise
+                raise StoreUnavailableError(
+                    f"the connection to {self._url} was lost: {error}", error.sqlstate
+                ) from error
 
 
 @asynccontextmanager
@@ -90,7 +97,7 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
         async with open_asyncio_loop():
             connection = await _connect(url, application)
             try:
-                yield DatabaseConnection(connection)
+                yield DatabaseConnection(connection, url)
             finally:
                 connection.terminate()
         return

@@ -154,12 +154,15 @@ async def select(connection: Connection, selection: Selection) -> list[Summary]:
     return [Summary(*row) for row in rows]
 
 
-async def next_page(connection: Connection, selection: Selection, *, after: int) -> list[Summary]:
-    """The next ones by id, few enough to hold their payloads in memory; empty at the end. asyncio-flavored."""
+async def next_page(connection: Connection, selection: Selection, *, after: int, newest: int) -> list[Summary]:
+    """The next ones by id up to `newest`, few enough to hold their payloads in memory; empty at the end.
+
+    asyncio-flavored.
+    """
     limit = PAGE_ROWS if selection.limit is None else min(PAGE_ROWS, selection.limit)
     page: list[Summary] = []
     size = 0
-    for row in await connection.fetch(_SELECT_PAGE, *selection.arguments, limit, after):
+    for row in await connection.fetch(_SELECT_PAGE, *selection.arguments, limit, after, newest):
         summary = Summary(*row)
         size += summary.size
         if page and size > PAGE_BYTES:
@@ -234,7 +237,7 @@ SELECT {_COLUMNS} FROM public.ingest_errors {_WHERE} ORDER BY coalesce(last_ts, 
 """  # noqa: S608  (constants)
 
 _SELECT_PAGE: Final = f"""
-SELECT {_COLUMNS} FROM public.ingest_errors {_WHERE} AND id > $8 ORDER BY id LIMIT $7
+SELECT {_COLUMNS} FROM public.ingest_errors {_WHERE} AND id > $8 AND id <= $9 ORDER BY id LIMIT $7
 """  # noqa: S608  (constants)
 
 _FETCH: Final = f"SELECT {_COLUMNS}, payload FROM public.ingest_errors WHERE id = $1"  # noqa: S608  (constants)

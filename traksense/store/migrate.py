@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
 
-LATEST: Final = 2
+LATEST: Final = 5
 """The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 SERVER_MINIMUM: Final = 15
@@ -266,7 +266,7 @@ async def _apply(
         from_version=from_version,
         to_version=wanted[-1].version,
         applied=tuple(names),
-        engine=await _read_engine(connection),
+        engine=await read_engine(connection),
         server_version=_server_version(connection),
     )
 
@@ -299,7 +299,7 @@ async def _record_checksum(connection: Connection, migration: Migration) -> None
     assert status == "UPDATE 1", f"{migration} does not record its version"
 
 
-async def _read_engine(connection: Connection) -> Engine:
+async def read_engine(connection: Connection) -> Engine:
     """The relation decides, not the extension: it may have been installed after the first migration."""
     partitioned = await connection.fetchval(
         "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = 'traksense.measure'::regclass"

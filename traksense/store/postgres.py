@@ -22,7 +22,7 @@ from traksense.errors import (
     StoreUnavailableError,
 )
 from traksense.ingest.backoff import Backoff
-from traksense.store import pool, sessions
+from traksense.store import maintenance, migrate, pool, sessions
 from traksense.store.dictionary import Dictionary
 from traksense.store.partitions import Partitions
 from traksense.store.rows import build, unknown_devices
@@ -31,7 +31,7 @@ from traksense.store.transaction import Transactor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -44,7 +44,12 @@ logger = logging.getLogger(__name__)
 
 ACQUIRE_TIMEOUT_SECONDS: Final = 10.0
 PING_EVERY_SECONDS: Final = 5.0
-MAINTAIN_EVERY_SECONDS: Final = 3600.0
+MAINTAIN_EVERY_SECONDS: Final = 30.0
+"""How far the aggregates may be behind (plain PostgreSQL), and how coarse last_seen_at is."""
+
+EXPIRE_EVERY_SECONDS: Final = 3600.0
+"""How often partitions are made ahead, and what has expired is dropped."""
+
 
 CONFIGURATION_SQLSTATES: Final = ("28P01", "28000", "3D000")
 """Wrong password, no such role, no such database: at the first connection these are configuration errors, not
@@ -63,6 +68,9 @@ class PostgresStore:
         self._pool: asyncpg.Pool | None = None
         self._prepared = trio.Event()
         self._wrote_at = -PING_EVERY_SECONDS
+        self._seen = maintenance.Seen()
+        self._retention: timedelta | None = None
+        self._maintaining: asyncpg.Connection[asyncpg.Record] | None = None
 
     # --- the Trio side ---------------------------------------------------------------------------------------------
 
@@ -71,6 +79,7 @@ class PostgresStore:
         await self._prepared.wait()
         result: WriteResult = await self._call(self._write, batch)
         self._wrote_at = trio.current_time()
+        self._seen.add(batch)
         return result
 
     async def probe(self) -> None:
@@ -96,18 +105,29 @@ class PostgresStore:
         work raises ConfigError, but only before the first success. Trio-flavored.
         """
         await self._prepare()
-        maintained_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_maintained)
+            while True:
+                await trio.sleep(PING_EVERY_SECONDS)
+                try:
+                    if trio.current_time() - self._wrote_at >= PING_EVERY_SECONDS:
+                        await self._call(self._with_connection, pool.ping)
+                        self._health.set("database")
+                except StoreError as error:
+                    self._health.set("database", str(error))
+
+    async def _keep_maintained(self) -> None:
+        """Aggregates, retention, partitions ahead. Error handling: what fails is logged and done next time."""
+        expired_at = trio.current_time() - EXPIRE_EVERY_SECONDS
         while True:
-            await trio.sleep(PING_EVERY_SECONDS)
+            expire = trio.current_time() - expired_at >= EXPIRE_EVERY_SECONDS
             try:
-                if trio.current_time() - self._wrote_at >= PING_EVERY_SECONDS:
-                    await self._call(self._with_connection, pool.ping)
-                    self._health.set("database")
-                if trio.current_time() - maintained_at >= MAINTAIN_EVERY_SECONDS:
-                    await self._call(self._with_connection, self._partitions.ensure_ahead)
-                    maintained_at = trio.current_time()
+                await self._call(self._maintain, expire)
             except StoreError as error:
-                self._health.set("database", str(error))
+                logger.warning("maintenance_failed", extra={"traksense_error": str(error)})
+            else:
+                expired_at = trio.current_time() if expire else expired_at
+            await trio.sleep(MAINTAIN_EVERY_SECONDS)
 
     async def _prepare(self) -> None:
         backoff = Backoff(0.1, 5.0)
@@ -142,6 +162,8 @@ class PostgresStore:
 
     async def _write(self, batch: Sequence[Delivery]) -> WriteResult:
         """asyncio-flavored."""
+        if self._retention is not None and (refused := maintenance.too_old(batch, self._retention)):
+            raise DeliveriesRefusedError(refused)
         rows, missing = build(batch, self._dictionary)
         async with self._acquire() as connection:
             if missing:
@@ -201,7 +223,24 @@ class PostgresStore:
             self._pool = await pool.open_pool(self._settings)
         async with self._acquire() as connection:
             await pool.check_server(connection, allow_unsafe=self._settings.db_allow_unsafe)
+            self._transactor.marking = await migrate.read_engine(connection) == "postgresql"
+            self._retention = await maintenance.read_retention(connection)
             await self._partitions.ensure_ahead(connection)
+
+    async def _maintain(self, expire: bool) -> None:  # noqa: FBT001  (called through _call, by position)
+        """On a connection of its own: writers and probes never wait for it. asyncio-flavored."""
+        name = f"traksense maintenance {self._settings.mqtt_client_id}"
+        connection = self._maintaining = await maintenance.connect(self._settings.database.dsn.reveal(), name)
+        try:
+            await maintenance.write_seen(connection, self._seen)
+            self._retention = await maintenance.read_retention(connection)
+            report = await maintenance.maintain(connection, expire=expire)
+        finally:
+            connection.terminate()
+        if report.dropped or report.purged:
+            logger.info(
+                "expired", extra={"traksense_dropped": len(report.dropped), "traksense_purged_rows": report.purged}
+            )
 
     async def _expire(self) -> None:
         """Replace every connection before it is used again. asyncio-flavored."""
@@ -214,6 +253,8 @@ class PostgresStore:
 
     def terminate(self) -> None:
         """Close every connection now; whatever waits for one fails. Needs no event loop turn."""
+        if self._maintaining is not None:
+            self._maintaining.terminate()
         if self._pool is not None:
             self._pool.terminate()
 

@@ -15,6 +15,7 @@ import asyncpg
 
 from traksense.ingest.ports import WriteResult
 from traksense.store.roles import name_tenants
+from traksense.store.rollup import mark
 from traksense.store.rows import MEASURE_COLUMNS, MeasureRow, by_key
 
 if TYPE_CHECKING:
@@ -93,9 +94,14 @@ SET repeats = e.repeats + 1 + excluded.repeats, last_ts = coalesce(excluded.last
 
 
 class Transactor:
-    """Writes rows on a connection; remembers whether duplicates are about."""
+    """Writes rows on a connection; remembers whether duplicates are about.
+
+    Attributes:
+        marking: Whether to mark what a batch changes in the aggregates (plain PostgreSQL).
+    """
 
     def __init__(self) -> None:
+        self.marking = False
         self._staging = 0
 
     async def store(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
@@ -117,11 +123,13 @@ class Transactor:
     async def _copy(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
         """The straight road: every measurement is new, or nothing is stored."""
         async with AsyncExitStack() as stack:
-            if not rows.only_measures:
+            if self.marking or not rows.only_measures:
                 await stack.enter_async_context(connection.transaction())
             await connection.copy_records_to_table(
                 "measure", schema_name="traksense", columns=MEASURE_COLUMNS, records=sorted(rows.measures, key=by_key)
             )
+            if self.marking:
+                await mark(connection, rows.measures)
             fresh = await _store_others(connection, rows)
         if not rows.only_measures:
             fresh |= {index for _, index in rows.owners}
@@ -142,6 +150,8 @@ class Transactor:
                 for row, differs in await connection.fetch(_INSERT_STAGED):
                     repeated.add(row)
                     conflicting += differs
+                if self.marking:
+                    await mark(connection, rows.measures)
             fresh = await _store_others(connection, rows)
         fresh |= {rows.owner(row) for row in range(len(rows.measures)) if row not in repeated}
         return WriteResult(

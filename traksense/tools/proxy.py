@@ -76,8 +76,8 @@ class _Link:
     """
 
     client: trio.SocketStream
+    server: trio.SocketStream
     observer: Observer
-    server: trio.SocketStream | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     holed: bool = False
     deaf: bool = False
@@ -85,7 +85,7 @@ class _Link:
     def reset(self) -> None:
         """RST to both sides, at once."""
         for stream in (self.client, self.server):
-            if stream is not None and stream.socket.fileno() >= 0:
+            if stream.socket.fileno() >= 0:
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.scope.cancel()
 
@@ -178,31 +178,27 @@ class Proxy:
             task_status.started()
 
     async def _serve(self, client: trio.SocketStream) -> None:
-        link = _Link(client, self._observe())
+        # Not `open_tcp_stream`: a reset while that connects would leave its socket to the garbage collector.
+        link = _Link(client, trio.SocketStream(trio.socket.socket()), self._observe())
         self._links.add(link)
         try:
             with link.scope:
-                link.server = await self._connect(link)
-                if link.server is not None:
-                    await self._pump_both(link, link.server)
+                await self._pass_on(link)
         finally:
             self._links.discard(link)
             for stream in (link.client, link.server):
-                if stream is not None:
-                    # Not `aclose`: when cancelled, that of the first would keep us from the second.
-                    stream.socket.close()
+                # Not `aclose`: when cancelled, that of the first would keep us from the second.
+                stream.socket.close()
 
-    async def _connect(self, link: _Link) -> trio.SocketStream | None:
+    async def _pass_on(self, link: _Link) -> None:
         try:
-            return await trio.open_tcp_stream(*self._upstream)
+            await link.server.socket.connect(self._upstream)
         except OSError:
             link.reset()
-            return None
-
-    async def _pump_both(self, link: _Link, server: trio.SocketStream) -> None:
+            return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, link, link.client, server, self._towards_server)
-            nursery.start_soon(self._pump, link, server, link.client, self._towards_client)
+            nursery.start_soon(self._pump, link, link.client, link.server, self._towards_server)
+            nursery.start_soon(self._pump, link, link.server, link.client, self._towards_client)
 
     async def _pump(
         self,

@@ -16,8 +16,8 @@ from traksense.errors import BrokerError, SessionTakenOverError
 from traksense.ingest.backoff import Backoff
 from traksense.mqtt.codec import Published
 from traksense.mqtt.connection import Connection
-from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream
+from traksense.tools.counting_codec import CountingCodec
 from traksense.tools.outbox import PACKET_TOO_LARGE, Counters, Link, Outbox, Outgoing
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Publisher:
         self,
         outbox: Outbox,
         *,
-        make_codec: Callable[[], _Codec],
+        make_codec: Callable[[], CountingCodec],
         connect: Callable[[], Awaitable[Stream]],
         keepalive: int,
     ) -> None:
@@ -66,7 +66,7 @@ class Publisher:
         self._connect = connect
         self._keepalive = keepalive
         self._connection: Connection | None = None
-        self._codec: _Codec | None = None
+        self._codec: CountingCodec | None = None
         self._link: Link | None = None
         self._changed = trio.Event()
         self._first = trio.Event()
@@ -196,7 +196,7 @@ class Publisher:
             self._connection = self._codec = self._link = None
             self._outbox.disconnected()
 
-    async def _session(self, connection: Connection, codec: _Codec) -> None:
+    async def _session(self, connection: Connection, codec: CountingCodec) -> None:
         with trio.CancelScope() as self._reading:
             self._connected(connection, codec, await connection.handshake())
             while not self._closing.is_set():
@@ -208,7 +208,7 @@ class Publisher:
         if self._connection is connection:
             await connection.close()
 
-    def _connected(self, connection: Connection, codec: _Codec, connected: Connected) -> None:
+    def _connected(self, connection: Connection, codec: CountingCodec, connected: Connected) -> None:
         def send(message: Outgoing) -> int:
             return codec.publish(message.topic, message.payload, qos=1, retain=message.retain)
 
@@ -219,26 +219,6 @@ class Publisher:
         self._first.set()
         self._transmit()
         self._notify()
-
-
-class _Codec(PahoCodec):
-    """Knows how much of what was queued the socket has not taken yet."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.buffered_bytes = 0
-        self.taken = trio.Event()
-
-    def take(self) -> bytes:
-        # Called when everything that was taken before has been sent.
-        self.release()
-        return super().take()
-
-    def release(self) -> None:
-        """Let those go on who wait for room."""
-        self.buffered_bytes = 0
-        self.taken.set()
-        self.taken = trio.Event()
 
 
 @contextlib.asynccontextmanager
@@ -279,8 +259,8 @@ async def open_publisher(
     Trio-flavored.
     """
 
-    def make_codec() -> _Codec:
-        return _Codec(
+    def make_codec() -> CountingCodec:
+        return CountingCodec(
             client_id=client_id,
             keepalive=keepalive,
             session_expiry=session_expiry,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from traksense.tools.bench import tables
+from traksense.tools.bench.load import TICK_MICROSECONDS
 from traksense.tools.bench.readings import MIB
 from traksense.tools.stack import StackError
 
@@ -24,9 +25,23 @@ GRACE_SECONDS: Final = 60.0
 
 
 async def drain(
-    stage: Stage, contender: Contender, load: Load, chunks: Iterable[tuple[bytes, int]], dsn: str
+    stage: Stage,
+    contender: Contender,
+    load: Load,
+    chunks: Iterable[tuple[bytes, int]],
+    dsn: str,
+    *,
+    warm: bool = False,
 ) -> dict[str, float]:
     """Queue the messages, start the service, wait until all is stored; the figures. Trio-flavored.
+
+    Args:
+        stage: Where.
+        contender: Whose service.
+        load: What is queued.
+        chunks: Its packets.
+        dsn: The database.
+        warm: Leave out the first message of each device, so that what the service must look up once does not count.
 
     Raises:
         StackError: The service fails, is too slow, or rows are lost, doubled or dead-lettered.
@@ -37,11 +52,12 @@ async def drain(
     ):
         await watched.wait_ended(load.published, GRACE_SECONDS + load.published / SLOWEST_PER_SECOND)
         await watched.stop()
-        async with stage.connection(dsn) as database:
-            begin = load.begin if not load.spread_days else load.begin - load.spread_days * 86_400_000_000
-            await check_counts(database, begin, load.rows)
-            commits = await database.call(tables.commits, begin)
-        return figures(load, commits, watched)
+    since = load.begin - load.spread_days * 86_400_000_000
+    async with stage.connection(dsn) as database:
+        await check_counts(database, since, load.rows)
+        connected_at = await database.call(tables.connected_at, client_id)
+        commits = await database.call(tables.commits, load.begin + TICK_MICROSECONDS if warm else since)
+    return figures(load, commits, watched, None if warm else connected_at)
 
 
 async def check_counts(database: DatabaseConnection, begin: int, expected: int) -> None:
@@ -61,13 +77,16 @@ async def check_counts(database: DatabaseConnection, begin: int, expected: int) 
         )
 
 
-def figures(load: Load, commits: list[tables.Commit], watched: Watched) -> dict[str, float]:
-    """From the first commit to the last; what the first one stored was worked on before and does not count."""
+def figures(load: Load, commits: list[tables.Commit], watched: Watched, connected_at: float | None) -> dict[str, float]:
+    """From the moment when the broker accepted the service to the last commit.
+
+    Without that moment: from the first commit on, and what it stored does not count.
+    """
     if len(commits) < 2:
         raise StackError("everything was stored in one transaction: give more messages to measure a rate")
-    begin, end = commits[0].at, commits[-1].at
-    share = 1 - commits[0].rows / load.rows
-    messages = load.published * share
+    begin, end = connected_at or commits[0].at, commits[-1].at
+    rows = sum(commit.rows for commit in commits) - (0 if connected_at else commits[0].rows)
+    messages = rows / load.rows * load.published
     points = messages * load.fleet.points
     seconds = max(end - begin, 1e-6)
     millions = points / 1e6
@@ -77,7 +96,7 @@ def figures(load: Load, commits: list[tables.Commit], watched: Watched) -> dict[
         "cpu_seconds": watched.service_cpu.between(begin, end) / millions,
         "database_cpu_seconds": watched.database_cpu.between(begin, end) / millions,
         "broker_cpu_seconds": watched.broker_cpu.between(begin, end) / millions,
-        "rows_per_commit": load.rows / len(commits),
+        "rows_per_commit": sum(commit.rows for commit in commits) / len(commits),
         "peak_mib": watched.peak_bytes / MIB,
     }
 

@@ -32,7 +32,7 @@ TICK_SECONDS: Final = 0.005
 """How often messages that are due are sent, at a rate."""
 
 _PUBACK: Final = 4
-"""Its first four bits, and its length when all is well: Mosquitto leaves out reason code 0."""
+_PUBACK_BYTES: Final = 4
 
 
 class Hose:
@@ -75,19 +75,20 @@ class Hose:
             StackError: The broker refuses a message, has no subscriber for it, or went away.
         """
         while data := await self._stream.receive_some(READ_BYTES):
-            self._count(self._held + bytes(data))
+            self.take(bytes(data))
             self._progress.set()
             self._progress = trio.Event()
         raise StackError("the broker closed the publisher's connection")
 
-    def _count(self, data: bytes) -> None:
-        whole = len(data) // _PUBACK
-        if (
-            data[0 : whole * _PUBACK : _PUBACK] == b"\x40" * whole
-            and data[1 : whole * _PUBACK : _PUBACK] == b"\x02" * whole
-        ):
-            self.confirmed += whole
-            self._held = data[whole * _PUBACK :]
+    def take(self, data: bytes) -> None:
+        """Count the PUBACKs in what came, cut anywhere."""
+        data = self._held + data
+        whole = len(data) // _PUBACK_BYTES * _PUBACK_BYTES
+        kinds, lengths = data[0:whole:_PUBACK_BYTES], data[1:whole:_PUBACK_BYTES]
+        if kinds == b"\x40" * len(kinds) and lengths == b"\x02" * len(lengths):
+            # All of them short, as they are when all is well: Mosquitto leaves out reason code 0.
+            self.confirmed += len(kinds)
+            self._held = data[whole:]
             return
         at = 0
         while len(data) - at >= 2 and len(data) - at >= data[at + 1] + 2:

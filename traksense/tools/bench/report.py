@@ -10,9 +10,16 @@ from traksense.tools.bench.results import FIGURES
 from traksense.tools.bench.targets import targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from traksense.tools.bench.results import Key, Results, Summary
+    from traksense.tools.bench.results import Figure, Key, Results, Summary
+
+WIDTH: Final = 10
+SPREAD: Final = 19
+"""Columns."""
+
+SAME: Final = 0.01
+"""Ratios that differ by less than this all round are no difference."""
 
 HEADINGS: Final = {
     "ceiling": "Ceiling: the same rows by COPY into the same empty table, no MQTT, from as many connections",
@@ -26,7 +33,7 @@ CONDITIONS: Final = (
     "fsync, full_page_writes and synchronous_commit are on",
     "the broker keeps its queue and drops nothing, but does not save it during a run (autosave off: a save stops it)",
     "broker, database, service and publisher share this machine",
-    "a backlog is timed by the server's commit timestamps, first to last; what the first stored is left out",
+    "a backlog is timed from the moment when the broker accepts the service to the server's last commit timestamp",
     "after each run the rows are counted: none lost, none twice, no dead letter, unless it says FAILED below",
 )
 
@@ -38,20 +45,18 @@ def text(results: Results, environment: Mapping[str, Any], baseline: str | None)
         f"traksense {about['version']}, {about['cpus']} CPUs ({about['cpu_model']}), Python {about['python']}, "
         f"PostgreSQL {about['postgres']}, {about['broker']}"
     )
-    yield f"{about['rounds']} round{'s' if about['rounds'] != 1 else ''}; each figure is the median (least – most)"
+    yield f"{about['rounds']} round{'s' if about['rounds'] != 1 else ''}; figures are medians of them"
     for condition in CONDITIONS:
         yield f"  - {condition}"
     for note in about["notes"]:
         yield f"  ! {note}"
-    scenario = ""
-    for key in results.keys():  # noqa: SIM118  (not a dict)
-        if key.scenario != scenario:
-            scenario = key.scenario
+    for scenario, heading in HEADINGS.items():
+        keys = [key for key in results.keys() if key.scenario == scenario]  # noqa: SIM118  (not a dict)
+        if keys:
             yield ""
-            yield HEADINGS[scenario]
-        yield f"  {_title(key)}"
-        for name, summary in results.summaries(key).items():
-            yield f"    {_line(name, summary)}"
+            yield heading
+            yield from _table(results, keys)
+    yield from _legend(results)
     yield from _targets(results)
     if baseline is not None:
         yield from _comparison(results, baseline)
@@ -86,13 +91,39 @@ def _title(key: Key) -> str:
     return f"{key.case}, {key.contender}" if key.contender else key.case
 
 
-def _line(name: str, summary: Summary) -> str:
-    figure = FIGURES[name]
-    value = number(summary.median, figure.digits)
-    spread = ""
-    if len(summary.rounds) > 1:
-        spread = f"  ({number(summary.minimum, figure.digits)} – {number(summary.maximum, figure.digits)})"
-    return f"{value:>12} {figure.unit:<22} {figure.words}{spread}"
+def _table(results: Results, keys: Sequence[Key]) -> Iterator[str]:
+    """One line a case; the spread is that of the first figure."""
+    summaries = [results.summaries(key) for key in keys]
+    names = [name for name in FIGURES if any(name in summary for summary in summaries)]
+    rows = [[f"{line:>{WIDTH}}" for line in (FIGURES[name].heading[place] for name in names)] for place in range(2)]
+    titles = ["", ""]
+    many = any(len(each.rounds) > 1 for summary in summaries for each in summary.values())
+    if many:
+        rows[0].insert(1, f"{'least –':>{SPREAD}}")
+        rows[1].insert(1, f"{'most':>{SPREAD}}")
+    for key, summary in zip(keys, summaries, strict=True):
+        cells = [f"{number(summary[n].median, FIGURES[n].digits) if n in summary else '':>{WIDTH}}" for n in names]
+        if many:
+            cells.insert(1, f"{_spread(summary[names[0]], FIGURES[names[0]].digits):>{SPREAD}}")
+        rows.append(cells)
+        titles.append(_title(key))
+    width = max(map(len, titles))
+    for title, cells in zip(titles, rows, strict=True):
+        yield f"  {title:<{width}} {' '.join(cells)}".rstrip()
+
+
+def _spread(summary: Summary, digits: int) -> str:
+    return f"{number(summary.minimum, digits)} – {number(summary.maximum, digits)}"
+
+
+def _legend(results: Results) -> Iterator[str]:
+    yield ""
+    yield "What the columns mean"
+    shown = {name for key in results.keys() for name in results.summaries(key)}  # noqa: SIM118  (not a dict)
+    for name, figure in FIGURES.items():
+        if name in shown:
+            unit = f", {figure.unit}" if figure.unit else ""
+            yield f"  {' '.join(filter(None, figure.heading)):<18} {figure.words}{unit}"
 
 
 def _targets(results: Results) -> Iterator[str]:
@@ -122,7 +153,12 @@ def _comparison(results: Results, baseline: str) -> Iterator[str]:
         yield f"  {key.scenario}: {_title(key)}"
         for name, summary in ratios.items():
             figure = FIGURES[name]
-            better = (summary.median > 1) == (figure.better == "more")
-            verdict = "same" if abs(summary.median - 1) < 0.005 else "better" if better else "worse"
             spread = f"({summary.minimum:.3f} – {summary.maximum:.3f})"
-            yield f"    {summary.median:>8.3f}  {spread}  {verdict:<6}  {figure.words}"
+            yield f"    {summary.median:>8.3f}  {spread}  {_verdict(summary, figure):<7}  {' '.join(figure.heading).strip()}"
+
+
+def _verdict(summary: Summary, figure: Figure) -> str:
+    """Better or worse only if every round says so."""
+    if summary.minimum <= 1 <= summary.maximum:
+        return "unclear" if summary.maximum - summary.minimum > SAME else "same"
+    return "better" if (summary.median > 1) == (figure.better == "more") else "worse"

@@ -18,34 +18,40 @@ class Figure:
     Attributes:
         words: What is measured.
         unit: In which unit.
+        heading: Of its column, in two lines.
         digits: How many digits behind the point are worth printing.
         better: Which direction is.
     """
 
     words: str
     unit: str
+    heading: tuple[str, str]
     digits: int = 0
     better: Literal["more", "less"] = "more"
 
 
+_CPU: Final = "s per million points"
+
 FIGURES: Final = {
-    "rows_per_second": Figure("stored", "rows/s"),
-    "points_per_second": Figure("points", "points/s"),
-    "messages_per_second": Figure("messages", "messages/s"),
-    "of_ceiling": Figure("share of the ceiling", "", 2),
-    "p50_ms": Figure("latency, half are below", "ms", 1, "less"),
-    "p95_ms": Figure("latency, 95 % are below", "ms", 1, "less"),
-    "p99_ms": Figure("latency, 99 % are below", "ms", 1, "less"),
-    "written_p50_ms": Figure("of it until the commit was written, p50", "ms", 1, "less"),
-    "written_p99_ms": Figure("of it until the commit was written, p99", "ms", 1, "less"),
-    "cpu_seconds": Figure("processor time of the service", "s per million points", 2, "less"),
-    "database_cpu_seconds": Figure("processor time of the database", "s per million points", 2, "less"),
-    "broker_cpu_seconds": Figure("processor time of the broker", "s per million points", 2, "less"),
-    "rows_per_commit": Figure("rows in a transaction", "rows"),
-    "peak_mib": Figure("memory of the service, peak", "MiB", 0, "less"),
-    "outage_mib": Figure("memory of the service at the end of the outage", "MiB", 0, "less"),
-    "catch_up_multiple": Figure("catching up, multiple of the rate that still comes in", "", 1),
-    "catch_up_seconds": Figure("catching up took", "s", 1, "less"),
+    "rows_per_second": Figure("rows stored", "rows/s", ("", "rows/s")),
+    "points_per_second": Figure("points stored or recognised as duplicates", "points/s", ("", "points/s")),
+    "messages_per_second": Figure("the same in messages", "messages/s", ("", "messages/s")),
+    "of_ceiling": Figure("points/s divided by the ceiling's rows/s of the same round", "", ("of the", "ceiling"), 2),
+    "p50_ms": Figure("half of the messages were stored sooner", "ms", ("p50", "ms"), 1, "less"),
+    "p95_ms": Figure("95 % of the messages were stored sooner", "ms", ("p95", "ms"), 1, "less"),
+    "p99_ms": Figure("99 % of the messages were stored sooner", "ms", ("p99", "ms"), 1, "less"),
+    "written_p50_ms": Figure("p50 by the commit's stamp, before its flush", "ms", ("p50", "unflushed"), 1, "less"),
+    "written_p99_ms": Figure("p99 by the commit's stamp, before its flush", "ms", ("p99", "unflushed"), 1, "less"),
+    "cpu_seconds": Figure("processor time of the service", _CPU, ("CPU s/M", "service"), 2, "less"),
+    "database_cpu_seconds": Figure("processor time of the database", _CPU, ("CPU s/M", "database"), 2, "less"),
+    "broker_cpu_seconds": Figure("processor time of the broker", _CPU, ("CPU s/M", "broker"), 2, "less"),
+    "rows_per_commit": Figure("rows stored by one transaction, mean", "rows", ("rows a", "commit")),
+    "peak_mib": Figure("most resident memory of the service", "MiB", ("peak", "MiB"), 0, "less"),
+    "outage_mib": Figure("its memory at the end of the outage", "MiB", ("outage", "MiB"), 0, "less"),
+    "catch_up_multiple": Figure(
+        "how many times the incoming rate was stored meanwhile", "", ("catch-up", "multiple"), 1
+    ),
+    "catch_up_seconds": Figure("until what is stored was new again", "s", ("catch-up", "s"), 1, "less"),
 }
 
 

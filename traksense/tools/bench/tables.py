@@ -109,6 +109,14 @@ async def latencies(
     return [float(value) for value in values or []]
 
 
+async def connected_at(connection: Connection, client_id: str) -> float | None:
+    """When the broker accepted the service, Unix seconds: it notes that itself."""
+    value = await connection.fetchval(
+        "SELECT extract(epoch FROM connected_at) FROM traksense.ingest_session WHERE client_id = $1", client_id
+    )
+    return None if value is None else float(value)
+
+
 @attrs.frozen
 class Counts:
     """What is in the database.

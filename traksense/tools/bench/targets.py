@@ -35,8 +35,8 @@ _RELATIVE: Final = (
     # group's first case, other case, least share of the first's throughput
     ("1,000 series", "100,000 series", 0.8),
     ("1,000 series", "1,000,000 series", 0.8),
-    ("1 tenants", "100 tenants", 0.8),
-    ("1 tenants", "10,000 tenants", 0.8),
+    ("1 tenant", "100 tenants", 0.8),
+    ("1 tenant", "10,000 tenants", 0.8),
     ("0% duplicates", "20% duplicates", 0.6),
 )
 

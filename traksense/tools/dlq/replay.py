@@ -107,8 +107,10 @@ class Replay:
     async def _pages(self, *, publish: bool) -> None:
         selection = self.selection
         after = 0
+        # What is dead-lettered from now on, be it for our own sake, is not part of the question.
+        newest = (await self.database.call(dead_letters.count, selection)).newest
         while selection.limit is None or selection.limit > 0:
-            page = await self.database.call(dead_letters.next_page, selection, after=after)
+            page = await self.database.call(dead_letters.next_page, selection, after=after, newest=newest)
             if not page:
                 self._count_missing_ids()
                 return

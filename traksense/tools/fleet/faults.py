@@ -102,7 +102,7 @@ def _payload(fault: Fault, number: int, when: str) -> bytes:
     text = good
     match fault:
         case Fault.TRUNCATED:
-            text = good[:-9]
+            text = good[:-3]  # the number is still there
         case Fault.NOT_JSON:
             text = f"temp={number / 10};unit=C;at={when}"
         case Fault.INVALID_UTF8:

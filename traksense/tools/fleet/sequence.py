@@ -77,7 +77,7 @@ class Publication:
         format: The format of telemetry, else None.
         fault: What is wrong with it, or None.
         repeat: It was published before.
-        late: It was held back: later ones of its device went before it.
+        late: It was held back until its device had, as a rule, published again.
     """
 
     topic: str

@@ -32,7 +32,7 @@ def sunlight(at: float) -> float:
     hour = at % DAY / HOUR
     if not SUNRISE_HOURS < hour < SUNSET_HOURS:
         return 0.0
-    return math.sin(math.pi * (hour - SUNRISE_HOURS) / (SUNSET_HOURS - SUNRISE_HOURS)) ** 1.3
+    return math.pow(math.sin(math.pi * (hour - SUNRISE_HOURS) / (SUNSET_HOURS - SUNRISE_HOURS)), 1.3)
 
 
 def approach(value: float, target: float, elapsed: float, time_constant: float) -> float:

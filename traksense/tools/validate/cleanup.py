@@ -24,9 +24,15 @@ SELECT t, $2, d FROM unnest($1::text[]) AS t, unnest($3::text[]) AS d ON CONFLIC
 """
 
 _SERIES: Final = "SELECT series_id FROM traksense.series WHERE tenant_id = ANY ($1::text[])"
-_MEASURES: Final = """
-WITH gone AS (DELETE FROM traksense.measure WHERE series_id = ANY ($1::int[]) RETURNING 1) SELECT count(*) FROM gone
+_BY_SERIES: Final = """
+SELECT c.oid::regclass::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'traksense'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    AND a.attname = 'series_id' AND NOT a.attisdropped AND c.relname <> 'series'
+ORDER BY c.relname <> 'measure', c.relname
 """
+"""The measurements, and what is computed from them: this release does not know what a later one stores of a series."""
+
 _DEAD: Final = """
 WITH gone AS (
     DELETE FROM public.ingest_errors e USING unnest($1::text[]) AS t
@@ -81,18 +87,17 @@ async def _sweep(database: DatabaseConnection, tenants: list[str]) -> int:
         if sweep:
             await trio.sleep(SWEEP_AGAIN_SECONDS)
         series.update(row[0] for row in await database.fetch(_SERIES, tenants))
-        found = (await database.fetch(_MEASURES, sorted(series)))[0][0]
-        found += (await database.fetch(_DEAD, tenants))[0][0]
+        found = (await database.fetch(_DEAD, tenants))[0][0]
+        for (relation,) in await database.fetch(_BY_SERIES):
+            found += (await database.fetch(_delete(relation, "series_id = ANY ($1::int[])"), sorted(series)))[0][0]
         for relation in _OTHERS:
-            found += (await database.fetch(_delete(relation), tenants))[0][0]
+            found += (await database.fetch(_delete(relation, "tenant_id = ANY ($1::text[])"), tenants))[0][0]
         total += found
         if not found:
             break
     return total
 
 
-def _delete(relation: str) -> str:
-    return (
-        f"WITH gone AS (DELETE FROM {relation} WHERE tenant_id = ANY ($1::text[]) RETURNING 1) "  # noqa: S608  (constants)
-        "SELECT count(*) FROM gone"
-    )
+def _delete(relation: str, condition: str) -> str:
+    # Constants, and what the catalog has quoted.
+    return f"WITH gone AS (DELETE FROM {relation} WHERE {condition} RETURNING 1) SELECT count(*) FROM gone"  # noqa: S608

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from traksense.model import Kind
 from traksense.tools.validate import payloads
-from traksense.tools.validate.target import SITE, Target, utc_now
+from traksense.tools.validate.target import SITE, CheckFailedError, Target, utc_now
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,14 +43,13 @@ async def acks(target: Target, result: Result) -> None:
 
     await send(ok=False, ts_exec=ts, err="valve stuck")
     first, seconds = await target.until(ask, bool)
-    faults = [] if [row[:4] for row in first] == [(False, ts, "valve stuck", SITE)] else [f"stored as {first}"]
-    if faults:
-        result.judge("Command ack stored", "", faults=faults)
-        return
+    if [row[:4] for row in first] != [(False, ts, "valve stuck", SITE)]:
+        raise CheckFailedError(f"stored as {first}" if first else f"not stored within {target.patience:g} s")
     result.add("ok", "Command ack stored", f"1 row after {seconds * 1000:.0f} ms", rows=1, seconds=seconds)
 
     newer = ts + timedelta(seconds=1)
     await send(ok=True, ts_exec=newer)
+    faults = []
     second, seconds = await target.until(ask, lambda rows: any(row[0] for row in rows))
     if [row[:4] for row in second] != [(True, newer, None, SITE)]:
         faults.append(f"stored as {second}")

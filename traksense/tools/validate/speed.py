@@ -85,7 +85,7 @@ async def latency(target: Target, result: Result) -> None:
                 await trio.sleep(LATENCY_EVERY_SECONDS)
     target.stored += LATENCY_MESSAGES
     if len(latencies) < LATENCY_MESSAGES:
-        raise CheckFailedError(f"{len(latencies)} of {LATENCY_MESSAGES} points within {target.patience:.0f} s")
+        raise CheckFailedError(f"{len(latencies)} of {LATENCY_MESSAGES} points within {target.patience:g} s")
     ranked = sorted(latencies.values())
     p50, p99 = percentile(ranked, 0.50), percentile(ranked, 0.99)
     figure = f"{p50:.3f} s (target <= {LATENCY_TARGET_SECONDS:.1f} s), p99 {p99:.3f} s, {len(ranked)} messages"
@@ -129,7 +129,7 @@ async def backpressure(target: Target, result: Result) -> None:
     if stored != BURST_MESSAGES:
         faults.append(f"{stored} of {BURST_MESSAGES} messages are stored")
     if not drained:
-        faults.append(f"not empty after {target.patience:.0f} s")
+        faults.append(f"not empty after {target.patience:g} s")
     if peak.queue > peak.queue_max:
         faults.append(f"the queue held more than its limit of {peak.queue_max:.0f}")
     result.judge(

@@ -100,9 +100,16 @@ class Target:
             raise CheckSkippedError(f"MQTT_TOPICS does not subscribe to {self.topic(kind)}")
 
     async def publish(self, kind: Kind, payload: bytes, *, device: str = "device", tenant: str | None = None) -> None:
-        """Publish at QoS 1; `confirm` waits for the PUBACK."""
+        """Publish at QoS 1; `confirm` waits for the PUBACK.
+
+        Raises:
+            CheckFailedError: Too many messages are unconfirmed, and that does not change.
+        """
+        with trio.move_on_after(self.patience) as scope:
+            await self.publisher.publish(self.topic(kind, device, tenant=tenant), payload)
+        if scope.cancelled_caught:
+            raise self._unconfirmed()
         self.sent[kind] += 1
-        await self.publisher.publish(self.topic(kind, device, tenant=tenant), payload)
 
     async def confirm(self) -> None:
         """Wait until the broker has confirmed everything.
@@ -113,11 +120,14 @@ class Target:
         with trio.move_on_after(self.patience) as scope:
             await self.publisher.drain()
         if scope.cancelled_caught:
-            why = self.publisher.fault or "no PUBACK"
-            raise CheckFailedError(f"the broker did not confirm within {self.patience:.0f} s: {why}")
+            raise self._unconfirmed()
         if self.refusals:
             codes = ", ".join(f"0x{reason:02X}" for reason in sorted(set(self.refusals)))
             raise CheckFailedError(f"the broker refuses what this user publishes to {self.tenant}: reason code {codes}")
+
+    def _unconfirmed(self) -> CheckFailedError:
+        why = self.publisher.fault or "no PUBACK"
+        return CheckFailedError(f"the broker did not confirm within {self.patience:g} s: {why}")
 
     async def until(self, ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool]) -> tuple[T, float]:
         """Ask until the answer is enough or patience ends: the last answer, and after how many seconds."""
@@ -161,7 +171,7 @@ class Target:
             raise CheckFailedError(f"nothing published to {self.topic(kind, device)} is stored any more")
         drained, samples, _ = await self.drain()
         if not drained:
-            raise CheckFailedError(f"messages are in flight for more than {self.patience:.0f} s: {in_flight(samples)}")
+            raise CheckFailedError(f"messages are in flight for more than {self.patience:g} s: {in_flight(samples)}")
 
     async def drain(self) -> tuple[bool, Samples, float]:
         """Wait until nothing is in flight that the service had received when this was called.

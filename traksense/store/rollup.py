@@ -1,0 +1,73 @@
+"""What a batch changes in the aggregates, on plain PostgreSQL (TimescaleDB keeps its own account).
+
+The batch's transaction marks the times that it has written; `traksense.roll_up()` computes the marked buckets anew. A
+mark is of all series, or of one: recent points, which nearly all are, make one mark for the batch; late ones are marked
+by the hour, and series by series where an hour has only a few, so that a device that brings three days at once does
+not have three days of the whole fleet computed again (ops/decisions/0031).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from traksense.store.rows import MeasureRow
+
+Mark: TypeAlias = tuple[int | None, datetime, datetime]
+"""The series, or None for all; the first and the last time written."""
+
+RECENT: Final = timedelta(minutes=15)
+"""As far before the newest point of a batch as the whole fleet is computed anew without looking closer. Chosen by
+guess: a batch holds what arrived within a second, and few devices are so late without having been away."""
+
+SERIES_MAX: Final = 200
+"""If more series than these have late points in one hour, that hour is marked for all. Chosen by guess: an index scan
+for each of them costs about as much as one of a tenth of a fleet of 2,000."""
+
+_INSERT: Final = """
+INSERT INTO traksense.dirty (series_id, low, high)
+SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
+"""
+
+
+def marks(measures: Sequence[MeasureRow]) -> list[Mark]:
+    """The marks for these rows of measurements."""
+    instants = [row[2] for row in measures]
+    first, last = min(instants), max(instants)
+    if last - first <= RECENT:
+        return [(None, first, last)]
+    recent = last - RECENT
+    result: list[Mark] = [(None, min(ts for ts in instants if ts >= recent), last)]
+    hours: dict[tuple[int, int, int, int], dict[int, tuple[datetime, datetime]]] = {}
+    for row in measures:
+        ts = row[2]
+        if ts < recent:
+            series = hours.setdefault((ts.year, ts.month, ts.day, ts.hour), {})
+            low, high = series.get(row[0], (ts, ts))
+            series[row[0]] = (min(low, ts), max(high, ts))
+    for series in hours.values():
+        if len(series) <= SERIES_MAX:
+            result += [(series_id, low, high) for series_id, (low, high) in series.items()]
+        else:
+            spans = series.values()
+            result.append((None, min(low for low, _ in spans), max(high for _, high in spans)))
+    return result
+
+
+async def mark(connection: Any, measures: Sequence[MeasureRow]) -> None:
+    """Mark what these rows change; in the transaction that writes them. asyncio-flavored."""
+    columns = list(zip(*marks(measures), strict=True))
+    await connection.execute(_INSERT, *columns)
+
+
+async def roll_up(connection: Any) -> int:
+    """Work off the marks that there are; returns how many, or -1 if another session is at it. asyncio-flavored."""
+    done = 0
+    while True:
+        marks_done: int = await connection.fetchval("SELECT traksense.roll_up()", timeout=None)
+        if marks_done < 1:
+            return done or marks_done
+        done += marks_done
