@@ -1,4 +1,6 @@
-"""The database away under load: nothing is lost, memory stays bounded, /readyz tells the truth, and the backlog is caught up."""
+"""The database away under load: nothing is lost, memory stays bounded, /readyz tells the truth, and the backlog is
+caught up.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ async def test_outage_loses_nothing_and_stays_small(
 async def test_flood_of_large_and_bad_messages_stays_small(
     own_broker: OwnBroker, own_postgres: OwnPostgres, tenant: str, tmp_path: Path
 ) -> None:
-    """With the database away, 300 payloads of 1 MiB, half of them bad, wait at the broker; then each one ends as it should."""
+    """With the database away, 300 payloads of 1 MiB, half of them bad, wait at the broker; then each one ends as it
+    should.
+    """
     broker = await trio.to_thread.run_sync(lambda: own_broker(options=BrokerOptions(max_packet_bytes=4 * 1024 * 1024)))
     postgres = await trio.to_thread.run_sync(own_postgres)
     dsn = await migrated(postgres.dsn)
@@ -80,7 +84,8 @@ async def test_flood_of_large_and_bad_messages_stays_small(
         peak = max(peak, await sample_rss(bench, 0))
         rows = await query(
             dsn,
-            "SELECT (SELECT count(*) FROM ts_measure), (SELECT count(*) FROM ingest_errors WHERE reason = 'parse_error')",
+            "SELECT (SELECT count(*) FROM ts_measure),"
+            " (SELECT count(*) FROM ingest_errors WHERE reason = 'parse_error')",
         )
 
     assert [(150, 150)] == rows

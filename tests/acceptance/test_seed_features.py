@@ -33,12 +33,12 @@ SEED_TS = datetime(2025, 10, 7, 15, 30, tzinfo=UTC)
 
 
 async def test_seed_payload_is_persisted(broker: BrokerProcess, database: str, tenant: str, tmp_path: Path) -> None:
-    """ "Publicar Telemetria": the seed's own example appears in public.ts_measure with all its columns."""
+    """Publicar Telemetria: the seed's own example appears in public.ts_measure with all its columns."""
     async with running_service(broker, database, tenant, tmp_path) as bench:
         await bench.publish((bench.topic(), SEED_PAYLOAD))
         await bench.wait_ended(1)
         rows = await bench.query(
-            "SELECT tenant_id, site_id, device_id, point_id, ts, v_num, v_bool, v_text, unit, qual, meta::jsonb = $1::jsonb"
+            "SELECT tenant_id, site_id, device_id, point_id, ts, v_num, v_bool, v_text, unit, qual, meta = $1::jsonb"
             " FROM public.ts_measure ORDER BY point_id",
             '{"fw": "1.2.3", "src": "test"}',
         )
@@ -52,7 +52,9 @@ async def test_seed_payload_is_persisted(broker: BrokerProcess, database: str, t
 async def test_batching_flushes_by_size_and_by_time(
     broker: BrokerProcess, database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """ "Batching Inteligente": many messages make few batches, none beyond INGEST_BATCH_SIZE, and a lone one is not held."""
+    """Batching Inteligente: many messages make few batches, none beyond INGEST_BATCH_SIZE, and a lone one is not
+    held.
+    """
     async with running_service(
         broker, database, tenant, tmp_path, INGEST_BATCH_SIZE="100", INGEST_BATCH_MS="250"
     ) as bench:
@@ -76,7 +78,9 @@ async def test_batching_flushes_by_size_and_by_time(
 async def test_backpressure_holds_and_loses_nothing(
     broker: BrokerProcess, database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """ "Backpressure Automática": with a queue of 50 and a locked table, what is held stays bounded; the rest waits outside."""
+    """Backpressure Automática: with a queue of 50 and a locked table, what is held stays bounded; the rest waits
+    outside.
+    """
     limits = {"INGEST_QUEUE_MAX": "50", "INGEST_BATCH_SIZE": "10", "DB_POOL_MAX": "3"}
     async with running_service(broker, database, tenant, tmp_path, **limits) as bench, trio_asyncio.open_loop():
         locker = await aio_as_trio(asyncpg.connect)(database)
@@ -144,7 +148,7 @@ INVALID_PAYLOADS = {
 async def test_dlq_keeps_the_exact_bytes_and_the_reason(
     broker: BrokerProcess, database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """ "DLQ": every way to be unacceptable ends as one row of public.ingest_errors; neighbours are stored."""
+    """DLQ: every way to be unacceptable ends as one row of public.ingest_errors; neighbours are stored."""
     async with running_service(broker, database, tenant, tmp_path) as bench:
         good = [
             (bench.topic(), envelope([{"name": "good", "v": n}], ts=NOON + timedelta(seconds=n))) for n in range(20)
@@ -177,7 +181,9 @@ async def test_dlq_keeps_the_exact_bytes_and_the_reason(
 async def test_dlq_takes_what_the_database_refuses(
     broker: BrokerProcess, database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """A message that only the database refuses becomes a dead letter with its SQLSTATE; its batch neighbours are stored."""
+    """A message that only the database refuses becomes a dead letter with its SQLSTATE; its batch neighbours are
+    stored.
+    """
     await query(database, "ALTER TABLE public.cmd_ack ADD CONSTRAINT no_poison CHECK (cmd_id <> 'poison')")
     names = [*(f"good-{n}" for n in range(30)), "poison", *(f"good-{n}" for n in range(30, 60))]
     async with running_service(broker, database, tenant, tmp_path) as bench:
@@ -194,7 +200,9 @@ async def test_dlq_takes_what_the_database_refuses(
 
 
 async def test_ack_is_idempotent(broker: BrokerProcess, database: str, tenant: str, tmp_path: Path) -> None:
-    """ "Idempotência de ACKs": one row of public.cmd_ack per (tenant_id, device_id, cmd_id); newer updates, older does not."""
+    """Idempotência de ACKs: one row of public.cmd_ack per (tenant_id, device_id, cmd_id); newer updates, older does
+    not.
+    """
 
     def ack(ok: bool, second: int | None) -> bytes:
         ts_exec = None if second is None else (NOON + timedelta(seconds=second)).isoformat()
@@ -219,7 +227,7 @@ async def test_ack_is_idempotent(broker: BrokerProcess, database: str, tenant: s
 
 
 async def test_metrics_have_the_seeds_names(broker: BrokerProcess, database: str, tenant: str, tmp_path: Path) -> None:
-    """ "Métricas Prometheus": the seed's counters, histograms and gauge at :METRICS_PORT/metrics, and they count."""
+    """Métricas Prometheus: the seed's counters, histograms and gauge at :METRICS_PORT/metrics, and they count."""
     async with running_service(broker, database, tenant, tmp_path) as bench:
         await bench.publish(
             (bench.topic(), envelope([{"name": "a", "v": 1}, {"name": "b", "v": 2}])),
@@ -242,7 +250,7 @@ async def test_metrics_have_the_seeds_names(broker: BrokerProcess, database: str
 async def test_out_of_order_timestamps_are_stored_and_aggregated(
     broker: BrokerProcess, database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """ "Out-of-Order Timestamps": points in any order, 90 days late too, are stored and the aggregates are right."""
+    """Out-of-Order Timestamps: points in any order, 90 days late too, are stored and the aggregates are right."""
     minutes = [5, 1, 4, 1440 * 90, 0, 3, 1440 * 365 * 10, 2]
     async with running_service(broker, database, tenant, tmp_path) as bench:
         await bench.publish(
@@ -263,7 +271,7 @@ async def test_out_of_order_timestamps_are_stored_and_aggregated(
 
 
 async def test_rls_isolates_tenants(broker: BrokerProcess, database: str, tenant: str, tmp_path: Path) -> None:
-    """ "RLS": a session sees the tenant in the GUC app.tenant_id, and nothing without it."""
+    """RLS: a session sees the tenant in the GUC app.tenant_id, and nothing without it."""
     async with running_service(
         broker, database, tenant, tmp_path, MQTT_TOPICS=f"traksense/{tenant}/#,traksense/{tenant}-b/#"
     ) as bench:
@@ -330,11 +338,11 @@ async def test_every_adapter_reaches_the_tables(
     """Parsec v1, JE02 v1, SenML and the TrakSense sensors arrive as points beside the envelope."""
     payloads = {
         "parsec": b'{"di1": 1, "di2": 0, "rssi": -68, "fw": "1.2.3", "ts": "2025-10-07T15:30:00Z"}',
-        "je02": b'{"DATA": {"TS": 1759937445, "INPUT1": 1, "INPUT2": 0, "VAR0": 235, "VAR1": 550, "WRSSI": -65, "RELE": 0,'
-        b' "CNTSERR": 0, "UPTIME": 3600}}',
-        "senml": b'[{"bn": "4b686f6d70107115", "bt": 1552594568}, {"n": "A", "u": "Cel", "v": 23.35}, {"n": "A", "u": "%RH", "v": 64.0}]',
-        "sensors": b'{"device_id": "GW-1760908415", "timestamp": "2025-10-20T14:30:00Z", "sensors": [{"sensor_id": "temp-amb-01",'
-        b' "value": 23.5, "unit": "celsius", "type": "temperature", "labels": {}}]}',
+        "je02": b'{"DATA": {"TS": 1759937445, "INPUT1": 1, "INPUT2": 0, "VAR0": 235, "VAR1": 550, "WRSSI": -65, "RELE": 0}}',
+        "senml": b'[{"bn": "4b686f6d70107115", "bt": 1552594568}, {"n": "A", "u": "Cel", "v": 23.35},'
+        b' {"n": "A", "u": "%RH", "v": 64.0}]',
+        "sensors": b'{"device_id": "GW-1760908415", "timestamp": "2025-10-20T14:30:00Z", "sensors":'
+        b' [{"sensor_id": "temp-amb-01", "value": 23.5, "unit": "celsius", "type": "temperature", "labels": {}}]}',
     }
     async with running_service(broker, database, tenant, tmp_path) as bench:
         await bench.publish(*((bench.topic(device=name), payload) for name, payload in payloads.items()))

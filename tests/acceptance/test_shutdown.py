@@ -119,7 +119,9 @@ async def test_drain_acknowledges_what_it_stored(
 async def test_drain_gives_up_at_its_deadline(
     broker: BrokerProcess, own_postgres: OwnPostgres, tenant: str, tmp_path: Path
 ) -> None:
-    """With the database away a drain cannot end: at the deadline the rest is left to the broker, exit 0, nothing lost."""
+    """With the database away a drain cannot end: at the deadline the rest is left to the broker, exit 0, nothing
+    lost.
+    """
     postgres = await trio.to_thread.run_sync(own_postgres)
     dsn = await migrated(postgres.dsn)
     async with running_service(broker, dsn, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="1") as bench:
@@ -219,7 +221,9 @@ async def test_wrong_configuration_exits_2(
 async def test_missing_schema_waits_and_says_so(
     broker: BrokerProcess, empty_database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """A database without the schema is an operator's to mend: the service waits, says what to run, and goes on when it is done."""
+    """A database without the schema is an operator's to mend: the service waits, says what to run, and goes on when it
+    is done.
+    """
     environ = {
         "MQTT_URL": broker.url,
         "MQTT_TOPICS": f"traksense/{tenant}/+/+/+",

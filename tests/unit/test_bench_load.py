@@ -17,7 +17,7 @@ BEGIN = 1_760_000_000_000_000
 
 def published(load: Load) -> list[mqtt5.PublishPacket]:
     """The packets of a load, parsed."""
-    packets = []
+    packets: list[mqtt5.PublishPacket] = []
     for chunk, count in load.chunks():
         raw, before = memoryview(chunk), len(packets)
         while raw:

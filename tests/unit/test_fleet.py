@@ -91,7 +91,7 @@ def timeless(payload: bytes) -> bytes:
 @given(options=options)
 @settings(max_examples=60, deadline=None)
 def test_fleet_messages_are_what_they_claim(options: FleetOptions) -> None:
-    """The service decodes each message into the kind and the number of points that it claims, or refuses it as it should."""
+    """The service makes of each message the kind and number of points that it claims, or refuses it as it should."""
     classes = {Kind.TELEM: Telemetry, Kind.EVENT: Event, Kind.ACK: CommandAck}
     for publication in publications(options, 60):
         delivery = decode(publication)
@@ -107,7 +107,7 @@ def test_fleet_messages_are_what_they_claim(options: FleetOptions) -> None:
 @given(options=options)
 @settings(max_examples=60, deadline=None)
 def test_fleet_never_says_the_same_twice_by_accident(options: FleetOptions) -> None:
-    """A point has one value at one time, a bad message is unlike any other, an identifier is used once: it can be counted."""
+    """A point has one value at one time, bad messages differ, identifiers are used once: all can be counted."""
     seen: Counter[object] = Counter()
     for publication in publications(options, 120, step=0.0):
         if publication.repeat:
@@ -150,7 +150,7 @@ def test_fleet_keeps_its_rate(rate: float) -> None:
 
 
 def test_fleet_je02_knows_whole_seconds_only() -> None:
-    """With a rate, a JE02 writes TS as an integer and never the same one twice, however fast the rest of the fleet is."""
+    """With a rate, a JE02 writes TS as an integer and never the same twice, however fast the rest of the fleet is."""
     fleet = Fleet(FleetOptions(tenants=1, devices=10, rate=5000.0))
     stamps: list[int] = []
     while fleet.due < 10.0:
@@ -198,7 +198,7 @@ def test_fleet_share_out_of_range_is_refused(share: str) -> None:
 
 
 def test_tally_counts_in_the_terms_of_a_database() -> None:
-    """Rows, events, acknowledgements and dead letters to expect are what the decoder makes of the confirmed messages."""
+    """Rows, events, acknowledgements and dead letters to expect are what the decoder makes of what was confirmed."""
     tally = Tally()
     expected: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -231,7 +231,7 @@ def test_tally_knows_what_is_missing() -> None:
     assert {"published": 3, "confirmed": 1, "refused": 1, "unconfirmed": 1} == tally.as_dict()["messages"]
 
 
-# --- believable ---------------------------------------------------------------------------------------------------------
+# --- believable -------------------------------------------------------------------------------------------------------
 
 
 def test_sunlight_is_a_bell_by_day() -> None:
@@ -254,7 +254,7 @@ def test_thermostat_has_hysteresis() -> None:
 @given(seed=st.integers(0, 10_000), step=st.sampled_from([1.0, 10.0, 60.0]))
 @settings(max_examples=20, deadline=None)
 def test_chiller_cycles_and_keeps_the_water_cold(seed: int, step: float) -> None:
-    """Over a day the compressor switches often, the water stays near its setpoint, and power follows the compressors."""
+    """Over a day the compressor switches often, the water stays near its setpoint, and power follows."""
     chiller = Chiller(Random(seed), 0.0)
     samples = [
         {s.name: s.value for s in chiller.sample(at * step)} for at in range(1, int(DAY / step), max(1, int(20 / step)))

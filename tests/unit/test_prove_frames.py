@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_frames_are_the_same_however_the_bytes_are_cut(packets: list[tuple[int, 
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     reader = frames.MqttFrames()
 
-    found = [f for begin, end in zip(places, places[1:], strict=False) for f in reader.feed(stream[begin:end])]
+    found = [f for begin, end in itertools.pairwise(places) for f in reader.feed(stream[begin:end])]
 
     assert packets == [(f.kind, f.body) for f in found]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traksense.tools.prove.messages import Key, Sent, Traffic
-from traksense.tools.prove.oracle import Fate, Judgement, judge
+from traksense.tools.prove.oracle import UNSAVED_SECONDS, Fate, Judgement, judge
 
 EPOCH = 1_790_000_000_000_000
 MESSAGES = list(islice(Traffic(7, EPOCH), 300))
@@ -85,7 +85,10 @@ def test_acknowledged_and_nowhere_is_ours_whatever_the_broker_did() -> None:
         ([11.0], {"lost by broker": 1}),
         ([], {"lost": 1}),
         # Killed before the message existed: that explains nothing.
-        ([9.0], {"lost": 1}),
+        ([9.9], {"lost": 1}),
+        # Killed when it had long saved the message.
+        ([10.5 + UNSAVED_SECONDS + 0.1], {"lost": 1}),
+        ([9.0, 10.6, 99.0], {"lost by broker": 1}),
     ],
 )
 def test_never_acknowledged_and_nowhere_depends_on_the_broker(kills: list[float], expected: dict[str, int]) -> None:

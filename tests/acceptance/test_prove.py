@@ -1,0 +1,135 @@
+"""`traksense prove` against the real service: it passes with every kind of fault, and fails when something is broken.
+
+It takes minutes and does not depend on the Python, so it runs once: under the oldest one that is supported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from traksense.tools.prove.schedule import CATALOGUE
+from traksense.tools.stack import find_mosquitto
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PARTS = 3
+SECONDS = 15
+CONTROL_SECONDS = 8
+INTERRUPTED_SECONDS = 30
+"""How long the end may take after Ctrl-C: a broker, a PostgreSQL and a service stop in turn."""
+
+pytestmark = [
+    pytest.mark.timeout(150),
+    pytest.mark.skipif(sys.version_info >= (3, 12), reason="runs once, under Python 3.11"),
+    pytest.mark.skipif(
+        find_mosquitto() is None and os.environ.get("TRAKSENSE_TEST_ALLOW_NO_MOSQUITTO") == "1",
+        reason="Mosquitto is missing, and TRAKSENSE_TEST_ALLOW_NO_MOSQUITTO=1",
+    ),
+]
+
+
+@pytest.fixture
+def place(stack_directory: Path, unique: Callable[[str], str]) -> Iterator[Path]:
+    """A directory for one command; the session removes it."""
+    directory = stack_directory / unique("prove")
+    directory.mkdir(mode=0o711)
+    yield directory
+    assert [] == processes_of(directory)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "traksense", "prove", *map(str, arguments)]
+
+
+def prove(place: Path, *arguments: object) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        command(*arguments, "--json", "--directory", place), capture_output=True, text=True, check=False
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def processes_of(place: Path) -> list[str]:
+    """The command lines of the processes that run on this directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if str(place) in line or str(place) in os.readlink(process / "cwd"):
+                found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_is_lost_or_doubled_whatever_fails(part: int, place: Path) -> None:
+    """Each kind of fault, a third of them in each run: every confirmed message is stored once, or a dead letter, or the
+    broker's own loss.
+    """
+    kinds = list(CATALOGUE)[part::PARTS]
+
+    status, document = prove(place, "--seed", part, "--seconds", SECONDS, "--faults", ",".join(kinds))
+
+    assert "passed" == document["verdict"], document["findings"]
+    assert 0 == status
+    assert not any(document["findings"].values())
+    figures = document["figures"]
+    assert figures["confirmed"] == figures["stored"] + figures["dead_lettered"] + figures["lost_by_broker"]
+    assert figures["dead_lettered"] > 0
+    assert figures["redelivered"] > 0
+    (run,) = document["runs"]
+    assert set(kinds) == {injection["fault"] for injection in run["schedule"]}
+    # A kill point or a cut may wait in vain for its moment, but not all of them.
+    assert len(document["faults"]) >= len(kinds) - 2, run["without_effect"]
+
+
+def test_acknowledging_early_is_found(place: Path) -> None:
+    """Negative control: a service that acknowledges before it stores loses messages, and is caught at it."""
+    status, document = prove(place, "--seed", 1, "--seconds", CONTROL_SECONDS, "--break", "ack-early")
+
+    assert 1 == status
+    assert document["findings"]["lost"] > 0
+    assert document["findings"]["acknowledged early"] > 0
+    assert 0 == document["findings"]["doubled"]
+
+
+def test_a_missing_unique_key_is_found(place: Path) -> None:
+    """Negative control: without the key, redelivered messages are stored twice; nothing is lost."""
+    status, document = prove(place, "--seed", 1, "--seconds", CONTROL_SECONDS, "--break", "no-unique-key")
+
+    assert 1 == status
+    assert document["findings"]["doubled"] > 0
+    assert 0 == document["findings"]["lost"]
+
+
+def test_ctrl_c_leaves_nothing_behind(place: Path) -> None:
+    """In the middle of it all: exit status 130, every process ended, the temporary directory gone."""
+    with subprocess.Popen(
+        command("--seed", 4, "--seconds", 60),
+        env={**os.environ, "TMPDIR": str(place)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        # The third fault begins.
+        for _ in range(6):
+            process.stderr.readline()
+        assert processes_of(place)
+        process.send_signal(signal.SIGINT)
+        interrupted_at = time.monotonic()
+        process.stderr.read()
+        assert 130 == process.wait()
+
+    assert time.monotonic() - interrupted_at < INTERRUPTED_SECONDS
+    assert [] == list(place.iterdir())

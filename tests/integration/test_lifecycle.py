@@ -1,0 +1,220 @@
+"""The policy: said in the environment, written into the database, carried out there."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.contract.test_store import delivery, open_postgres_store
+from traksense.commands import lifecycle, maintain
+from traksense.errors import ConfigError, DeliveriesRefusedError
+from traksense.model import Point, Reason, Telemetry
+from traksense.store.policy import Policy, load, read_duration, write_duration
+
+if TYPE_CHECKING:
+    from schema_servers import Database
+
+pytest_plugins = ("schema_fixtures",)
+
+DAY = timedelta(days=1)
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dsn: str, *arguments: str, **variables: str
+) -> str:
+    """What a command prints."""
+    module = maintain if arguments[0] == "maintain" else lifecycle
+    parser = ArgumentParser()
+    module.add_arguments(parser)
+    with monkeypatch.context() as patch:
+        patch.setenv("DATABASE_URL", dsn)
+        for name, value in variables.items():
+            patch.setenv(f"LIFECYCLE_{name}", value)
+        assert 0 == module.main(parser.parse_args(list(arguments[1:])))
+    return capsys.readouterr().out
+
+
+def midnight(days: int) -> datetime:
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + days * DAY
+
+
+def fill(database: Database) -> None:
+    """Points, acks, events and dead letters of the last 30 days, of two tenants, one an hour."""
+    database.run("SELECT traksense.ensure_partitions(now() - interval '30 days', now())")
+    for tenant in ("acme", "bravo"):
+        series = database.add_series(tenant, "device", "point")
+        hours = "generate_series(now() - interval '30 days', now(), interval '1 hour') WITH ORDINALITY AS g (t, n)"
+        database.run(
+            f"INSERT INTO traksense.measure (series_id, ts, v_num) SELECT {series}, t, n FROM {hours}",
+            "INSERT INTO cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, payload, updated_at)"
+            f" SELECT '{tenant}', 's', 'd', n, true, '{{}}', t FROM {hours}",
+            "INSERT INTO device_event (tenant_id, site_id, device_id, event_type, ts)"
+            f" SELECT '{tenant}', 's', 'd', 'e', t FROM {hours}",
+            "INSERT INTO ingest_errors (tenant_id, topic, payload, reason, ts, digest)"
+            f" SELECT '{tenant}', 't', 'x', 'r', t, decode(md5(n::text), 'hex') FROM {hours}",
+        )
+    database.run("SELECT traksense.mark_dirty(now() - interval '31 days', now())")
+
+
+def days_of(database: Database, tenant: str, relation: str, column: str) -> int:
+    """How far back a tenant's rows go, in whole days."""
+    return int(
+        database.value(
+            f"SELECT extract(day FROM now() - min({column})) FROM {relation} WHERE tenant_id = %s", tenant
+        )
+    )
+
+
+def test_plan_apply_and_maintain(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """plan says what would go and changes nothing; apply writes it; maintenance carries it out; then there is no drift."""
+    fill(migrated)
+    policy = {
+        "RETAIN_RAW": "10 days",
+        "RETAIN_1H": "1 year",
+        "RETAIN_EVENTS": "20 days, bravo=5 days",
+        "RETAIN_ACKS": "forever, acme=3d",
+        "ONLINE_WITHIN": "10 min",
+    }
+
+    plan = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "plan", "--json", **policy))
+    assert {"retain_raw", "retain_1h", "retain_events", "online_within", "retain_events of bravo", "retain_acks of acme"} == {
+        change["what"] for change in plan["changes"]
+    }
+    [expired] = plan["expired"]
+    assert ("measure", True) == (expired["relation"], 17 <= expired["parts"] <= 21)
+    assert {"device_event", "cmd_ack", "ingest_errors"} == {purge["relation"] for purge in plan["purge"]}
+    assert "" == migrated.value("SELECT value FROM traksense.setting WHERE name = 'retain_raw'")
+
+    assert "changed retain_raw: forever -> 10 days" in run(
+        monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy
+    )
+    assert "nothing to change\n" == run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy)
+    run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
+
+    assert days_of(migrated, "acme", "ts_measure", "ts") in (11, 12)
+    assert (29, True) == (
+        days_of(migrated, "acme", "ts_measure_1h", "bucket") - 1 + 0,
+        True,
+    ) or days_of(migrated, "acme", "ts_measure_1h", "bucket") in (29, 30)
+    assert (19, 4) == (
+        days_of(migrated, "acme", "device_event", "ts"),
+        days_of(migrated, "bravo", "device_event", "ts"),
+    )
+    assert (2, 30) == (
+        days_of(migrated, "acme", "cmd_ack", "updated_at"),
+        days_of(migrated, "bravo", "cmd_ack", "updated_at"),
+    )
+    assert 13 == days_of(migrated, "acme", "ingest_errors", "ts")
+    status = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", **policy))
+    assert [] == status["drift"]
+    assert {"measure", "rollup_1m", "rollup_5m", "rollup_1h"} == {r["relation"] for r in status["relations"]}
+    assert "drift retain_raw: 10 days -> forever" in run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status")
+
+
+def test_chunks_are_compressed_and_analyzed(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is older than the policy says goes into the columnstore, and again when late points have come in."""
+    if not migrated.server.timescaledb:
+        pytest.skip("plain PostgreSQL has no columnstore")
+    fill(migrated)
+    before = migrated.rows("SELECT * FROM ts_measure ORDER BY tenant_id, ts")
+    run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", COMPRESS_AFTER="2 days")
+    run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
+    compressed = (
+        "SELECT count(*) FILTER (WHERE is_compressed), count(*) FILTER (WHERE NOT is_compressed)"
+        " FROM timescaledb_information.chunks WHERE hypertable_name = 'measure'"
+    )
+    [(done, left)] = migrated.rows(compressed)
+    assert done >= 28
+    assert left <= 3
+    assert before == migrated.rows("SELECT * FROM ts_measure ORDER BY tenant_id, ts")
+    analyzed = "SELECT count(*) FROM pg_stats WHERE tablename LIKE 'compress%' AND attname = 'series_id'"
+    assert migrated.value(analyzed) >= 28
+
+    series = migrated.value("SELECT min(series_id) FROM traksense.series")
+    migrated.run(f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now() - interval '9.5 days', 7)")
+    partly = "SELECT count(*) FROM _timescaledb_catalog.chunk WHERE status & 8 <> 0"
+    assert 1 == migrated.value(partly)
+    run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
+    assert 0 == migrated.value(partly)
+    status = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", COMPRESS_AFTER="2 days"))
+    assert status["compression"]["chunks"] >= 28
+    assert [] == status["drift"]
+    assert 4 == len(status["jobs"])
+
+
+def test_duplicates_among_news_in_a_compressed_chunk(migrated: Database) -> None:
+    """[duplicate, new, duplicate, new] into a compressed chunk stores both new rows (TimescaleDB issue 7672)."""
+    if not migrated.server.timescaledb:
+        pytest.skip("plain PostgreSQL has no columnstore")
+    series = migrated.add_series("acme", "device", "point")
+    values = [f"({series}, '2026-01-01 00:00:0{n}Z', 1)" for n in range(4)]
+    insert = "INSERT INTO traksense.measure (series_id, ts, v_num) VALUES "
+    migrated.run(insert + f"{values[0]}, {values[2]}")
+    assert migrated.value("SELECT traksense.compress_next()") is not None
+    migrated.run(insert + ", ".join(values) + " ON CONFLICT DO NOTHING")
+
+    assert 4 == migrated.value("SELECT count(*) FROM traksense.measure")
+
+
+async def test_points_older_than_retention_are_refused(migrated: Database) -> None:
+    """A point that would be dropped at once is refused, for a dead letter to be made of it; its neighbour is stored."""
+    migrated.run("UPDATE traksense.setting SET value = '30 days' WHERE name = 'retain_raw'")
+    now = datetime.now(UTC)
+    good = delivery(Telemetry(now - 29 * DAY, [Point("a", 1.0)], None))
+    late = delivery(Telemetry(now - 31 * DAY, [Point("a", 1.0)], None))
+    async with open_postgres_store(migrated.dsn) as store:
+        with pytest.raises(DeliveriesRefusedError) as caught:
+            await store.write([good, late])
+        assert [(1, Reason.TIMESTAMP_OUT_OF_WINDOW)] == [(n, r.reason) for n, r in caught.value.rejections.items()]
+        late.reject(caught.value.rejections[1])
+        await store.write([good, late])
+
+    assert 1 == migrated.value("SELECT count(*) FROM traksense.measure")
+    assert ["timestamp_out_of_window"] == [row[0] for row in migrated.rows("SELECT reason FROM ingest_errors")]
+
+
+def test_policy_defaults() -> None:
+    """Nothing is dropped unless asked for, but dead letters after 14 days."""
+    assert Policy() == load({})
+    assert {"retain_errors": 14 * DAY} == {
+        name: value for name, value in load({}).items().items() if name.startswith("retain_") and value is not None
+    }
+
+
+def test_policy_faults_are_told_at_once() -> None:
+    """Every fault is named with its variable."""
+    with pytest.raises(ConfigError) as caught:
+        load(
+            {
+                "LIFECYCLE_RETAIN_RAW": "90 days",
+                "LIFECYCLE_RETAIN_1M": "30 days",
+                "LIFECYCLE_RETAIN_EVENTS": "soon",
+                "LIFECYCLE_RETAIN_1H": "1 year, acme=1 day",
+                "LIFECYCLE_RETAIN_ACKS": "1 hour",
+                "LIFECYCLE_CHUNK_INTERVAL": "90 min",
+                "LIFECYCLE_RETAIN_RAWW": "1 day",
+            }
+        )
+
+    assert {
+        "LIFECYCLE_RETAIN_1M", "LIFECYCLE_RETAIN_EVENTS", "LIFECYCLE_RETAIN_1H", "LIFECYCLE_RETAIN_ACKS",
+        "LIFECYCLE_CHUNK_INTERVAL", "LIFECYCLE_RETAIN_RAWW",
+    } == {fault.rpartition(" @ ")[2] for fault in caught.value.faults}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90 days", 90 * DAY), ("90d", 90 * DAY), ("1 year", 365 * DAY), ("12h", DAY / 2), ("2 weeks", 14 * DAY), ("never", None)],
+)
+def test_duration(text: str, value: timedelta | None) -> None:
+    """Durations are read as people write them, and written so that they can be read again."""
+    assert value == read_duration(text)
+    assert value == read_duration(write_duration(value))

@@ -1,0 +1,202 @@
+"""The demo's figures: rates, quantiles, the ledger, and the final comparison."""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from traksense.errors import TraksenseError
+from traksense.metrics import LATENCY_BUCKETS, Histogram
+from traksense.model import Reason
+from traksense.tools.demo.observe import SHOWN, watched_points
+from traksense.tools.demo.place import Place
+from traksense.tools.demo.state import Addresses, Scrape, State, quantile
+from traksense.tools.demo.verdict import Line, Verdict, compare
+from traksense.tools.fleet import Fault, Fleet, FleetOptions, Tally
+from traksense.tools.stack import Samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ADDRESSES = Addresses("mqtt://127.0.0.1:1883", "mosquitto", "postgresql://127.0.0.1/traksense", "http://m", "/d", None)
+
+
+def scrape(at: float, points: float = 0.0, **more: float) -> Scrape:
+    """A reading of /metrics with these values; `stored`, `duplicate` and `dead` are outcomes."""
+    samples = Samples({("ingest_points_total", ()): points})
+    for name, value in more.items():
+        if name in ("stored", "duplicate", "dead"):
+            samples["ingest_messages_ended_total", (("outcome", name),)] = value
+        else:
+            samples[name, ()] = value
+    return Scrape(at, samples)
+
+
+def state() -> State:
+    """A demo that starts at 100 s of the monotonic clock."""
+    return State(ADDRESSES, "a fleet", Tally(), started_at=100.0, now=100.0, wall=NOW)
+
+
+def test_state_rate_is_the_mean_of_the_last_seconds() -> None:
+    """«Now» looks back three seconds, not to the start."""
+    demo = state()
+    for second in range(20):
+        demo.add(scrape(100.0 + second, points=50.0 * second if second < 10 else 500.0 + 600.0 * (second - 10)))
+
+    assert pytest.approx(600.0) == demo.rate
+
+
+def test_state_history_has_one_rate_a_second() -> None:
+    """However often it is read, the last minute is a rate for each second, the newest 60 of them."""
+    demo = state()
+    for half in range(300):
+        demo.add(scrape(100.0 + half / 2, points=400.0 * half / 2))
+
+    assert 60 == len(demo.history)
+    assert pytest.approx([400.0] * 60) == list(demo.history)
+
+
+@pytest.mark.parametrize(("in_flight", "balanced"), [(3.0, True), (4.0, False)])
+def test_scrape_ledger_holds_or_does_not(in_flight: float, balanced: bool) -> None:
+    """The mark beside the ledger tells whether received = stored + duplicate + dead + in flight."""
+    reading = scrape(0, ingest_messages_total=20, stored=14, duplicate=1, dead=2, ingest_in_flight_messages=in_flight)
+
+    assert balanced == reading.balanced
+
+
+@given(st.lists(st.floats(0.0, 50.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.99]))
+def test_quantile_is_in_the_bucket_of_the_exact_one(values: list[float], share: float) -> None:
+    """Interpolated from the histogram, a quantile is off by its bucket's width at most."""
+    before = buckets([1.0, 7.0])
+    exact = sorted(values)[max(0, -(-int(share * len(values) * 1000) // 1000) - 1)]
+    bounds = [0.0, *LATENCY_BUCKETS]
+    place = next(index for index, bound in enumerate(bounds) if exact <= bound)
+
+    found = quantile(before, buckets([1.0, 7.0, *values]), share)
+
+    assert found is not None
+    assert bounds[max(0, place - 2)] <= found <= bounds[min(len(bounds) - 1, place + 1)]
+
+
+def test_quantile_of_nothing_is_none() -> None:
+    """When nothing was stored lately there is no latency to show, rather than an old one."""
+    assert quantile(buckets([1.0]), buckets([1.0]), 0.5) is None
+
+
+def buckets(values: list[float]) -> list[tuple[float, float]]:
+    """Cumulative counts of the service's own histogram."""
+    histogram = Histogram(LATENCY_BUCKETS)
+    for value in values:
+        histogram.observe(value)
+    counts = (sum(histogram.counts[: index + 1]) for index in range(len(histogram.counts)))
+    return list(zip((*LATENCY_BUCKETS, float("inf")), counts, strict=True))
+
+
+def test_watched_points_show_every_kind_and_every_tenant() -> None:
+    """The first points are one of each kind of device, over all tenants; a point is not shown twice."""
+    watched = watched_points(Fleet(FleetOptions(tenants=3, devices=20)).paths)
+
+    assert len(SHOWN) == len({device.partition("-")[0] for _, _, device, _ in watched[: len(SHOWN)]})
+    assert 3 == len({tenant for tenant, _, _, _ in watched[:3]})
+    assert len(watched) == len(set(watched))
+
+
+def test_watched_points_of_a_small_fleet() -> None:
+    """One device is enough."""
+    assert [("sim-acme", "plant-north", "chiller-01", point) for point in SHOWN["chiller"]] == watched_points(
+        Fleet(FleetOptions(tenants=1, devices=1)).paths
+    )
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+class Counts:
+    """A database that knows the answers to the comparison's two questions."""
+
+    def __init__(self, points: int, dead: dict[str, int]) -> None:
+        self._answers: list[list[dict[str, Any]]] = [
+            [{"points": points, "events": 0, "acknowledgements": 0}],
+            [{"reason": reason, "count": count} for reason, count in dead.items()],
+        ]
+
+    async def fetch(self, _query: str, *_arguments: object) -> list[dict[str, Any]]:
+        """The next answer."""
+        return self._answers.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("dead", "adds_up"),
+    [
+        ({Reason.PARSE_ERROR: 2, Reason.TYPE_MISMATCH: 1}, True),
+        ({Reason.PARSE_ERROR: 3}, False),
+        ({Reason.PARSE_ERROR: 2}, False),
+    ],
+)
+async def test_compare_looks_at_each_reason(dead: dict[str, int], adds_up: bool) -> None:
+    """As many dead letters with other reasons do not add up."""
+    tally = Tally(published=3, confirmed=3)
+    tally.bad.update([Fault.TRUNCATED, Fault.NOT_JSON, Fault.WRONG_TYPE])
+
+    verdict = await compare(tally, Counts(0, dead), since=0.0, last_dead=0)  # type: ignore[arg-type]
+
+    assert adds_up == verdict.adds_up
+    assert adds_up == ("It adds up" in verdict.text())
+
+
+def test_verdict_unconfirmed_messages_do_not_add_up() -> None:
+    """Equal counts are no proof while a message may still be under way."""
+    assert Verdict((Line("points", 5, 5),), unconfirmed=0, repeats=0).adds_up
+    assert not Verdict((Line("points", 5, 5),), unconfirmed=1, repeats=0).adds_up
+    assert not Verdict((Line("points", 5, 6),), unconfirmed=0, repeats=0).adds_up
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+def test_place_keeps_its_ports(tmp_path: Path) -> None:
+    """The next run has the same addresses, so a psql line stays true; a taken port is replaced, a wanted one used."""
+    first = Place(tmp_path)
+    ports = first.ports({})
+    first.remember_ports()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports["mqtt"]))
+        other.listen()
+        taken = Place(tmp_path).ports({"metrics": 9100})
+
+    assert ports == Place(tmp_path).ports({})
+    assert (ports["postgres"], 9100) == (taken["postgres"], taken["metrics"])
+    assert taken["mqtt"] != ports["mqtt"]
+
+
+def test_place_service_file_is_private(tmp_path: Path) -> None:
+    """The file that holds the password is for its owner only, and connects psql to the right place."""
+    place = Place(tmp_path)
+    place.write_service_file("postgresql://postgres:geheim@127.0.0.1:5999/traksense")
+
+    assert 0o600 == place.service_file.stat().st_mode & 0o777
+    assert {"host=127.0.0.1", "port=5999", "password=geheim", "dbname=traksense"} <= set(
+        place.service_file.read_text(encoding="utf-8").splitlines()
+    )
+
+
+def test_place_needs_an_earlier_demo_for_psql(tmp_path: Path) -> None:
+    """To look at data there must be some; nothing is created by looking."""
+    with pytest.raises(TraksenseError, match="no demo has been"):
+        Place(tmp_path / "nowhere", make=False)
+
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_place_unwritable_is_one_clear_line(tmp_path: Path) -> None:
+    """A directory that cannot be made is said in one line, with a way out."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(TraksenseError, match="take another --directory"):
+        Place(tmp_path / "file" / "below")
