@@ -153,8 +153,9 @@ CREATE FUNCTION traksense.compress_next() RETURNS text
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    due     interval;
-    chunk   text;
+    due          interval;
+    chunk        text;
+    analyze_both text;
 BEGIN
     SELECT nullif(value, '')::interval INTO due FROM traksense.setting WHERE name = 'compress_after';
     IF due IS NULL OR traksense.timescaledb_schema() IS NULL THEN
@@ -171,7 +172,13 @@ BEGIN
     $sql$ INTO chunk USING due;
     IF chunk IS NOT NULL THEN
         EXECUTE format('SELECT %I.compress_chunk(%L::regclass)', traksense.timescaledb_schema(), chunk);
-        EXECUTE format('ANALYZE %s', chunk);
+        -- The table behind the chunk, which has the compressed batches; ANALYZE of the chunk alone leaves it out.
+        EXECUTE $sql$
+            SELECT format('ANALYZE %s, %I.%I', $1, b.schema_name, b.table_name)
+            FROM _timescaledb_catalog.chunk c JOIN _timescaledb_catalog.chunk b ON b.id = c.compressed_chunk_id
+            WHERE format('%I.%I', c.schema_name, c.table_name) = $1
+        $sql$ INTO STRICT analyze_both USING chunk;
+        EXECUTE analyze_both;
     END IF;
     RETURN chunk;
 END

@@ -136,7 +136,8 @@ async def test_bench_notices_lost_and_doubled_rows(database: str) -> None:
         with pytest.raises(StackError, match="5 rows are stored and 4 were published: 1 are too many"):
             await check_counts(connection, 0, 4)
         await connection.fetch(
-            "INSERT INTO public.ingest_errors (topic, payload, reason, digest) VALUES ('t', '', 'parse_error', decode(md5('t'), 'hex'))"
+            "INSERT INTO public.ingest_errors (topic, payload, reason, digest) "
+            "VALUES ('t', '', 'parse_error', decode(md5('t'), 'hex'))"
         )
         with pytest.raises(StackError, match="1 messages became dead letters"):
             await check_counts(connection, 0, 5)

@@ -24,7 +24,6 @@ from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
 from traksense.tools.dlq import replay
 from traksense.tools.dlq.replay import Counts, Replay
-from traksense.tools.interrupt import Interruption
 from traksense.tools.stack import free_port
 
 if TYPE_CHECKING:
@@ -256,7 +255,7 @@ async def test_replay_opens_again_what_the_broker_does_not_confirm(
         async with odd_broker(puback) as (url, _):
             settings = load({"DATABASE_URL": database, "MQTT_URL": url})
             async with open_connection(settings.database, application="test") as connection:
-                run = Replay(settings, connection, Selection(), say=lines.append, interruption=Interruption())
+                run = Replay(settings, connection, Selection(), say=lines.append)
                 await run.run()
 
     assert expected == run.counts

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PARTS = 3
-SECONDS = 15
+SECONDS = 12
+RATE = 100
 CONTROL_SECONDS = 8
 INTERRUPTED_SECONDS = 30
 """How long the end may take after Ctrl-C: a broker, a PostgreSQL and a service stop in turn."""
@@ -66,7 +67,7 @@ def processes_of(place: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if str(place) in line or str(place) in os.readlink(process / "cwd"):
+            if str(place) in line or str(place) in str((process / "cwd").readlink()):
                 found.append(line)
     return found
 
@@ -78,7 +79,7 @@ def test_nothing_is_lost_or_doubled_whatever_fails(part: int, place: Path) -> No
     """
     kinds = list(CATALOGUE)[part::PARTS]
 
-    status, document = prove(place, "--seed", part, "--seconds", SECONDS, "--faults", ",".join(kinds))
+    status, document = prove(place, "--seed", part, "--seconds", SECONDS, "--rate", RATE, "--faults", ",".join(kinds))
 
     assert "passed" == document["verdict"], document["findings"]
     assert 0 == status

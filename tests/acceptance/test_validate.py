@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from traksense.tools.stack import BrokerProcess
+    from traksense.tools.stack import BrokerProcess, ServiceProcess
 
 DEADLINE_SECONDS = 50
 NAMES = ["connectivity", *(name for name, _, _ in CHECKS), "cleanup"]
@@ -46,6 +46,7 @@ class Stack:
 
     dsn: str
     env: dict[str, str]
+    service: ServiceProcess
 
     async def validate(self, *arguments: str, **env: str) -> Outcome:
         """Run the command."""
@@ -92,7 +93,7 @@ async def stack(
     }
     async with open_service(env, tmp_path) as service:
         await service.wait_ready()
-        yield Stack(database, env | {"METRICS_PORT": service.env["METRICS_PORT"]})
+        yield Stack(database, env | {"METRICS_PORT": service.env["METRICS_PORT"]}, service)
 
 
 def statuses(outcome: Outcome) -> dict[str, str]:
@@ -230,7 +231,7 @@ async def test_validate_fails_if_nothing_arrives(stack: Stack, empty_database: s
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_validate_interrupted_cleans_up(stack: Stack, number: signal.Signals) -> None:
-    """A signal in the middle of the throughput test ends the checks; what was published is stored, then removed."""
+    """A signal in the middle of the throughput test ends the checks; what is under way is waited for, then removed."""
     with trio.fail_after(DEADLINE_SECONDS):
         process = await trio.lowlevel.open_process(
             argv("validate", "--points", "10000000"), env=environment(stack.env), stdout=subprocess.PIPE
@@ -240,7 +241,14 @@ async def test_validate_interrupted_cleans_up(stack: Stack, number: signal.Signa
         while b"CHECK 4" not in said:
             said += await process.stdout.receive_some()
         await stack.wait_for_measures(1000)
+        stack.service.send_signal(signal.SIGSTOP)
         process.send_signal(number)
+        while b"Clean-up" not in said:
+            said += await process.stdout.receive_some()
+        with trio.move_on_after(2):
+            await process.wait()
+        assert process.returncode is None
+        stack.service.send_signal(signal.SIGCONT)
         while more := await process.stdout.receive_some():
             said += more
         status = await process.wait()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from traksense.cli import main
 from traksense.tools.prove import session
 from traksense.tools.prove.schedule import CATALOGUE
-from traksense.tools.prove.session import Request
+
+if TYPE_CHECKING:
+    from traksense.tools.prove.session import Request
 
 
 @pytest.fixture

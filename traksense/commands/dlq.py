@@ -113,10 +113,10 @@ def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable
     settings = config.load(os.environ)
     answers: list[T] = []
 
-    async def body(interruption: Interruption) -> None:
+    async def body(_: Interruption) -> None:
         async with open_connection(settings.database, application="traksense dlq") as database:
             await database.call(dead_letters.check_operator)
-            answers.append(await act(Context(arguments, settings, database, interruption)))
+            answers.append(await act(Context(arguments, settings, database)))
 
     if trio.run(run_interruptible, body):
         raise _InterruptedError

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds",
         type=_positive,
-        default=30.0,
+        default=60.0,
         metavar="N",
-        help="of trouble in each run (default: 30)",
+        help="of trouble in each run (default: 60)",
     )
     parser.add_argument("--runs", type=_count, default=1, metavar="R", help="with the seeds S, S+1, … (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed breaks the same things (default: random)")

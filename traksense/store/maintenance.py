@@ -7,8 +7,10 @@ does the same once, for cron. On TimescaleDB the jobs of its own scheduler aggre
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 import attrs
@@ -18,15 +20,21 @@ from traksense.store import migrate
 from traksense.store.partitions import AHEAD
 from traksense.store.roles import name_tenants
 from traksense.store.rollup import roll_up
+from traksense.store.sqlstate import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from traksense.model import Delivery, Route
+
+T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 STATEMENT_SECONDS: Final = 600.0
 """For one step: a roll-up of at most a day of the fleet, or one chunk to compress. Chosen by guess."""
+
+JOB_WAIT_SECONDS: Final = 60.0
+"""How long a job that the scheduler is running is waited for. Chosen by guess."""
 
 SEEN_ROWS: Final = 5_000
 """Devices in one UPDATE: a short transaction."""
@@ -113,6 +121,26 @@ async def connect(dsn: str, application: str) -> asyncpg.Connection[asyncpg.Reco
     )
 
 
+def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]) -> T:
+    """Connect, call an asyncio-flavored function with the connection, disconnect: for a command. Blocks.
+
+    Raises:
+        StoreError: The database is not there, or refuses.
+    """
+
+    async def run() -> T:
+        connection = await connect(dsn, application)
+        try:
+            return await function(connection)
+        finally:
+            connection.terminate()
+
+    try:
+        return asyncio.run(run())
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise translate(error) from error
+
+
 async def write_seen(connection: Any, seen: Seen) -> None:
     """Write down when devices were last heard. asyncio-flavored."""
     noted = seen.take()
@@ -148,7 +176,7 @@ async def maintain(connection: Any, *, expire: bool = True, jobs: bool = False) 
         await connection.execute("SELECT traksense.ensure_partitions($1, $2)", now - timedelta(days=1), now + AHEAD)
     if timescaledb and jobs:
         for row in await connection.fetch(_JOBS):
-            await connection.execute("CALL {}.run_job({})".format(await _extension(connection), row["job_id"]))
+            await _run_job(connection, row["job_id"])
             run += 1
     elif expire and not timescaledb:
         dropped = tuple(row[0] for row in await connection.fetch("SELECT traksense.drop_expired()"))
@@ -157,8 +185,19 @@ async def maintain(connection: Any, *, expire: bool = True, jobs: bool = False) 
     return Report(marks, dropped, purged, run)
 
 
-async def _extension(connection: Any) -> str:
-    return str(await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())"))
+async def _run_job(connection: Any, number: int) -> None:
+    """Run a job of TimescaleDB; if its scheduler is at the same one, wait for that. asyncio-flavored."""
+    schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+    until = time.monotonic() + JOB_WAIT_SECONDS
+    while True:
+        try:
+            await connection.execute(f"CALL {schema}.run_job({number})")
+        except (asyncpg.LockNotAvailableError, asyncpg.ObjectInUseError):
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.5)
+        else:
+            return
 
 
 async def read_retention(connection: Any) -> timedelta | None:

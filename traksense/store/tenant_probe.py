@@ -24,8 +24,18 @@ RELATIONS: Final = (
     "cmd_ack",
     "device_event",
     "ingest_errors",
+    "latest",
+    "device_status",
 )
-PRIVATE: Final = ("traksense.measure", "traksense.series", "traksense.device", "traksense.tenant", "traksense.meta")
+"""What tenants may be given to read. Those that this database does not have are left out; whatever else is in the schema
+public is not ours."""
+
+_PRESENT: Final = "SELECT r FROM unnest($1::text[]) AS r WHERE to_regclass('public.' || r) IS NOT NULL"
+
+_PRIVATE: Final = """
+SELECT format('%I.%I', 'traksense', relname) FROM pg_catalog.pg_class
+WHERE relnamespace = 'traksense'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') AND NOT relispartition ORDER BY 1
+"""
 
 
 class NoTemporaryRoleError(TraksenseError):
@@ -50,12 +60,14 @@ class Walls:
     """What was seen. Keys of the views are (tenant, relation).
 
     Attributes:
+        relations: Which were looked at.
         operator: As the operator sees it, who sees all.
         tenant: As a role with nothing but SELECT on the public relations sees it, having named the tenant.
         unnamed: Relations that show rows to a session that named no tenant.
         private: Private relations that the role can read.
     """
 
+    relations: list[str] = attrs.field(factory=list)
     operator: dict[tuple[str, str], int] = attrs.field(factory=dict)
     tenant: dict[tuple[str, str], View] = attrs.field(factory=dict)
     unnamed: list[str] = attrs.field(factory=list)
@@ -83,31 +95,33 @@ class _RollBackError(Exception):
 
 
 async def _look(connection: Connection, role: str, tenants: Sequence[str], walls: Walls) -> None:
+    relations = walls.relations = [row[0] for row in await connection.fetch(_PRESENT, RELATIONS)]
+    private = [row[0] for row in await connection.fetch(_PRIVATE)]
     for tenant in tenants:
-        for relation in RELATIONS:
+        for relation in relations:
             walls.operator[tenant, relation] = await connection.fetchval(_own(relation), tenant)
     try:
-        await _become(connection, role)
+        await _become(connection, role, relations)
     except asyncpg.InsufficientPrivilegeError as error:
         raise NoTemporaryRoleError(str(error).splitlines()[0]) from error
     for tenant in tenants:
         await _name(connection, tenant)
-        for relation in RELATIONS:
+        for relation in relations:
             own = await connection.fetchval(_own(relation), tenant)
             walls.tenant[tenant, relation] = View(own, await connection.fetchval(_others(relation), tenant))
     await _name(connection, "")
-    walls.unnamed = [r for r in RELATIONS if await connection.fetchval(_others(r), "")]
-    walls.private = [r for r in PRIVATE if await _readable(connection, r)]
+    walls.unnamed = [r for r in relations if await connection.fetchval(_others(r), "")]
+    walls.private = [r for r in private if await _readable(connection, r)]
 
 
-async def _become(connection: Connection, role: str) -> None:
+async def _become(connection: Connection, role: str, relations: Sequence[str]) -> None:
     await connection.execute(f'CREATE ROLE "{role}" NOLOGIN')
     superuser = await connection.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
     if not superuser:
         # Since PostgreSQL 16, whoever creates a role may grant it, but is not yet allowed to become it.
         option = " WITH SET TRUE, INHERIT FALSE" if connection.get_server_version().major >= 16 else ""
         await connection.execute(f'GRANT "{role}" TO CURRENT_USER{option}')
-    for relation in RELATIONS:
+    for relation in relations:
         await connection.execute(f'GRANT SELECT ON public.{relation} TO "{role}"')
     await connection.execute(f'SET LOCAL ROLE "{role}"')
 

@@ -57,15 +57,24 @@ WHERE NOT EXISTS (SELECT FROM new WHERE new.series_id = s.series_id AND new.ts =
 # Newer wins by the device's own time; where that is missing or equal, by the time of receipt, so that batches of
 # several writers end the same in any order. A repeat (0 rows changed, or an update) is a duplicate message.
 _UPSERT_ACKS: Final = """
-INSERT INTO public.cmd_ack AS a (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, created_at,
-updated_at) SELECT tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload::jsonb, received_at, received_at
-FROM unnest( $1::text[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[], $7::text[], $8::text[],
-$9::timestamptz[] ) AS k (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, received_at) ORDER BY
-tenant_id, device_id, cmd_id ON CONFLICT (tenant_id, device_id, cmd_id) DO UPDATE SET site_id = excluded.site_id, ok =
-excluded.ok, ts_exec = excluded.ts_exec, err = excluded.err, payload = excluded.payload, updated_at =
-excluded.updated_at WHERE CASE WHEN a.ts_exec <> excluded.ts_exec THEN excluded.ts_exec > a.ts_exec WHEN a.ts_exec IS
-NOT NULL AND excluded.ts_exec IS NULL THEN false ELSE excluded.updated_at >= a.updated_at END RETURNING a.tenant_id,
-a.device_id, a.cmd_id, xmax = 0 AS inserted
+INSERT INTO public.cmd_ack AS a (
+    tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, created_at, updated_at
+)
+SELECT tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload::jsonb, received_at, received_at
+FROM unnest(
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[], $7::text[], $8::text[],
+        $9::timestamptz[]
+    ) AS k (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, received_at)
+ORDER BY tenant_id, device_id, cmd_id
+ON CONFLICT (tenant_id, device_id, cmd_id) DO UPDATE
+SET site_id = excluded.site_id, ok = excluded.ok, ts_exec = excluded.ts_exec, err = excluded.err,
+    payload = excluded.payload, updated_at = excluded.updated_at
+WHERE CASE
+    WHEN a.ts_exec <> excluded.ts_exec THEN excluded.ts_exec > a.ts_exec
+    WHEN a.ts_exec IS NOT NULL AND excluded.ts_exec IS NULL THEN false
+    ELSE excluded.updated_at >= a.updated_at
+END
+RETURNING a.tenant_id, a.device_id, a.cmd_id, xmax = 0 AS inserted
 """
 
 _INSERT_EVENTS: Final = """

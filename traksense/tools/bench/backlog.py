@@ -67,14 +67,15 @@ async def check_counts(database: DatabaseConnection, begin: int, expected: int) 
         StackError: Something is lost, doubled or refused.
     """
     counts = await database.call(tables.count, begin)
-    if counts.rows != expected or counts.dead:
-        what = (
-            "are lost" if counts.rows < expected else "are doubled" if counts.rows > expected else "are as they should"
-        )
+    if counts.rows < expected:
         raise StackError(
-            f"{counts.rows} rows are stored and {expected} were published: {abs(expected - counts.rows)} {what}; "
-            f"dead letters: {counts.dead}"
+            f"{counts.rows} rows are stored and {expected} were published: {expected - counts.rows} are lost"
         )
+    if counts.rows > expected:
+        more = counts.rows - expected
+        raise StackError(f"{counts.rows} rows are stored and {expected} were published: {more} are too many")
+    if counts.dead:
+        raise StackError(f"all rows are stored, but {counts.dead} messages became dead letters")
 
 
 def figures(load: Load, commits: list[tables.Commit], watched: Watched, connected_at: float | None) -> dict[str, float]:

@@ -85,15 +85,17 @@ class Hose:
         data = self._held + data
         whole = len(data) // _PUBACK_BYTES * _PUBACK_BYTES
         kinds, lengths = data[0:whole:_PUBACK_BYTES], data[1:whole:_PUBACK_BYTES]
-        if kinds == b"\x40" * len(kinds) and lengths == b"\x02" * len(lengths):
+        if kinds and kinds == b"\x40" * len(kinds) and lengths == b"\x02" * len(lengths):
             # All of them short, as they are when all is well: Mosquitto leaves out reason code 0.
             self.confirmed += len(kinds)
             self._held = data[whole:]
             return
         at = 0
-        while len(data) - at >= 2 and len(data) - at >= data[at + 1] + 2:
+        while at < len(data):
             if data[at] >> 4 != _PUBACK:
                 raise StackError(f"the broker answers a PUBLISH with {data[at:][:20].hex(' ')}")
+            if len(data) - at < 2 or len(data) - at < data[at + 1] + 2:
+                break
             if data[at + 1] > 2 and (reason := data[at + 4]):
                 raise StackError(f"the broker does not keep a message for the service: reason 0x{reason:02x}")
             self.confirmed += 1

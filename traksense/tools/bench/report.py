@@ -154,7 +154,8 @@ def _comparison(results: Results, baseline: str) -> Iterator[str]:
         for name, summary in ratios.items():
             figure = FIGURES[name]
             spread = f"({summary.minimum:.3f} – {summary.maximum:.3f})"
-            yield f"    {summary.median:>8.3f}  {spread}  {_verdict(summary, figure):<7}  {' '.join(figure.heading).strip()}"
+            column = " ".join(figure.heading).strip()
+            yield f"    {summary.median:>8.3f}  {spread}  {_verdict(summary, figure):<7}  {column}"
 
 
 def _verdict(summary: Summary, figure: Figure) -> str:

@@ -11,12 +11,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from traksense.tools.demo.state import OUTCOMES, Phase
+from traksense.tools.demo.state import Phase
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from traksense.tools.demo.state import LatestValue, State
+    from traksense.tools.demo.state import LatestValue, Scrape, State
 
 WIDE: Final = 96
 """From this many columns on there is room for the site and for full addresses."""
@@ -46,7 +46,7 @@ def page(state: State, width: int, height: int) -> RenderableType:
     return Group(
         *header,
         _figures(state, width, wide=wide),
-        _ledger(state, wide=wide),
+        _ledger(state, width),
         _values(state, rows=max(3, spare - dead_rows - roomy), wide=wide),
         _dead_letters(state, rows=dead_rows, wide=wide, with_topic=roomy),
         _footer(state, wide=wide),
@@ -83,7 +83,7 @@ def _header(state: State, *, wide: bool) -> list[RenderableType]:
     if wide:
         pairs = ((broker, metrics), (database, _labelled("kept in  ", a.directory)))
         for pair in pairs:
-            grid = _grid(ratios=(1, 1), padding=2)
+            grid = _grid(ratios=(6, 5), padding=2)
             grid.add_row(*pair)
             lines.append(grid)
     else:
@@ -127,18 +127,28 @@ def _memory(state: State) -> list[RenderableType]:
     ]
 
 
-def _ledger(state: State, *, wide: bool) -> RenderableType:
+def _ledger(state: State, width: int) -> RenderableType:
     scrape = state.scrape
     if scrape is None:
         return _panel("Ledger", Text("waiting for the first figures", DIM))
-    gap = "  " if wide else " "
-    line = Text(no_wrap=True)
-    line.append(f"{scrape.received:,}", TITLE).append(" received", DIM).append(f"{gap}={gap}")
-    for outcome in OUTCOMES:
-        line.append(f"{scrape.ended(outcome):,}", TITLE).append(f" {outcome}", DIM).append(f"{gap}+{gap}")
-    line.append(f"{scrape.in_flight:,}", TITLE).append(" in flight", DIM)
-    line.append(f"{gap}✓" if scrape.balanced else f"{gap}✗ does not add up", GOOD if scrape.balanced else BAD)
-    return _panel("Ledger: every message received, and how it ended", line)
+    full = _ledger_line(scrape, gap="  ", received="received", duplicate="duplicate")
+    line = full if len(full) <= width - 4 else _ledger_line(scrape, gap=" ", received="recv", duplicate="dup")
+    told = "every message received, and how it ended" if scrape.balanced else "it does not add up"
+    return _panel(f"Ledger: {told}", line)
+
+
+def _ledger_line(scrape: Scrape, *, gap: str, received: str, duplicate: str) -> Text:
+    line = Text("✓ " if scrape.balanced else "✗ ", GOOD if scrape.balanced else BAD, no_wrap=True, overflow="ellipsis")
+    terms = [
+        (scrape.received, received, f"{gap}={gap}"),
+        (scrape.ended("stored"), "stored", f"{gap}+{gap}"),
+        (scrape.ended("duplicate"), duplicate, f"{gap}+{gap}"),
+        (scrape.ended("dead"), "dead", f"{gap}+{gap}"),
+        (scrape.in_flight, "in flight", ""),
+    ]
+    for count, label, sign in terms:
+        line.append(f"{count:,}", f"default {TITLE}").append(f" {label}", DIM).append(sign, "default")
+    return line
 
 
 def _values(state: State, *, rows: int, wide: bool) -> RenderableType:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from traksense.store.connection import DatabaseConnection
     from traksense.store.dead_letters import Count
     from traksense.tools.dlq.replay import Counts
-    from traksense.tools.interrupt import Interruption
 
 LIST_LIMIT: Final = 100
 """Rows of a list, unless `--limit` is given."""
@@ -32,7 +31,6 @@ class Context:
     arguments: argparse.Namespace
     settings: Settings
     database: DatabaseConnection
-    interruption: Interruption
 
 
 async def list_letters(context: Context) -> bool:
@@ -74,7 +72,7 @@ async def show(context: Context) -> bool:
 async def replay(context: Context) -> bool:
     """Publish them again; what was done until then is also said after a failure. Trio-flavored."""
     arguments = context.arguments
-    run = Replay(context.settings, context.database, selection(arguments), say=say, interruption=context.interruption)
+    run = Replay(context.settings, context.database, selection(arguments), say=say)
     try:
         await run.run(dry=arguments.dry_run)
     except BaseException:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from traksense.config import Settings
     from traksense.store.connection import DatabaseConnection
     from traksense.store.dead_letters import Selection
-    from traksense.tools.interrupt import Interruption
     from traksense.tools.publisher import Publisher
 
 CONFIRM_SECONDS: Final = 30.0
@@ -71,7 +70,6 @@ class Replay:
     database: DatabaseConnection
     selection: Selection
     say: Callable[[str], None]
-    interruption: Interruption
     counts: Counts = attrs.field(factory=Counts)
     _confirmed: set[int] = attrs.field(factory=set)
     _refused: set[int] = attrs.field(factory=set)
@@ -85,7 +83,7 @@ class Replay:
             BrokerError: There is no connection to the broker; nothing has been marked then.
             StoreError: The database refused or failed.
 
-        Cancellation: what the broker had not confirmed is open again; so too after an interruption.
+        Cancellation: what the broker had not confirmed is open again.
 
         Trio-flavored.
         """
@@ -101,8 +99,7 @@ class Replay:
             on_confirmed=self._on_confirmed,
             on_refused=self._on_refused,
         ) as self._publisher:
-            with self.interruption.guard():
-                await self._pages(publish=True)
+            await self._pages(publish=True)
 
     async def _pages(self, *, publish: bool) -> None:
         selection = self.selection

@@ -3,14 +3,14 @@
 Whose loss is a message that was confirmed and is nowhere?
 
 * The service's, if it acknowledged the message: it promised.
-* The broker's, if the broker was killed (SIGKILL) after the message had been handed to it, and the service never
-  acknowledged it: the broker still owned it, and forgot. Its own confirmation is not tied to its disk.
+* The broker's, if the broker was killed (SIGKILL) soon after it had confirmed the message, and the service never
+  acknowledged it: the broker still owned it, and forgot. Its confirmation is not tied to its disk; it saves later.
 * Else the service's all the same: a broker that did not crash forgets nothing unless it is told to.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from traksense.tools.prove.messages import Key, Sent
+
+
+UNSAVED_SECONDS: Final = 5.0
+"""What the broker confirmed earlier than this before it was killed, it has saved: `stage` has it save every second. The
+rest is for a slow disk."""
+
+CLOCK_SECONDS: Final = 1.0
+"""A confirmation that was under way when the broker was killed may be noted so much later."""
 
 
 @attrs.define
@@ -137,10 +145,19 @@ def _judge_one(
         judgement.lost.add(f"{story}, was acknowledged by the service and is nowhere")
     elif fate.owed:
         judgement.undelivered.add(f"{story}, is not stored; the broker still has it")
-    elif any(kill >= fate.published_at for kill in broker_kills):
-        judgement.lost_by_broker.add(f"{story}, was never acknowledged by the service; the broker was killed")
+    elif any(_explains(kill, fate) for kill in broker_kills):
+        judgement.lost_by_broker.add(
+            f"{story}, was never acknowledged by the service; the broker was killed soon after"
+        )
     else:
-        judgement.lost.add(f"{story}, was never acknowledged by the service, and the broker was not killed since")
+        judgement.lost.add(f"{story}, was never acknowledged by the service, and no broker was killed soon after")
+
+
+def _explains(kill: float, fate: Fate) -> bool:
+    """Whether the broker may have forgotten the message when it was killed: confirmed, and not saved yet."""
+    if fate.confirmed_at is None or kill < fate.published_at:
+        return False
+    return -CLOCK_SECONDS <= kill - fate.confirmed_at <= UNSAVED_SECONDS
 
 
 def _shown(key: Key) -> str:

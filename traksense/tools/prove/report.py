@@ -47,6 +47,8 @@ FINDINGS: Final = {
     "ledger mismatches": "ledgers that do not add up",
     "misbehaved": "crashes and wrong exits of the service",
     "stuck": "runs that could not be drained",
+    "sessions wiped": "sessions at the broker wiped",
+    "false conflicts": "conflicts counted where there are none",
 }
 
 

@@ -225,12 +225,27 @@ class Run:
             "ledger mismatches": self.ledger.mismatches,
             "misbehaved": self.stage.keeper.misbehaved,
             "stuck": self.stuck,
+            "sessions wiped": self._sessions_wiped(),
+            "false conflicts": self._false_conflicts(),
         }
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was found."""
-        return not any(remarks.count for remarks in self.faults.values())
+    def _sessions_wiped(self) -> Remarks:
+        """The session is the durable buffer: nobody but a broker that was killed may forget it."""
+        assert self.stage is not None
+        remarks = Remarks()
+        for _ in range(self.witness.clean_starts):
+            remarks.add("the service asked the broker to forget its session (Clean Start)")
+        for _ in range(0 if self.stage.broker_kills else self.witness.sessions_lost):
+            remarks.add("the broker had forgotten the session, though it was not killed")
+        return remarks
+
+    def _false_conflicts(self) -> Remarks:
+        """No two messages share a key, so the service can have met none with another value."""
+        assert self.ledger is not None
+        remarks = Remarks()
+        if count := self.ledger.totals()["points conflicting"]:
+            remarks.add(f"the service counted {count} points that conflict with stored ones; there are none")
+        return remarks
 
 
 def _broker(stage: Stage) -> Broker:

@@ -8,6 +8,7 @@ just before.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -127,7 +128,8 @@ def _plant_in_connection(bomb: Bomb) -> None:
             data = connection.codec.take()
             stream = connection._stream
             assert isinstance(stream, trio.SocketStream)  # no TLS on this stage
-            os.write(stream.socket.fileno(), data[: len(data) // 2 | 1])
+            with contextlib.suppress(OSError):  # the connection may be gone as well
+                os.write(stream.socket.fileno(), data[: len(data) // 2 | 1])
             bomb.explode()
 
     Connection.acknowledge = die_acknowledging  # type: ignore[method-assign,assignment]

@@ -72,8 +72,11 @@ CATALOGUE: Final = {
     )
 }
 
-GAP_SECONDS: Final = (0.3, 2.0)
-"""Between the beginnings of two faults; less if the time is too short for each kind to have its turn."""
+GAP_SECONDS: Final = (0.1, 1.2)
+CALM_SECONDS: Final = (2.0, 4.0)
+CALMS: Final = 0.35
+"""Between the beginnings of two faults: mostly a gap, so that they meet; else a calm, in which the service comes back
+and has work to lose. Both are shorter if the time is too short for each kind to have its turn."""
 
 WARM_UP_SECONDS: Final = 1.0
 """Nothing goes wrong before this."""
@@ -115,7 +118,7 @@ def make_schedule(seed: int, seconds: float, faults: Iterable[str] = CATALOGUE) 
     at, scale = WARM_UP_SECONDS, 1.0
     while at < seconds:
         deck = random.sample(kinds, len(kinds))
-        gaps = [random.uniform(*GAP_SECONDS) for _ in deck]
+        gaps = [random.uniform(*(CALM_SECONDS if random.random() < CALMS else GAP_SECONDS)) for _ in deck]
         if not injections:
             # The first deck has to fit in, however short the time.
             scale = min(1.0, (seconds - WARM_UP_SECONDS) / sum(gaps))

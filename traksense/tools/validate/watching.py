@@ -86,7 +86,7 @@ async def isolation(target: Target, result: Result) -> None:
     faults = _faults(walls)
     rows = sum(view.own for view in walls.tenant.values())
     figure = (
-        f"{rows} rows of its own tenant in {len(tenant_probe.RELATIONS)} relations, none of another, "
+        f"{rows} rows of its own tenant in {len(walls.relations)} relations, none of another, "
         f"none without app.tenant_id, none in schema traksense"
     )
     result.judge("A role without rights", figure if not faults else "", faults=faults, rows=rows)

@@ -1,0 +1,109 @@
+"""`traksense lifecycle`: how long data live."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import argparse
+
+    from traksense.store.lifecycle import Change, Plan
+
+APPLICATION: Final = "traksense lifecycle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The actions."""
+    parser.epilog = (
+        "The policy is in LIFECYCLE_* (ops/lifecycle.md); DATABASE_URL has to be the owner's. plan changes nothing; apply "
+        "writes the policy into the database, where the service and TimescaleDB's jobs go by it; status compares."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, summary in (
+        ("plan", "say what apply would change, and what would be dropped and deleted"),
+        ("apply", "make the policy in the database the one in the environment"),
+        ("status", "say how things are: drift, sizes, compression, oldest and newest data, next jobs"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        action.add_argument("--json", action="store_true", help="for machines")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do the action."""
+    import os
+
+    from traksense import config
+    from traksense.cli import DONE
+    from traksense.store import lifecycle, maintenance, policy
+
+    wanted = policy.load(os.environ)
+    dsn = config.load(os.environ).database.dsn.reveal()
+    if arguments.action == "plan":
+        plan = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.plan(c, wanted))
+        _tell(_plan_json(plan), _plan_text(plan), as_json=arguments.json)
+    elif arguments.action == "apply":
+        changes = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.apply(c, wanted))
+        text = [f"changed {change}" for change in changes] or ["nothing to change"]
+        _tell({"changed": _changes_json(changes)}, text, as_json=arguments.json)
+    else:
+        status = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.status(c, wanted))
+        _tell(status, _status_text(status), as_json=arguments.json)
+    return DONE
+
+
+def _tell(document: dict[str, Any], text: list[str], *, as_json: bool) -> None:
+    print(json.dumps(document, indent=2, default=str) if as_json else "\n".join(text))
+
+
+def _changes_json(changes: list[Change]) -> list[dict[str, str]]:
+    return [{"what": change.what, "now": change.now, "wanted": change.wanted} for change in changes]
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "engine": plan.engine,
+        "changes": _changes_json(plan.changes),
+        "expired": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.expired],
+        "purge": [{"relation": name, "rows": rows} for name, rows in plan.purge],
+    }
+
+
+def _plan_text(plan: Plan) -> list[str]:
+    parts = "chunks" if plan.engine == "timescaledb" else "partitions"
+    lines = [f"change {change}" for change in plan.changes]
+    lines += [f"drop {number} {parts} of {name}, {_size(size)}" for name, number, size in plan.expired]
+    lines += [f"delete {rows} rows of {name}" for name, rows in plan.purge]
+    return lines or ["nothing to do"]
+
+
+def _status_text(status: dict[str, Any]) -> list[str]:
+    lines = [f"engine {status['engine']}"]
+    lines += [f"drift {drift}" for drift in status["drift"]] or ["drift none"]
+    for relation in status["relations"]:
+        lines.append(
+            f"{relation['relation']}: {_size(relation['bytes'])} in {relation['parts']} parts, "
+            f"{relation['oldest'] or '-'} to {relation['newest'] or '-'}"
+        )
+    lines += [f"{table['relation']}: {_size(table['bytes'])}" for table in status["tables"]]
+    compression = status["compression"]
+    if compression and compression["bytes_after"]:
+        ratio = compression["bytes_before"] / compression["bytes_after"]
+        lines.append(
+            f"compressed {compression['chunks']} chunks: {_size(compression['bytes_before'])} to "
+            f"{_size(compression['bytes_after'])}, {ratio:.1f} to 1"
+        )
+    if status["behind"]:
+        lines.append(f"aggregates: {status['behind']['marks']} marks to work off")
+    for job in status["jobs"]:
+        lines.append(f"job {job['job_id']} {job['name']} next {job['next_start']}, last {job['last_run_status']}")
+    return lines
+
+
+def _size(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"

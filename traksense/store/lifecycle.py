@@ -1,0 +1,270 @@
+"""The policy against the database: what differs, what would go, and carrying it out.
+
+The policy that counts is the one in the database (`traksense.setting`, and the jobs of TimescaleDB): the service and the
+jobs go by it. `plan` compares it with what the environment says, `apply` makes it so. asyncio-flavored throughout.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from traksense.store import migrate
+from traksense.store.policy import write_duration
+
+if TYPE_CHECKING:
+    from traksense.store.policy import Policy
+
+GRACE: Final = timedelta(days=1)
+"""Setting retain_grace: how much later than they are refused points are dropped."""
+
+LEVELS: Final = ("1m", "5m", "1h")
+
+
+@attrs.frozen
+class Change:
+    """One difference: what, its value now, and the one wanted."""
+
+    what: str
+    now: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.now} -> {self.wanted}"
+
+
+@attrs.frozen
+class Plan:
+    """What `apply` would do.
+
+    Attributes:
+        engine: `postgresql` or `timescaledb`.
+        changes: Differences between the policy wanted and the one in the database.
+        expired: What the wanted policy would drop now: relation, partitions or chunks, bytes.
+        purge: What it would delete now: kind and rows.
+    """
+
+    engine: str
+    changes: list[Change]
+    expired: list[tuple[str, int, int]]
+    purge: list[tuple[str, int]]
+
+
+async def plan(connection: Any, policy: Policy) -> Plan:
+    """Compare, and say what would go; changes nothing."""
+    engine = await migrate.read_engine(connection)
+    changes = await _differences(connection, policy, engine)
+    expired = []
+    for level, keep in (("raw", policy.retain_raw), *((lv, getattr(policy, f"retain_{lv}")) for lv in LEVELS)):
+        if keep is not None:
+            cut = datetime.now(UTC) - keep - GRACE
+            sql = _EXPIRED_CHUNKS if engine == "timescaledb" else _EXPIRED_PARTITIONS
+            relation = "measure" if level == "raw" else f"rollup_{level}"
+            row = await connection.fetchrow(sql, relation, cut)
+            if row["number"]:
+                expired.append((relation, row["number"], row["bytes"]))
+    purge = []
+    for kind, (relation, at) in _ROWS.items():
+        tenants = {tenant: keep for (tenant, k), keep in policy.tenants.items() if k == kind}
+        number = await connection.fetchval(
+            _PURGE.format(relation=relation, at=at),
+            list(tenants),
+            list(tenants.values()),
+            getattr(policy, f"retain_{kind}"),
+        )
+        if number:
+            purge.append((relation, number))
+    return Plan(engine, changes, expired, purge)
+
+
+async def apply(connection: Any, policy: Policy) -> list[Change]:
+    """Make the database's policy the wanted one, in one transaction; returns what was changed."""
+    engine = await migrate.read_engine(connection)
+    async with connection.transaction():
+        changes = await _differences(connection, policy, engine)
+        for name, value in policy.items().items():
+            await connection.execute(_SET, name, _stored(value))
+        await connection.execute("DELETE FROM traksense.tenant_retention")
+        await connection.executemany(
+            "INSERT INTO traksense.tenant_retention (tenant_id, kind, keep) VALUES ($1, $2, $3)",
+            [(tenant, kind, keep) for (tenant, kind), keep in policy.tenants.items()],
+        )
+        if engine == "timescaledb":
+            schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+            await connection.execute(
+                f"SELECT {schema}.set_chunk_time_interval('traksense.measure', $1::interval)", policy.chunk_interval
+            )
+            for level in LEVELS:
+                await _set_refresh(connection, schema, level, policy.retain_raw)
+    return changes
+
+
+async def _set_refresh(connection: Any, schema: str, level: str, retain_raw: timedelta | None) -> None:
+    """Late points are taken in for as long as they are accepted; what has been dropped is never looked at again."""
+    # Half the grace: longer than points are accepted, shorter than they are kept.
+    start = None if retain_raw is None else retain_raw + GRACE / 2
+    if await connection.fetchval(_REFRESH_START, f"rollup_{level}") == _stored(start):
+        return
+    name = f"traksense.rollup_{level}"
+    await connection.execute(f"SELECT {schema}.remove_continuous_aggregate_policy($1::regclass)", name)
+    await connection.execute(
+        f"SELECT {schema}.add_continuous_aggregate_policy($1::regclass, start_offset => $2::interval,"
+        " end_offset => NULL, schedule_interval => interval '1 minute')",
+        name,
+        start,
+    )
+
+
+async def _differences(connection: Any, policy: Policy, engine: str) -> list[Change]:
+    settings = {
+        row["name"]: row["value"] for row in await connection.fetch("SELECT name, value FROM traksense.setting")
+    }
+    if engine == "timescaledb":
+        settings["chunk_interval"] = write_duration(await connection.fetchval(_CHUNK_INTERVAL))
+    changes = [
+        Change(name, settings.get(name) or "forever", write_duration(value))
+        for name, value in policy.items().items()
+        if (settings.get(name) or "") != _stored(value)
+        and not (engine == "postgresql" and name in ("chunk_interval", "compress_after"))
+    ]
+    own = {
+        (row["tenant_id"], row["kind"]): row["keep"]
+        for row in await connection.fetch("SELECT tenant_id, kind, keep FROM traksense.tenant_retention")
+    }
+    for key in sorted(own.keys() | policy.tenants.keys()):
+        now = write_duration(own[key]) if key in own else "as all"
+        wanted = write_duration(policy.tenants[key]) if key in policy.tenants else "as all"
+        if now != wanted:
+            changes.append(Change(f"retain_{key[1]} of {key[0]}", now, wanted))
+    return changes
+
+
+def _stored(value: timedelta | None) -> str:
+    return "" if value is None else write_duration(value)
+
+
+async def status(connection: Any, policy: Policy) -> dict[str, Any]:
+    """How things are: drift from the policy, sizes, compression, oldest and newest data, next jobs."""
+    engine = await migrate.read_engine(connection)
+    timescaledb = engine == "timescaledb"
+    sizes, compression = _SIZES, ""
+    if timescaledb:
+        schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+        sizes, compression = _SIZES_CHUNKS.replace("{schema}", schema), _COMPRESSION.replace("{schema}", schema)
+    result: dict[str, Any] = {
+        "engine": engine,
+        "drift": [str(change) for change in await _differences(connection, policy, engine)],
+        "relations": [dict(row) for row in await connection.fetch(sizes)],
+        "tables": [dict(row) for row in await connection.fetch(_TABLES)],
+        "behind": None if timescaledb else dict(await connection.fetchrow(_BEHIND)),
+        "compression": None,
+        "jobs": [],
+    }
+    if timescaledb:
+        row = await connection.fetchrow(compression)
+        result["compression"] = None if row is None else dict(row)
+        result["jobs"] = [dict(job) for job in await connection.fetch(_JOBS)]
+    return result
+
+
+_SET: Final = """
+INSERT INTO traksense.setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+
+_ROWS: Final = {
+    "events": ("device_event", "ts"),
+    "acks": ("cmd_ack", "updated_at"),
+    "errors": ("ingest_errors", "coalesce(last_ts, ts)"),
+}
+
+_PURGE: Final = """
+SELECT count(*) FROM public.{relation} e
+LEFT JOIN unnest($1::text[], $2::interval[]) AS k (tenant_id, keep) ON k.tenant_id = e.tenant_id
+WHERE {at} < now() - CASE WHEN k.tenant_id IS NOT NULL THEN k.keep ELSE $3::interval END
+"""
+
+_BOUNDS: Final = """
+SELECT i.inhparent::regclass AS parent, c.oid,
+    substring(bound FROM $re$FROM \\('([^']+)'\\)$re$)::timestamptz AS lower,
+    substring(bound FROM $re$TO \\('([^']+)'\\)$re$)::timestamptz AS upper
+FROM pg_catalog.pg_inherits i
+JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+CROSS JOIN LATERAL pg_get_expr(c.relpartbound, c.oid) AS bound
+WHERE c.relpartbound IS NOT NULL
+"""
+
+_EXPIRED_PARTITIONS: Final = f"""
+SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(oid)), 0)::bigint AS bytes
+FROM ({_BOUNDS}) AS b WHERE parent = ('traksense.' || $1::text)::regclass AND upper <= $2::timestamptz
+"""  # noqa: S608  (constants)
+
+_HYPERTABLES: Final = """
+SELECT h.relation, c.range_start, c.range_end, c.is_compressed, format('%I.%I', c.chunk_schema, c.chunk_name) AS chunk
+FROM (
+    VALUES ('measure', 'traksense', 'measure')
+    UNION ALL
+    SELECT view_name, materialization_hypertable_schema, materialization_hypertable_name
+    FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'traksense'
+) AS h (relation, schema, name)
+LEFT JOIN timescaledb_information.chunks c ON c.hypertable_schema = h.schema AND c.hypertable_name = h.name
+"""
+
+_EXPIRED_CHUNKS: Final = f"""
+SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(chunk::regclass)), 0)::bigint AS bytes
+FROM ({_HYPERTABLES}) AS b WHERE relation = $1::text AND range_end <= $2::timestamptz
+"""  # noqa: S608  (constants)
+
+_SIZES: Final = f"""
+SELECT relation, count(b.oid) AS parts, coalesce(sum(pg_total_relation_size(b.oid)), 0)::bigint AS bytes,
+    min(b.lower) FILTER (WHERE pg_relation_size(b.oid) > 0) AS oldest,
+    max(b.upper) FILTER (WHERE pg_relation_size(b.oid) > 0) AS newest
+FROM unnest(ARRAY['measure', 'rollup_1m', 'rollup_5m', 'rollup_1h']) AS relation
+LEFT JOIN ({_BOUNDS}) AS b ON b.parent = ('traksense.' || relation)::regclass
+GROUP BY 1 ORDER BY 1
+"""  # noqa: S608  (constants)
+
+_SIZES_CHUNKS: Final = f"""
+SELECT b.relation, count(chunk) AS parts,
+    coalesce((SELECT sum(s.total_bytes) FROM {{schema}}.chunks_detailed_size(('traksense.' || b.relation)::regclass) s), 0)
+        ::bigint AS bytes,
+    min(range_start) AS oldest, max(range_end) AS newest
+FROM ({_HYPERTABLES}) AS b GROUP BY 1 ORDER BY 1
+"""  # noqa: S608  (constants)
+
+_TABLES: Final = """
+SELECT relation, pg_total_relation_size(('public.' || relation)::regclass) AS bytes
+FROM unnest(ARRAY['cmd_ack', 'device_event', 'ingest_errors']) AS relation
+"""
+
+_BEHIND: Final = "SELECT count(*) AS marks, min(low) AS oldest FROM traksense.dirty"
+
+_CHUNK_INTERVAL: Final = """
+SELECT time_interval FROM timescaledb_information.dimensions
+WHERE hypertable_schema = 'traksense' AND hypertable_name = 'measure'
+"""
+
+_REFRESH_START: Final = """
+SELECT coalesce(j.config ->> 'start_offset', '')
+FROM timescaledb_information.jobs j
+JOIN timescaledb_information.continuous_aggregates a
+    ON (a.view_schema, a.view_name) = ('traksense', $1::text)
+    AND (j.hypertable_schema, j.hypertable_name) IN (
+        (a.view_schema, a.view_name), (a.materialization_hypertable_schema, a.materialization_hypertable_name)
+    )
+WHERE j.proc_name = 'policy_refresh_continuous_aggregate'
+"""
+
+_COMPRESSION: Final = """
+SELECT number_compressed_chunks AS chunks, before_compression_total_bytes AS bytes_before,
+    after_compression_total_bytes AS bytes_after
+FROM {schema}.hypertable_compression_stats('traksense.measure')
+"""
+
+_JOBS: Final = """
+SELECT j.job_id, j.proc_name::text AS name, j.hypertable_name::text AS relation, s.next_start, s.last_run_status,
+    s.total_failures
+FROM timescaledb_information.jobs j LEFT JOIN timescaledb_information.job_stats s USING (job_id)
+WHERE j.proc_schema = 'traksense' OR j.proc_name = 'policy_refresh_continuous_aggregate' ORDER BY 1
+"""

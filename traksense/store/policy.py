@@ -1,0 +1,179 @@
+"""How long data live, as an operator says it: `LIFECYCLE_*` in the environment.
+
+| variable | default | |
+|---|---|---|
+| `LIFECYCLE_RETAIN_RAW` | `forever` | raw points; older ones are refused, as dead letters |
+| `LIFECYCLE_RETAIN_1M`, `_5M`, `_1H` | `forever` | aggregates; each at least as long as the one before |
+| `LIFECYCLE_RETAIN_EVENTS`, `_ACKS` | `forever` | |
+| `LIFECYCLE_RETAIN_ERRORS` | `14 days` | dead letters, from when they last came |
+| `LIFECYCLE_COMPRESS_AFTER` | `7 days` | TimescaleDB: chunks that ended so long ago; `never` |
+| `LIFECYCLE_CHUNK_INTERVAL` | `1 day` | TimescaleDB: chunks from now on; whole hours |
+| `LIFECYCLE_ONLINE_WITHIN` | `5 minutes` | a device heard so lately is online |
+
+A duration is a number and a unit, `90 days` or `90d`. Events, acks and dead letters can be kept for another time for
+some tenants: `LIFECYCLE_RETAIN_EVENTS="1 year, acme=30 days, bravo=forever"`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from traksense.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX: Final = "LIFECYCLE_"
+FOREVER: Final = ("forever", "never")
+PER_TENANT: Final = ("retain_events", "retain_acks", "retain_errors")
+
+_UNITS: Final = {
+    "s": timedelta(seconds=1),
+    "second": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "min": timedelta(minutes=1),
+    "minute": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "hour": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "day": timedelta(days=1),
+    "w": timedelta(weeks=1),
+    "week": timedelta(weeks=1),
+    "year": timedelta(days=365),
+    "y": timedelta(days=365),
+}
+_DURATION: Final = re.compile(r"(?P<number>\d{1,6})\s*(?P<unit>[a-z]+?)s?", re.IGNORECASE)
+
+_RETENTION_MINIMUM: Final = timedelta(days=1)
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """The policy. Each name is that of a setting in the database; None is for ever, or never."""
+
+    retain_raw: timedelta | None = None
+    retain_1m: timedelta | None = None
+    retain_5m: timedelta | None = None
+    retain_1h: timedelta | None = None
+    retain_events: timedelta | None = None
+    retain_acks: timedelta | None = None
+    retain_errors: timedelta | None = timedelta(days=14)
+    compress_after: timedelta | None = timedelta(days=7)
+    chunk_interval: timedelta | None = timedelta(days=1)
+    online_within: timedelta | None = timedelta(minutes=5)
+    tenants: dict[tuple[str, str], timedelta | None] = attrs.field(factory=dict)
+    """By tenant and kind (`events`, `acks`, `errors`)."""
+
+    def items(self) -> dict[str, timedelta | None]:
+        """All but the tenants' own, by name."""
+        return {field.name: getattr(self, field.name) for field in attrs.fields(Policy) if field.name != "tenants"}
+
+
+def load(environ: Mapping[str, str]) -> Policy:
+    """Read the policy from environment variables; an empty variable counts as unset.
+
+    Raises:
+        ConfigError: With every fault, one line each.
+    """
+    names = [field.name for field in attrs.fields(Policy) if field.name != "tenants"]
+    values: dict[str, timedelta | None] = {}
+    tenants: dict[tuple[str, str], timedelta | None] = {}
+    faults: list[str] = []
+    for name in names:
+        variable = PREFIX + name.upper()
+        text = environ.get(variable, "").strip()
+        if not text:
+            continue
+        try:
+            common, own = _read(text, tenants_allowed=name in PER_TENANT)
+        except ValueError as error:
+            faults.append(f"{error} @ {variable}")
+            continue
+        if common is not _UNSET:
+            values[name] = common  # type: ignore[assignment]  # not _UNSET, so a duration or None
+        tenants.update({(tenant, name.removeprefix("retain_")): keep for tenant, keep in own.items()})
+    known = {PREFIX + name.upper() for name in names}
+    faults += [
+        f"unknown variable (is it misspelt?) @ {name}"
+        for name in sorted(environ)
+        if name.startswith(PREFIX) and name not in known
+    ]
+    policy = Policy(tenants=tenants, **values)  # type: ignore[arg-type]  # the names are those of the fields
+    faults += _contradictions(policy)
+    if faults:
+        raise ConfigError(faults)
+    return policy
+
+
+_UNSET: Final = object()
+
+
+def _read(text: str, *, tenants_allowed: bool) -> tuple[object, dict[str, timedelta | None]]:
+    common: object = _UNSET
+    tenants: dict[str, timedelta | None] = {}
+    for part in text.split(","):
+        tenant, separator, duration = part.rpartition("=")
+        if not separator:
+            if common is not _UNSET:
+                raise ValueError(f"two durations without a tenant: {text!r}")
+            common = read_duration(part)
+        elif not tenants_allowed:
+            raise ValueError("cannot differ by tenant: measurements are dropped by partitions that all tenants share")
+        elif not tenant.strip():
+            raise ValueError(f"no tenant before the = in {part.strip()!r}")
+        else:
+            tenants[tenant.strip()] = read_duration(duration)
+    return common, tenants
+
+
+def read_duration(text: str) -> timedelta | None:
+    """`90 days`, `12h`, `forever`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = text.strip()
+    if text.lower() in FOREVER:
+        return None
+    match = _DURATION.fullmatch(text)
+    unit = _UNITS.get(match["unit"].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"must be a duration like 90 days, 12h or forever, not {text!r}")
+    return int(match["number"]) * unit
+
+
+def write_duration(value: timedelta | None) -> str:
+    """As an operator would say it, and as PostgreSQL reads it."""
+    if value is None:
+        return "forever"
+    for seconds, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        number, rest = divmod(int(value.total_seconds()), seconds)
+        if not rest and number:
+            return f"{number} {unit}{'s' if number != 1 else ''}"
+    return "0 seconds"
+
+
+def _contradictions(policy: Policy) -> list[str]:
+    faults = [
+        f"must be at least {write_duration(_RETENTION_MINIMUM)} @ {PREFIX}{name.upper()}"
+        for name, value in policy.items().items()
+        if name.startswith("retain_") and value is not None and value < _RETENTION_MINIMUM
+    ]
+    levels = ("retain_raw", "retain_1m", "retain_5m", "retain_1h")
+    for finer, coarser in zip(levels, levels[1:], strict=False):
+        fine, coarse = getattr(policy, finer), getattr(policy, coarser)
+        if coarse is not None and (fine is None or fine > coarse):
+            faults.append(
+                f"is shorter than {PREFIX}{finer.upper()} ({write_duration(fine)}), which it is computed from "
+                f"@ {PREFIX}{coarser.upper()}"
+            )
+    chunk = policy.chunk_interval
+    if chunk is None or chunk < timedelta(hours=1) or chunk % timedelta(hours=1):
+        faults.append(f"must be whole hours @ {PREFIX}CHUNK_INTERVAL")
+    if policy.online_within is None or policy.online_within <= timedelta():
+        faults.append(f"must be more than 0 seconds @ {PREFIX}ONLINE_WITHIN")
+    return faults
