@@ -205,9 +205,15 @@ async def test_demo_in_a_directory_that_is_in_use(directory: Path) -> None:
     assert 0 == status
 
 
-def test_demo_without_rich_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_without_rich_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the package that draws the page, one line says what to install."""
     monkeypatch.setitem(sys.modules, "rich", None)
 
     with pytest.raises(StackError, match="pip install"):
-        chosen_display(screenshot=True)
+        chosen_display(tmp_path / "page.svg")
+
+
+def test_demo_screenshot_without_a_place_is_refused_at_once(tmp_path: Path) -> None:
+    """A picture that could not be saved is said before anything starts, not after an hour."""
+    with pytest.raises(StackError, match="no directory for the screenshot"):
+        chosen_display(tmp_path / "nowhere" / "page.svg")

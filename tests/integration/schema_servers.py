@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -135,6 +136,26 @@ class Database:
     def migrate(self) -> MigrationReport:
         """Migrate as `dsn`."""
         return asyncio.run(migrate(self.dsn, log=log))
+
+    def aggregate(self) -> None:
+        """Bring the stored aggregates up to date, as the maintenance task or TimescaleDB's jobs do."""
+        with self.connect() as connection:
+            if not self.server.timescaledb:
+                while connection.execute("SELECT traksense.roll_up()").fetchone() != (0,):
+                    pass
+                return
+            for level in ("1m", "5m", "1h"):
+                deadline = time.monotonic() + 30
+                while True:
+                    try:
+                        connection.execute(f"CALL refresh_continuous_aggregate('traksense.rollup_{level}', NULL, NULL)")
+                    except psycopg.OperationalError as error:
+                        # The background job is at it.
+                        if time.monotonic() > deadline or "concurrent refresh" not in str(error):
+                            raise
+                        time.sleep(0.2)
+                    else:
+                        break
 
     def add_series(self, tenant: str, device: str, point: str, unit: str | None = None, site: str = "site") -> int:
         """Register a series with its tenant and device, as the service does."""

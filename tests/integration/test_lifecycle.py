@@ -63,16 +63,14 @@ def fill(database: Database) -> None:
 def days_of(database: Database, tenant: str, relation: str, column: str) -> int:
     """How far back a tenant's rows go, in whole days."""
     return int(
-        database.value(
-            f"SELECT extract(day FROM now() - min({column})) FROM {relation} WHERE tenant_id = %s", tenant
-        )
+        database.value(f"SELECT extract(day FROM now() - min({column})) FROM {relation} WHERE tenant_id = %s", tenant)
     )
 
 
 def test_plan_apply_and_maintain(
     migrated: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """plan says what would go and changes nothing; apply writes it; maintenance carries it out; then there is no drift."""
+    """A plan changes nothing; apply writes it; maintenance carries it out; then there is no drift."""
     fill(migrated)
     policy = {
         "RETAIN_RAW": "10 days",
@@ -139,12 +137,16 @@ def test_chunks_are_compressed_and_analyzed(
     assert migrated.value(analyzed) >= 28
 
     series = migrated.value("SELECT min(series_id) FROM traksense.series")
-    migrated.run(f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now() - interval '9.5 days', 7)")
+    migrated.run(
+        f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now() - interval '9.5 days', 7)"
+    )
     partly = "SELECT count(*) FROM _timescaledb_catalog.chunk WHERE status & 8 <> 0"
     assert 1 == migrated.value(partly)
     run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
     assert 0 == migrated.value(partly)
-    status = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", COMPRESS_AFTER="2 days"))
+    status = json.loads(
+        run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", COMPRESS_AFTER="2 days")
+    )
     assert status["compression"]["chunks"] >= 28
     assert [] == status["drift"]
     assert 4 == len(status["jobs"])
@@ -212,7 +214,14 @@ def test_policy_faults_are_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("90 days", 90 * DAY), ("90d", 90 * DAY), ("1 year", 365 * DAY), ("12h", DAY / 2), ("2 weeks", 14 * DAY), ("never", None)],
+    [
+        ("90 days", 90 * DAY),
+        ("90d", 90 * DAY),
+        ("1 year", 365 * DAY),
+        ("12h", DAY / 2),
+        ("2 weeks", 14 * DAY),
+        ("never", None),
+    ],
 )
 def test_duration(text: str, value: timedelta | None) -> None:
     """Durations are read as people write them, and written so that they can be read again."""

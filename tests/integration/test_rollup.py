@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +22,6 @@ pytest_plugins = ("schema_fixtures",)
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 LEVELS = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour"}
-
-
-def bring_up_to_date(database: Database) -> None:
-    """What the maintenance task does, or TimescaleDB's jobs."""
-    with database.connect() as connection:
-        if not database.server.timescaledb:
-            while connection.execute("SELECT traksense.roll_up()").fetchone() != (0,):
-                pass
-            return
-        for level in LEVELS:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    connection.execute(f"CALL refresh_continuous_aggregate('traksense.rollup_{level}', NULL, NULL)")
-                except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable, psycopg.errors.InternalError) as error:
-                    # The background job is at it.
-                    if time.monotonic() > deadline or "concurrent refresh" not in str(error):
-                        raise
-                    time.sleep(0.2)
-                else:
-                    break
 
 
 def direct(database: Database, level: str) -> list[Any]:
@@ -110,11 +88,11 @@ def test_aggregates_equal_direct_computation(
             for number, batch in enumerate(arrivals):
                 await store.write(batch)
                 if number == pause:
-                    await trio.to_thread.run_sync(bring_up_to_date, schema_server_module)
+                    await trio.to_thread.run_sync(schema_server_module.aggregate)
             await store.write(arrivals[0])  # redelivered
 
     trio.run(arrive)
-    bring_up_to_date(schema_server_module)
+    schema_server_module.aggregate()
 
     check(schema_server_module)
 
@@ -128,7 +106,7 @@ def test_upgrade_of_what_was_there(migrated: Database) -> None:
         " FROM generate_series(timestamptz '2026-01-01 00:00Z', '2026-01-03 23:59Z', interval '7 min') t",
         "SELECT traksense.mark_dirty('2026-01-01 00:00Z', '2026-01-04 00:00Z')",
     )
-    bring_up_to_date(migrated)
+    migrated.aggregate()
 
     check(migrated)
 
@@ -160,10 +138,10 @@ def test_write_under_way_is_not_forgotten(plain: Database) -> None:
         late.execute((insert % "01").encode())
         late.execute(mark.encode())
         plain.run(insert % "02", mark)
-        bring_up_to_date(plain)
+        plain.aggregate()
         assert [1] == [row[-1] for row in stored(plain, "1m")]
         late.commit()
-    bring_up_to_date(plain)
+    plain.aggregate()
 
     assert [2] == [row[-1] for row in stored(plain, "1m")]
 
@@ -173,11 +151,12 @@ def test_dropped_raw_points_leave_their_aggregates(plain: Database) -> None:
     series = plain.add_series("acme", "device", "point")
     plain.run(
         "SELECT traksense.ensure_partitions('2026-01-01', '2026-01-02')",
-        f"INSERT INTO traksense.measure (series_id, ts, v_num) SELECT {series}, '2026-01-01'::timestamptz + n * interval '1 s', n"
+        f"INSERT INTO traksense.measure (series_id, ts, v_num)"
+        f" SELECT {series}, '2026-01-01'::timestamptz + n * interval '1 s', n"
         " FROM generate_series(0, 9) n",
         "SELECT traksense.mark_dirty('2026-01-01 00:00Z', '2026-01-02 00:00Z')",
     )
-    bring_up_to_date(plain)
+    plain.aggregate()
     before = stored(plain, "1h")
     plain.run("UPDATE traksense.setting SET value = '30 days' WHERE name = 'retain_raw'")
     assert 1 == len(plain.rows("SELECT traksense.drop_expired()"))
@@ -186,7 +165,7 @@ def test_dropped_raw_points_leave_their_aggregates(plain: Database) -> None:
         f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, '2026-01-01 00:00:30Z', 77)",
         "SELECT traksense.mark_dirty('2026-01-01 00:00Z', '2026-01-02 00:00Z')",
     )
-    bring_up_to_date(plain)
+    plain.aggregate()
 
     assert before == stored(plain, "1h")
     assert 10 == before[0][-1]

@@ -15,6 +15,7 @@ ROW_SECURED = (
     "traksense.meta",
     "traksense.series",
     "traksense.tenant",
+    "traksense.tenant_retention",
 )
 PRIVATE_FUNCTIONS = ("partition_ranges()", "ensure_partitions(now(), now())")
 
@@ -39,8 +40,10 @@ def fill(database: Database) -> None:
         )
     database.run(
         "INSERT INTO public.ingest_errors (topic, payload, reason, digest)"
-        " VALUES ('topic', 'x', 'invalid_topic', decode(md5(''), 'hex'))"
+        " VALUES ('topic', 'x', 'invalid_topic', decode(md5(''), 'hex'))",
+        "SELECT traksense.mark_dirty('2026-01-01', '2026-01-02')",
     )
+    database.aggregate()
 
 
 @pytest.fixture
@@ -155,7 +158,8 @@ def test_views_are_security_barriers(migrated: Database) -> None:
         " AND reloptions @> '{security_barrier=true}' ORDER BY 1"
     )
 
-    assert ["ts_measure", "ts_measure_1h", "ts_measure_1m", "ts_measure_5m"] == [row[0] for row in rows]
+    views = ["device_status", "latest", "ts_measure", "ts_measure_1h", "ts_measure_1m", "ts_measure_5m"]
+    assert views == [row[0] for row in rows]
 
 
 @pytest.mark.parametrize("relation", PUBLIC_RELATIONS)

@@ -33,6 +33,9 @@ COLUMNS = (
 )
 
 
+ACK = "INSERT INTO public.cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, payload)"
+
+
 def public(database: Database) -> list[str]:
     return [row[0] for row in database.rows(PUBLIC)]
 
@@ -61,12 +64,11 @@ def outcome(session: Session, statement: str) -> str:
 
 
 def test_fixture_has_something_to_find(walled: Database) -> None:
-    """An operator does see the foreign tenant in every public relation: an attack that finds nothing proves something."""
+    """An operator does see the foreign tenant everywhere: an attack that finds nothing proves something."""
     for relation in public(walled):
         found = walled.value(f"SELECT string_agg(t::text, '') FROM (SELECT * FROM {relation}) t")
-        if relation not in ("ts_measure_1m", "ts_measure_5m", "ts_measure_1h"):
-            assert MARK in (found or ""), relation
-            assert "own" in found, relation
+        assert MARK in (found or ""), relation
+        assert "own" in found, relation
 
 
 def test_every_relation(walled: Database, session: Session) -> None:
@@ -90,7 +92,8 @@ def test_every_public_relation_shows_the_own_tenant_only(walled: Database, sessi
 def test_private_schema_is_shut(walled: Database, session: Session) -> None:
     """No relation and no function of the private schema can be named."""
     for (name,) in walled.rows(
-        "SELECT relname::text FROM pg_class WHERE relnamespace = 'traksense'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')"
+        "SELECT relname::text FROM pg_class"
+        " WHERE relnamespace = 'traksense'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')"
     ):
         assert "permission denied" in outcome(session, f'SELECT * FROM traksense."{name}"')
     for (name,) in walled.rows(
@@ -156,12 +159,14 @@ def test_private_schema_is_shut(walled: Database, session: Session) -> None:
         "SELECT * FROM public.ingest_errors WHERE tenant_id IS NULL",
         "SELECT * FROM public.cmd_ack TABLESAMPLE SYSTEM (100)",
         "SELECT ctid, xmin, tableoid::regclass, * FROM public.cmd_ack",
-        "SELECT * FROM public.cmd_ack WHERE ctid = ANY (ARRAY(SELECT format('(%s,%s)', p, i)::tid"
-        " FROM generate_series(0, 9) p, generate_series(1, 99) i))",
+        (
+            "SELECT * FROM public.cmd_ack WHERE ctid = ANY (ARRAY(SELECT format('(%s,%s)', p, i)::tid"
+            " FROM generate_series(0, 9) p, generate_series(1, 99) i))"
+        ),
         "SELECT * FROM public.cmd_ack FOR UPDATE",
         "SELECT * FROM ONLY public.cmd_ack",
         "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM public.ts_measure; FETCH ALL c; CLOSE c",
-        "DO $$ DECLARE r record; BEGIN FOR r IN SELECT * FROM public.ts_measure LOOP RAISE NOTICE '%', r; END LOOP; END $$",
+        "DO $$ DECLARE r record; BEGIN FOR r IN TABLE public.ts_measure LOOP RAISE NOTICE '%', r; END LOOP; END $$",
         "CREATE TEMP TABLE stolen AS SELECT * FROM public.ts_measure; TABLE stolen; DROP TABLE stolen",
         "CREATE TEMP VIEW mine AS SELECT * FROM public.cmd_ack; TABLE mine; DROP VIEW mine",
         "CREATE TEMP TABLE child () INHERITS (public.cmd_ack)",
@@ -181,16 +186,14 @@ def test_statement(session: Session, statement: str) -> None:
         told = outcome(session, statement)
 
     # A tenant's own name in a setting is its own doing.
-    assert MARK not in told.replace(FOREIGN, "") and str(NUMBER) not in told
+    assert not re.search(f"{MARK}|{NUMBER}", told.replace(FOREIGN, ""))
 
 
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO public.cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, payload)"
-        f" VALUES ('{FOREIGN}', 's', 'd', 'c', true, '{{}}')",
-        "INSERT INTO public.cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, payload)"
-        f" VALUES ('{FOREIGN}', '{MARK}', '{MARK} device 1', '{MARK} command 1', true, '{{}}')",
+        f"{ACK} VALUES ('{FOREIGN}', 's', 'd', 'c', true, '{{}}')",
+        f"{ACK} VALUES ('{FOREIGN}', '{MARK}', '{MARK} device 1', '{MARK} command 1', true, '{{}}')",
         "INSERT INTO public.ts_measure (tenant_id) VALUES ('acme')",
         "UPDATE public.cmd_ack SET ok = false",
         "UPDATE public.ts_measure SET v_num = 0",
@@ -203,7 +206,7 @@ def test_statement(session: Session, statement: str) -> None:
         "CREATE INDEX ON public.cmd_ack (err)",
         "CREATE UNIQUE INDEX ON public.cmd_ack (device_id)",
         "CREATE STATISTICS s ON device_id, err FROM public.cmd_ack",
-        "CREATE TRIGGER t AFTER INSERT ON public.cmd_ack EXECUTE FUNCTION pg_catalog.suppress_redundant_updates_trigger()",
+        "CREATE TRIGGER t AFTER INSERT ON public.cmd_ack EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         "CREATE RULE r AS ON SELECT TO public.cmd_ack DO INSTEAD SELECT 1",
         "CREATE POLICY p ON public.cmd_ack USING (true)",
         "ALTER TABLE public.cmd_ack DISABLE ROW LEVEL SECURITY",
@@ -255,7 +258,7 @@ def test_leaky_function(walled: Database, session: Session, setting: str) -> Non
                 f"SELECT max(1) FROM {relation} GROUP BY {column} HAVING pg_temp.leak({column}::text)",
             ):
                 told = outcome(session, query)
-                assert MARK not in told and str(NUMBER) not in told, (query, told[:300])
+                assert not re.search(f"{MARK}|{NUMBER}", told), (query, told[:300])
 
 
 def test_error_messages(walled: Database, session: Session) -> None:
@@ -272,12 +275,12 @@ def test_error_messages(walled: Database, session: Session) -> None:
             for probe in probes:
                 told = outcome(session, probe)
                 assert "division by zero" not in told, probe
-                assert MARK not in told.replace(f"'{MARK}'", "") and str(NUMBER) not in told, (probe, told[:300])
+                assert not re.search(f"{MARK}|{NUMBER}", told.replace(f"'{MARK}'", "")), (probe, told[:300])
 
 
 SETTINGS = [
     "",
-    "SET enable_nestloop = off; SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off",
+    "SET enable_nestloop = off; SET enable_indexscan = off; SET enable_bitmapscan = off",
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
     "SET enable_sort = off; SET enable_hashagg = off; SET enable_seqscan = off; SET enable_material = off",
 ]
@@ -409,8 +412,8 @@ def test_time_condition_is_pushed_down(walled: Database, session: Session) -> No
     session.execute("SET enable_seqscan = off")
     plan = outcome(
         session,
-        f"EXPLAIN SELECT * FROM ts_measure WHERE device_id = 'own device 1' AND ts >= '{DAY}' AND ts < '2026-01-01 01:00Z'",
+        "EXPLAIN SELECT * FROM ts_measure"
+        f" WHERE device_id = 'own device 1' AND ts >= '{DAY}' AND ts < '2026-01-01 01:00Z'",
     )
 
-    assert "Index Cond: ((s.device_id = 'own device 1'" in plan or "Index Cond: ((device_id = 'own device 1'" in plan
-    assert "(ts >= " in plan
+    assert re.search(r"Index Cond: .*\bts >= ", plan)

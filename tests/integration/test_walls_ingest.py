@@ -1,8 +1,9 @@
-"""The service as a member of `traksense_ingest`: it owns nothing, bypasses nothing, and writes for the tenants it names."""
+"""The service as a member of `traksense_ingest`: it owns nothing, and writes for the tenants that it names."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -51,7 +52,7 @@ def ingest(owned: Database) -> str:
     return owned.create_member("traksense_ingest")
 
 
-@pytest.fixture
+@pytest.fixture  # type: ignore[no-redef]  # in place of the imported one
 def open_any_store(owned: Database, ingest: str) -> OpenStore:
     """In place of the contract's own: PostgreSQL with that login."""
 
@@ -181,6 +182,25 @@ async def test_store_names_the_topics_tenants(owned: Database, ingest: str) -> N
         await store.write(batch)
     for relation in ("ts_measure", "cmd_ack", "device_event", "ingest_errors"):
         assert [("tenant",)] == owned.rows(f"SELECT tenant_id FROM {relation}")
+
+
+async def test_maintenance_needs_no_more_rights(owned: Database, ingest: str) -> None:
+    """The service's own login aggregates, drops what has expired, and writes down when devices were last heard."""
+    owned.run("UPDATE traksense.setting SET value = '90 days' WHERE name LIKE 'retain%'")
+    owned.run("SELECT traksense.ensure_partitions(now() - interval '200 days', now() - interval '200 days')")
+    good = delivery(telemetry(Point("a", 1.0)))
+    object.__setattr__(good.message, "received_at", datetime.now(UTC))
+    async with open_postgres_store(ingest) as store:
+        await store.write([good])
+        await store._call(store._maintain, True)
+        await store._call(store._maintain, False)
+
+    assert [("tenant", "device", True)] == owned.rows("SELECT tenant_id, device_id, online FROM device_status")
+    if not owned.server.timescaledb:
+        assert [(1.0, 1)] == owned.rows("SELECT v_avg, v_count FROM ts_measure_1h")
+        assert 0 == owned.value(
+            "SELECT count(*) FROM traksense.partition_ranges() r WHERE upper(r) < now() - interval '95 days'"
+        )
 
 
 async def test_store_cannot_be_made_to_cross(owned: Database, ingest: str) -> None:

@@ -25,6 +25,8 @@ NAMES: Final = {tenant: f"<{number}>" for number, tenant in enumerate(TENANTS)}
 
 COLUMNS: Final = {
     "ts_measure": ("tenant_id", "site_id", "device_id", "point_id", "ts", "v_num", "v_text", "unit", "qual", "meta"),
+    "latest": ("tenant_id", "site_id", "device_id", "point_id", "ts", "v_num", "v_text", "unit", "meta"),
+    "device_status": ("tenant_id", "site_id", "device_id", "first_seen_at", "last_seen_at", "online"),
     "ts_measure_1m": ("tenant_id", "site_id", "device_id", "point_id", "bucket", "v_avg", "v_max", "v_count"),
     "ts_measure_1h": ("tenant_id", "site_id", "device_id", "point_id", "bucket", "v_avg", "v_min", "v_count"),
     "cmd_ack": ("tenant_id", "site_id", "device_id", "cmd_id", "err", "payload", "updated_at"),
@@ -97,23 +99,32 @@ def crowd(schema_server_module: Database) -> Database:
             document = json.dumps({"of": name})
             for statement, arguments in (
                 (
-                    "INSERT INTO traksense.measure (series_id, ts, v_num, v_text, meta)"
-                    " SELECT %s, '2026-01-01'::timestamptz + n * interval '1 min', n, %s, %s FROM generate_series(1, 3) n",
+                    (
+                        "INSERT INTO traksense.measure (series_id, ts, v_num, v_text, meta)"
+                        " SELECT %s, timestamptz '2026-01-01' + n * interval '1 min', n, %s, %s"
+                        " FROM generate_series(1, 3) n"
+                    ),
                     (series, f"text {name}", document),
                 ),
                 (
-                    "INSERT INTO cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, err, payload)"
-                    " VALUES (%s, 'site', %s, %s, true, %s, %s)",
+                    (
+                        "INSERT INTO cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, err, payload)"
+                        " VALUES (%s, 'site', %s, %s, true, %s, %s)"
+                    ),
                     (tenant, name, name, name, document),
                 ),
                 (
-                    "INSERT INTO device_event (tenant_id, site_id, device_id, event_id, event_type, ts, data)"
-                    " VALUES (%s, 'site', %s, %s, %s, now(), %s)",
+                    (
+                        "INSERT INTO device_event (tenant_id, site_id, device_id, event_id, event_type, ts, data)"
+                        " VALUES (%s, 'site', %s, %s, %s, now(), %s)"
+                    ),
                     (tenant, name, name, name, document),
                 ),
                 (
-                    "INSERT INTO ingest_errors (tenant_id, topic, payload, reason, detail, digest)"
-                    " VALUES (%s, %s, 'x', 'reason', %s, decode(md5(%s), 'hex'))",
+                    (
+                        "INSERT INTO ingest_errors (tenant_id, topic, payload, reason, detail, digest)"
+                        " VALUES (%s, %s, 'x', 'reason', %s, decode(md5(%s), 'hex'))"
+                    ),
                     (tenant, name, name, name),
                 ),
             ):
@@ -121,8 +132,10 @@ def crowd(schema_server_module: Database) -> Database:
     database.run(
         "INSERT INTO ingest_errors (topic, payload, reason, digest) VALUES ('<nobody>', '<nobody>', '<nobody>',"
         " decode(md5(''), 'hex'))",
-        "ANALYZE",
+        "SELECT traksense.mark_dirty('2026-01-01', '2026-01-02')",
     )
+    database.aggregate()
+    database.run("ANALYZE")
     return database
 
 

@@ -48,5 +48,7 @@ def fill(database: Database) -> None:
         "INSERT INTO public.ingest_errors (topic, payload, reason, digest)"
         f" VALUES ('{MARK}', '{MARK}', '{MARK}', decode(md5('nobody'), 'hex'))",
         "UPDATE traksense.device SET last_seen_at = now()",
-        "ANALYZE",
+        f"SELECT traksense.mark_dirty('{DAY}', '2026-01-02')",
     )
+    database.aggregate()
+    database.run("ANALYZE")

@@ -22,6 +22,7 @@ async def test_complaint_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFix
         asyncio.get_running_loop().call_exception_handler(
             {"message": "Resetting connection with an active transaction", "exception": ConnectionError("gone")}
         )
+        await asyncio.sleep(0)
         return "done"
 
     with caplog.at_level(logging.WARNING), trio.fail_after(5):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-ADDRESSES = Addresses("mqtt://127.0.0.1:1883", "mosquitto", "postgresql://127.0.0.1/traksense", "http://m", "/d", None)
+ADDRESSES = Addresses("mqtt://127.0.0.1:1883", "mosquitto", "postgresql://127.0.0.1/traksense", "http://m", "/d")
 
 
 def scrape(at: float, points: float = 0.0, **more: float) -> Scrape:

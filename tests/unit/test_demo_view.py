@@ -153,8 +153,8 @@ def test_sparkline_has_its_width(values: list[float], width: int) -> None:
 
 
 def test_sparkline_is_scaled_from_zero() -> None:
-    """A steady rate is a steady full bar; a stop is seen at once."""
-    assert " ████▁" == sparkline([500.0, 500.0, 500.0, 500.0, 0.0], 6)
+    """A steady rate is a steady line; a stop is seen at once."""
+    assert " ▇▇▇▇▁" == sparkline([500.0, 500.0, 500.0, 500.0, 0.0], 6)
 
 
 def test_figures_for_people() -> None:

@@ -16,8 +16,8 @@ APPLICATION: Final = "traksense lifecycle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
     parser.epilog = (
-        "The policy is in LIFECYCLE_* (ops/lifecycle.md); DATABASE_URL has to be the owner's. plan changes nothing; apply "
-        "writes the policy into the database, where the service and TimescaleDB's jobs go by it; status compares."
+        "The policy is in LIFECYCLE_* (ops/lifecycle.md); DATABASE_URL has to be the owner's. plan changes nothing; "
+        "apply writes the policy into the database, where the service and TimescaleDB's jobs go by it."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, summary in (

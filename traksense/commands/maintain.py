@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs", action="store_true", help="run the jobs of TimescaleDB, for a server whose scheduler is switched off"
     )
     parser.epilog = (
-        "What the service does by itself while it runs: brings the aggregates up to date, makes partitions ahead, drops and "
-        "deletes what the policy no longer keeps. Safe beside running services."
+        "What the service does by itself while it runs: brings the aggregates up to date, makes partitions ahead, "
+        "drops and deletes what the policy no longer keeps. Safe beside running services."
     )
 
 

@@ -31,9 +31,8 @@ def main(arguments: argparse.Namespace) -> int:
         migrate(settings.database.dsn.reveal(), log=logging.getLogger(__name__), roles=not arguments.no_roles)
     )
     if report.applied:
-        print(
-            f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {', '.join(report.applied)}"
-        )
+        applied = ", ".join(report.applied)
+        print(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {applied}")
     else:
         print(f"schema {report.to_version} ({report.engine}): nothing to do")
     if report.roles_missing:

@@ -1,7 +1,7 @@
 """The policy against the database: what differs, what would go, and carrying it out.
 
-The policy that counts is the one in the database (`traksense.setting`, and the jobs of TimescaleDB): the service and the
-jobs go by it. `plan` compares it with what the environment says, `apply` makes it so. asyncio-flavored throughout.
+The policy that counts is the one in the database (`traksense.setting`, and the jobs of TimescaleDB): the service and
+the jobs go by it. `plan` compares it with what the environment says, `apply` makes it so. asyncio-flavored throughout.
 """
 
 from __future__ import annotations
@@ -56,11 +56,14 @@ async def plan(connection: Any, policy: Policy) -> Plan:
     """Compare, and say what would go; changes nothing."""
     engine = await migrate.read_engine(connection)
     changes = await _differences(connection, policy, engine)
+    sql = _EXPIRED_PARTITIONS
+    if engine == "timescaledb":
+        schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+        sql = _EXPIRED_CHUNKS.replace("{schema}", schema)
     expired = []
     for level, keep in (("raw", policy.retain_raw), *((lv, getattr(policy, f"retain_{lv}")) for lv in LEVELS)):
         if keep is not None:
             cut = datetime.now(UTC) - keep - GRACE
-            sql = _EXPIRED_CHUNKS if engine == "timescaledb" else _EXPIRED_PARTITIONS
             relation = "measure" if level == "raw" else f"rollup_{level}"
             row = await connection.fetchrow(sql, relation, cut)
             if row["number"]:
@@ -212,8 +215,11 @@ LEFT JOIN timescaledb_information.chunks c ON c.hypertable_schema = h.schema AND
 """
 
 _EXPIRED_CHUNKS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(chunk::regclass)), 0)::bigint AS bytes
-FROM ({_HYPERTABLES}) AS b WHERE relation = $1::text AND range_end <= $2::timestamptz
+SELECT count(*) AS number, coalesce(sum(s.total_bytes), 0)::bigint AS bytes
+FROM ({_HYPERTABLES}) AS b
+LEFT JOIN {{schema}}.chunks_detailed_size(('traksense.' || $1::text)::regclass) AS s
+    ON format('%I.%I', s.chunk_schema, s.chunk_name) = b.chunk
+WHERE relation = $1::text AND range_end <= $2::timestamptz
 """  # noqa: S608  (constants)
 
 _SIZES: Final = f"""
@@ -227,8 +233,9 @@ GROUP BY 1 ORDER BY 1
 
 _SIZES_CHUNKS: Final = f"""
 SELECT b.relation, count(chunk) AS parts,
-    coalesce((SELECT sum(s.total_bytes) FROM {{schema}}.chunks_detailed_size(('traksense.' || b.relation)::regclass) s), 0)
-        ::bigint AS bytes,
+    coalesce(
+        (SELECT sum(s.total_bytes) FROM {{schema}}.chunks_detailed_size(('traksense.' || b.relation)::regclass) s), 0
+    )::bigint AS bytes,
     min(range_start) AS oldest, max(range_end) AS newest
 FROM ({_HYPERTABLES}) AS b GROUP BY 1 ORDER BY 1
 """  # noqa: S608  (constants)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -102,7 +103,7 @@ def load(environ: Mapping[str, str]) -> Policy:
         for name in sorted(environ)
         if name.startswith(PREFIX) and name not in known
     ]
-    policy = Policy(tenants=tenants, **values)  # type: ignore[arg-type]  # the names are those of the fields
+    policy = Policy(tenants=tenants, **values)
     faults += _contradictions(policy)
     if faults:
         raise ConfigError(faults)
@@ -164,7 +165,7 @@ def _contradictions(policy: Policy) -> list[str]:
         if name.startswith("retain_") and value is not None and value < _RETENTION_MINIMUM
     ]
     levels = ("retain_raw", "retain_1m", "retain_5m", "retain_1h")
-    for finer, coarser in zip(levels, levels[1:], strict=False):
+    for finer, coarser in pairwise(levels):
         fine, coarse = getattr(policy, finer), getattr(policy, coarser)
         if coarse is not None and (fine is None or fine > coarse):
             faults.append(

@@ -27,8 +27,8 @@ RELATIONS: Final = (
     "latest",
     "device_status",
 )
-"""What tenants may be given to read. Those that this database does not have are left out; whatever else is in the schema
-public is not ours."""
+"""What tenants may be given to read. Those that this database does not have are left out; the rest of the schema public
+is not ours."""
 
 _PRESENT: Final = "SELECT r FROM unnest($1::text[]) AS r WHERE to_regclass('public.' || r) IS NOT NULL"
 

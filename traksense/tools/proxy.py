@@ -109,12 +109,14 @@ class Proxy:
         self.cuts = 0
         self._upstream = (upstream_host, upstream_port)
         self._observe = observe
+        self._listeners: list[trio.SocketListener] = []
         self._links: set[_Link] = set()
         self._flowing = trio.Event()
         self._flowing.set()
         self._swallowing = False
         self._budget: int | None = None
         self._cut_at_outcome = False
+        self._next_cut = trio.Event()
 
     # --- the verbs ------------------------------------------------------------------------------------------------
 
@@ -123,10 +125,9 @@ class Proxy:
         """How many connections there are."""
         return len(self._links)
 
-    @property
-    def armed(self) -> bool:
-        """Whether a cut has been asked for and has not happened."""
-        return self._cut_at_outcome or self._budget is not None
+    async def wait_cut(self) -> None:
+        """Wait until `cut_after` or `cut_at_outcome` cuts; not for a cut that was before."""
+        await self._next_cut.wait()
 
     def heal(self) -> None:
         """Pass everything on again. Connections that lost bytes are reset: TCP never goes on without them."""
@@ -167,15 +168,16 @@ class Proxy:
 
     # --- the task -------------------------------------------------------------------------------------------------
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; started when it listens.
+    async def listen(self) -> None:
+        """Take the port; connections wait until `run` runs."""
+        self._listeners = await trio.open_tcp_listeners(self.port, host=LOOPBACK)
+
+    async def run(self) -> None:
+        """Serve until cancelled, after `listen`.
 
         Error handling: whatever happens to a connection ends that connection only.
         """
-        listeners = await trio.open_tcp_listeners(self.port, host=LOOPBACK)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, self._serve, listeners)
-            task_status.started()
+        await trio.serve_listeners(self._serve, self._listeners)
 
     async def _serve(self, client: trio.SocketStream) -> None:
         # Not `open_tcp_stream`: a reset while that connects would leave its socket to the garbage collector.
@@ -260,4 +262,6 @@ class Proxy:
 
     def _cut(self, link: _Link) -> None:
         self.cuts += 1
+        self._next_cut.set()
+        self._next_cut = trio.Event()
         link.reset()

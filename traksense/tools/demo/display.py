@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 FRAME_SECONDS: Final = 0.25
 
 
-def chosen_display(*, screenshot: bool) -> Callable[[State], Awaitable[None]]:
+def chosen_display(screenshot: Path | None) -> Callable[[State], Awaitable[None]]:
     """What shows the state until it is cancelled: the page if stdout is a terminal that can show it, else lines.
 
     Args:
-        screenshot: Whether the page will be wanted as a picture too.
+        screenshot: Where the page will be wanted as a picture too.
 
     Raises:
-        StackError: The package that draws it is missing.
+        StackError: The package that draws it is missing, or there is no place for the picture.
     """
+    if screenshot and not screenshot.absolute().parent.is_dir():
+        raise StackError(f"no directory for the screenshot: {screenshot.absolute().parent}")
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if terminal or screenshot:
         try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from traksense.tools.demo.place import Place
     from traksense.tools.demo.state import State
     from traksense.tools.demo.verdict import Verdict
+    from traksense.tools.stack import ServiceProcess
 
 LINE_SECONDS: Final = 5.0
 REASONS_SHOWN: Final = 2
@@ -52,16 +55,26 @@ def _milliseconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1000:.0f} ms"
 
 
-def ending(place: Place, state: State, verdict: Verdict, status: int, log: str) -> str:
-    """The last words: what happened, whether it adds up, and how to go on."""
+def ending(place: Place, state: State, verdict: Verdict, status: int, service: ServiceProcess, database: Path) -> str:
+    """The last words: what happened, whether it adds up, and how to go on.
+
+    Args:
+        place: Where the demo was.
+        state: What it knew at last.
+        verdict: Whether it adds up.
+        status: The service's exit status.
+        service: The service.
+        database: The directory of the database, which may be elsewhere.
+    """
     seconds = int(state.elapsed)
+    elsewhere = "" if database == place.directory else f" (the database: {database})"
     lines = [
         "",
         f"Ended after {seconds // 60} min {seconds % 60} s: the service drained, and exited with status {status}.",
-        *([f"  That is not 0: see {log}"] if status else []),
+        *([f"  That is not 0: see {service.log_path}"] if status else []),
         verdict.text(),
         "",
-        f"The data stay in {place.directory}: {state.rows:,} rows so far.",
+        f"The data stay in {place.directory}{elsewhere}: {state.rows:,} rows so far.",
         "Look at them (this starts the database alone, and psql):",
         f"  {place.command('--psql')}",
         "Start it again with them:",

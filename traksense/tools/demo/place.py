@@ -122,9 +122,8 @@ class Place:
 
     def command(self, *arguments: str) -> str:
         """The line that runs the demo in this directory."""
-        program = "traksense" if _is_on_path() else f"{shlex.quote(_short(Path(sys.executable)))} -m traksense"
         place = [] if self._given == default_directory() else ["--directory", shlex.quote(str(self._given))]
-        return " ".join([program, "demo", *place, *arguments])
+        return " ".join([_program(), "demo", *place, *arguments])
 
 
 def default_directory() -> Path:
@@ -151,9 +150,19 @@ def _short(path: Path) -> str:
     return str(path)
 
 
-def _is_on_path() -> bool:
-    found = shutil.which("traksense")
-    return found is not None and Path(found).parent == Path(sys.executable).parent
+def _program() -> str:
+    """How we were called, in a form that works in the same shell."""
+    script = Path(sys.argv[0])
+    if script.name == "traksense":
+        return _called(script)
+    return f"{_called(Path(sys.executable))} -m traksense"
+
+
+def _called(program: Path) -> str:
+    """Its name if the shell finds it by that, else its place."""
+    found = shutil.which(program.name)
+    same = found is not None and Path(found).absolute() == program.absolute()
+    return program.name if same else shlex.quote(_short(program.absolute()))
 
 
 def _is_free(port: int) -> bool:

@@ -126,7 +126,7 @@ class Demo:
         self._stop = stop
         self._place = Place(options.directory)
         self._tally = Tally()
-        self._show = chosen_display(screenshot=options.screenshot is not None)
+        self._show = chosen_display(options.screenshot)
 
     async def run(self) -> int:
         """Start, show, end; returns the exit status."""
@@ -147,7 +147,7 @@ class Demo:
             status = await service.stop()
             verdict = await compare(self._tally, database, since, last_dead)
             state.rows = int(await database.fetch_value(ROWS))
-            self._say(ending(self._place, state, verdict, status, str(service.log_path)))
+            self._say(ending(self._place, state, verdict, status, service, postgres.directory))
         return 0 if verdict.adds_up and status == 0 else 1
 
     # --- start --------------------------------------------------------------------------------------------------------
@@ -204,8 +204,7 @@ class Demo:
         )
 
     def _state(self, broker: BrokerProcess, postgres: PostgresProcess, service: ServiceProcess, fleet: Fleet) -> State:
-        psql = self._place.psql_line(postgres)
-        if psql:
+        if psql := self._place.psql_line(postgres):
             self._say(f"  look at the data from another terminal:\n    {psql}")
         o = self._options.fleet
         described = f"{o.tenants} tenants, {fleet.devices} devices, {o.rate:,.0f} points/s"
@@ -217,7 +216,6 @@ class Demo:
             f"postgresql://{postgres.host}:{postgres.port}/{DATABASE}",
             service.metrics_url,
             str(self._place.directory),
-            psql,
         )
         now = trio.current_time()
         return State(addresses, described, self._tally, now, now, datetime.now(UTC), self._options.seconds)

@@ -41,7 +41,6 @@ class Addresses:
     database: str
     metrics: str
     directory: str
-    psql: str | None
 
 
 @attrs.frozen

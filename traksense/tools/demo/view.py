@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDE: Final = 96
 """From this many columns on there is room for the site and for full addresses."""
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
+HEADROOM: Final = 1.15
+"""A steady rate shall look like a line with some air above it, not like a bar."""
 ROOMY_LINES: Final = 12
 """From this many lines for the tables on there is room for the newest dead letter's topic."""
 LINES_BESIDE_TABLES: Final = 15
@@ -42,6 +44,9 @@ def page(state: State, width: int, height: int) -> RenderableType:
     # The last line of a terminal belongs to the cursor.
     spare = height - 1 - LINES_BESIDE_TABLES - len(header)
     roomy = spare >= ROOMY_LINES
+    if roomy:
+        header.append(Text(""))
+        spare -= 1
     dead_rows = max(1, min(-(-reasons // (3 if wide else 2)), spare // 3))
     return Group(
         *header,
@@ -161,7 +166,6 @@ def _values(state: State, *, rows: int, wide: bool) -> RenderableType:
     table.add_column("value", justify="right", no_wrap=True, ratio=3)
     table.add_column("unit", no_wrap=True, ratio=2)
     table.add_column("age", justify="right", no_wrap=True, ratio=2)
-    # A header and the panel's own lines are fixed; rows that are missing yet keep their place, so that nothing jumps.
     shown = sorted(state.values[:rows], key=lambda v: (v.tenant, v.device))
     for v in shown:
         cells: list[RenderableType] = [
@@ -232,10 +236,10 @@ def _footer(state: State, *, wide: bool) -> RenderableType:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The last values as blocks, from zero to the largest, right-aligned."""
+    """The last values as blocks, from zero to a little above the largest, right-aligned."""
     shown = values[-width:]
-    top = max(shown, default=0.0)
-    blocks = "".join(BLOCKS[min(7, int(8 * max(0.0, value) / top))] if top > 0 else BLOCKS[0] for value in shown)
+    top = max(shown, default=0.0) * HEADROOM
+    blocks = "".join(BLOCKS[int(8 * max(0.0, value) / top)] if top > 0 else BLOCKS[0] for value in shown)
     return blocks.rjust(width)
 
 

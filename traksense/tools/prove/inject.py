@@ -192,8 +192,7 @@ def _on_link(
             verb(link, injection)
             if awaits_cut:
                 with trio.move_on_after(CUT_SECONDS):
-                    while link.cuts == cuts:
-                        await trio.sleep(POLL_SECONDS)
+                    await link.wait_cut()
                 return link.cuts > cuts
             await trio.sleep(injection.seconds)
         finally:

@@ -10,6 +10,7 @@ import trio
 
 from traksense.tools.prove.witness import Remarks
 from traksense.tools.stack import ServiceProcess
+from traksense.tools.stack.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,6 +124,16 @@ class Keeper:
         """SIGTERM for the last time."""
         self._finishing = True
         await self.restart()
+
+    async def wait_ready(self) -> None:
+        """Wait until the service is ready for the first time.
+
+        Raises:
+            StackError: It ended, or was not ready in time.
+        """
+        while self.process is None:
+            await trio.sleep(POLL_SECONDS)
+        await self.process.wait_ready()
 
     async def ready(self) -> bool:
         """Whether `/readyz` says so."""

@@ -75,7 +75,7 @@ def result(run: Run) -> Result:
         "ledgers_checked": ledger.scrapes,
         "lost_by_broker": judgement.lost_by_broker.count,
     }
-    chosen = ("MQTT_VERSION", "DB_POOL_MAX", "INGEST_QUEUE_MAX", "INGEST_BATCH_SIZE", "INGEST_BATCH_MS")
+    chosen = ("MQTT_VERSION", "MQTT_READER", "DB_POOL_MAX", "INGEST_QUEUE_MAX", "INGEST_BATCH_SIZE", "INGEST_BATCH_MS")
     return Result(
         seed=run.seed,
         seconds=round(run.seconds, 1),

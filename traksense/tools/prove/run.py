@@ -105,7 +105,8 @@ class Run:
             self.stage = stage
             self.ledger = LedgerWatch(stage.keeper)
             self.promises = PromiseWatch(stage.database, self.messages, self.seed)
-            await _wait_ready(stage)
+            # The session must exist before anything is published: a broker queues for nobody.
+            await stage.keeper.wait_ready()
             progress.begin(self)
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(self.ledger.run)
@@ -250,13 +251,6 @@ class Run:
 
 def _broker(stage: Stage) -> Broker:
     return Broker(host=stage.broker.host, port=stage.broker.port, tls=False)
-
-
-async def _wait_ready(stage: Stage) -> None:
-    """The session must exist before anything is published: a broker queues for nobody."""
-    while stage.keeper.process is None:
-        await trio.sleep(TICK_SECONDS)
-    await stage.keeper.process.wait_ready()
 
 
 async def _why_stuck(stage: Stage, publisher: Publisher, seconds: float) -> str:

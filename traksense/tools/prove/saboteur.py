@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from traksense import config, log, service
 from traksense.ingest.intake import Intake
 from traksense.ingest.write import Writer
 from traksense.mqtt.connection import Connection
@@ -152,11 +153,10 @@ def main(argv: list[str]) -> int:
     plant(Bomb(argv[0]))
     if argv[1:] == ["--break", ACK_EARLY]:
         break_ack_early()
-    import argparse
-
-    from traksense.commands import run
-
-    return run.main(argparse.Namespace())
+    settings = config.load(os.environ)
+    log.configure(settings.log_level, settings.log_format)
+    trio.run(service.run, settings)
+    return 0
 
 
 if __name__ == "__main__":

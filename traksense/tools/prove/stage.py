@@ -6,6 +6,7 @@ publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── serv
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 from contextlib import asynccontextmanager
 from random import Random
@@ -105,8 +106,9 @@ async def open_stage(
         broker_link = Proxy(broker.port, observe=witness.observe)
         environment = _environment(seed, broker_link.port, _through(database.url.dsn.reveal(), database_link.port))
         keeper = Keeper(environment, directory, breakage=breakage if breakage == ACK_EARLY else None)
-        await nursery.start(database_link.run)
-        await nursery.start(broker_link.run)
+        for link in (database_link, broker_link):
+            await link.listen()
+            nursery.start_soon(link.run)
         nursery.start_soon(keeper.run)
         yield Stage(postgres, broker, database, database_link, broker_link, keeper, environment)
         nursery.cancel_scope.cancel()
@@ -115,10 +117,13 @@ async def open_stage(
 def _environment(seed: int, broker_port: int, dsn: str) -> dict[str, str]:
     """The service's variables: short time-outs, so that a short run sees many of them; the rest as the seed wants."""
     random = Random(seed)  # noqa: S311  (repeatable, not secret)
+    version = random.choice(("5", "5", "5", "3.1.1"))
+    readers = ("paho", "mqtt5") if importlib.util.find_spec("mqtt5") else ("paho",)
     return {
         "MQTT_URL": f"mqtt://127.0.0.1:{broker_port}",
         "MQTT_CLIENT_ID": CLIENT_ID,
-        "MQTT_VERSION": random.choice(("5", "5", "5", "3.1.1")),
+        "MQTT_VERSION": version,
+        "MQTT_READER": random.choice(readers) if version == "5" else "paho",
         "MQTT_KEEPALIVE": str(KEEPALIVE_SECONDS),
         "DATABASE_URL": dsn,
         "DB_STATEMENT_TIMEOUT": "2",

@@ -1,0 +1,154 @@
+"""ops/reading.md: its queries and its patterns, run as it says."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from schema_servers import Database
+
+pytest_plugins = ("schema_fixtures",)
+
+MANUAL = (Path(__file__).parents[2] / "ops" / "reading.md").read_text(encoding="utf-8")
+QUERIES = re.findall(r"```sql\n(.*?)```", MANUAL, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def filled(schema_server_module: Database) -> Database:
+    """Two tenants with devices of the same name, two days of points, acks, events and dead letters."""
+    database = schema_server_module
+    database.run("SELECT traksense.ensure_partitions(now() - interval '2 days', now())")
+    for tenant, number in (("acme", 1), ("bravo", 100)):
+        for point, columns, values in (
+            ("temperature", "v_num", "85 - n % 5"),
+            ("energy", "v_num", f"n * {number}"),
+            ("status", "v_text", "CASE WHEN n / 100 % 2 = 0 THEN 'RUN' ELSE 'STOP' END"),
+        ):
+            series = database.add_series(tenant, "pump-1", point, "Cel" if point == "temperature" else None)
+            database.run(
+                f"INSERT INTO traksense.measure (series_id, ts, {columns})"
+                f" SELECT {series}, now() - n * interval '5 min', {values} FROM generate_series(0, 500) n"
+            )
+        database.run(
+            "INSERT INTO cmd_ack (tenant_id, site_id, device_id, cmd_id, ok, payload)"
+            f" VALUES ('{tenant}', 'site', 'pump-1', 'c {tenant}', true, '{{}}')",
+            "INSERT INTO device_event (tenant_id, site_id, device_id, event_type, ts)"
+            f" VALUES ('{tenant}', 'site', 'pump-1', 'boot {tenant}', now())",
+            "INSERT INTO ingest_errors (tenant_id, topic, payload, reason, digest)"
+            f" VALUES ('{tenant}', 'topic', 'x', 'parse_error', decode(md5('{tenant}'), 'hex'))",
+        )
+    database.run("SELECT traksense.mark_dirty(now() - interval '3 days', now())")
+    database.aggregate()
+    return database
+
+
+@pytest.fixture(scope="module")
+def reader(filled: Database) -> str:
+    return filled.create_member("traksense_readonly")
+
+
+def test_there_are_ten() -> None:
+    """The manual has the ten questions that it promises."""
+    assert 10 == len(QUERIES)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=range(1, len(QUERIES) + 1))
+def test_query(filled: Database, reader: str, query: str) -> None:
+    """Each query of the manual answers, for the own tenant, and says nothing to one that does not exist."""
+    answers = {tenant: filled.rows(query, dsn=reader, tenant=tenant) for tenant in ("acme", "nobody")}
+
+    assert answers["acme"]
+    assert [] == answers["nobody"]
+    assert "bravo" not in repr(answers["acme"])
+
+
+def test_latest_is_not_overwritten_by_late_points(filled: Database, reader: str) -> None:
+    """A point that arrives late, or with a quality, does not replace a newer one; a newer one does."""
+    value = "SELECT v_num FROM latest WHERE device_id = 'pump-1' AND point_id = 'temperature'"
+    series = filled.value(
+        "SELECT series_id FROM traksense.series WHERE tenant_id = 'acme' AND point_id = 'temperature'"
+    )
+    before = filled.value(value, dsn=reader, tenant="acme")
+    insert = f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now() + interval '{{}}', {{}})"
+    filled.run(insert.format("-1 day 13 s", 1))
+    assert before == filled.value(value, dsn=reader, tenant="acme")
+    filled.run(insert.format("1 s", 99))
+    assert 99 == filled.value(value, dsn=reader, tenant="acme")
+
+
+def test_device_status(filled: Database, reader: str) -> None:
+    """A device is online while it was heard within the setting, offline before and after."""
+    online = "SELECT online FROM device_status WHERE device_id = 'pump-1'"
+    found = [filled.value(online, dsn=reader, tenant="acme")]
+    for ago in ("4 min", "6 min"):
+        filled.run(f"UPDATE traksense.device SET last_seen_at = now() - interval '{ago}' WHERE tenant_id = 'acme'")
+        found.append(filled.value(online, dsn=reader, tenant="acme"))
+
+    assert [False, True, False] == found
+    assert not filled.value(online, dsn=reader, tenant="bravo")
+
+
+class TenantMiddleware:
+    """The manual's middleware, with psycopg's connection in place of Django's."""
+
+    def __init__(self, get_response: Any, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self.get_response = get_response
+        self.connection = connection
+
+    def __call__(self, request: str) -> Any:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('app.tenant_id', %s, false)", [request])
+            try:
+                return self.get_response(request)
+            finally:
+                cursor.execute("RESET app.tenant_id")
+
+
+def test_middleware_with_a_reused_connection(filled: Database, reader: str) -> None:
+    """One connection serves one tenant's request after another's, also after a failed one, and none between."""
+    with psycopg.connect(reader, autocommit=True) as connection:
+
+        def view(request: str) -> list[Any]:
+            if request == "fails":
+                raise ZeroDivisionError
+            return connection.execute("SELECT DISTINCT tenant_id FROM ts_measure").fetchall()
+
+        middleware = TenantMiddleware(view, connection)
+        assert [("acme",)] == middleware("acme")
+        with pytest.raises(ZeroDivisionError):
+            middleware("fails")
+        assert [] == connection.execute("SELECT * FROM ts_measure").fetchall()
+        assert [("bravo",)] == middleware("bravo")
+        assert [] == connection.execute("SELECT * FROM latest").fetchall()
+
+
+def test_transaction_mode(filled: Database, reader: str) -> None:
+    """Two users' transactions in turn on one server connection, as pgbouncer would do it, each see their own."""
+    with psycopg.connect(reader) as connection:
+        for tenant in ("acme", "bravo", "acme"):
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('app.tenant_id', %s, true)", [tenant])
+                cursor.execute("SELECT DISTINCT tenant_id FROM cmd_ack")
+                assert [(tenant,)] == cursor.fetchall()
+            assert [] == connection.execute("SELECT * FROM cmd_ack").fetchall()
+            connection.rollback()
+
+
+def test_latest_of_one_device_is_quick(filled: Database, reader: str) -> None:
+    """The newest values of a device are found through the key, not by reading its history."""
+    filled.rows("SELECT * FROM latest WHERE device_id = 'pump-1'", dsn=reader, tenant="acme")
+    plan = "\n".join(
+        row[0]
+        for row in filled.rows("EXPLAIN SELECT * FROM latest WHERE device_id = 'pump-1'", dsn=reader, tenant="acme")
+    )
+    started = time.monotonic()
+    filled.rows("SELECT * FROM latest WHERE device_id = 'pump-1'", dsn=reader, tenant="acme")
+
+    assert "Limit" in plan
+    assert time.monotonic() - started < 5
