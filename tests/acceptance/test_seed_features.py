@@ -338,7 +338,7 @@ async def test_every_adapter_reaches_the_tables(
     """Parsec v1, JE02 v1, SenML and the TrakSense sensors arrive as points beside the envelope."""
     payloads = {
         "parsec": b'{"di1": 1, "di2": 0, "rssi": -68, "fw": "1.2.3", "ts": "2025-10-07T15:30:00Z"}',
-        "je02": b'{"DATA": {"TS": 1759937445, "INPUT1": 1, "INPUT2": 0, "VAR0": 235, "VAR1": 550, "WRSSI": -65, "RELE": 0}}',
+        "je02": b'{"DATA": {"TS": 1759937445, "INPUT1": 1, "INPUT2": 0, "VAR0": 235, "VAR1": 550, "WRSSI": -65}}',
         "senml": b'[{"bn": "4b686f6d70107115", "bt": 1552594568}, {"n": "A", "u": "Cel", "v": 23.35},'
         b' {"n": "A", "u": "%RH", "v": 64.0}]',
         "sensors": b'{"device_id": "GW-1760908415", "timestamp": "2025-10-20T14:30:00Z", "sensors":'

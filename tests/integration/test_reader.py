@@ -28,7 +28,6 @@ from traksense.tools.stack import BrokerOptions, TlsFiles, find_mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
     from pathlib import Path
 
     from tests.conftest import OwnBroker
@@ -195,7 +194,9 @@ async def test_reader_reconnects_after_the_broker_restarts(
 async def test_reader_old_acknowledgements_stay_with_the_old_connection(
     own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
-    """A message that was received before a reconnect and settled after it is delivered again, never acknowledged blindly."""
+    """A message that was received before a reconnect and settled after it is delivered again, never acknowledged
+    blindly.
+    """
     broker = own_broker()
     settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind)
     async with reading(settings) as bench:
@@ -212,7 +213,9 @@ async def test_reader_old_acknowledgements_stay_with_the_old_connection(
 
 
 async def test_reader_takeover_ends_it(settings: Settings) -> None:
-    """A broker that says that another client took our session: we stop, instead of a tug of war, and the pipeline drains."""
+    """A broker that says that another client took our session: we stop, instead of a tug of war, and the pipeline
+    drains.
+    """
 
     async def broker_that_says_so(stream: trio.SocketStream) -> None:
         await stream.receive_some()
@@ -233,7 +236,9 @@ async def test_reader_takeover_ends_it(settings: Settings) -> None:
 
 
 async def test_reader_silent_takeover_is_suspected(settings: Settings) -> None:
-    """A broker that closes the older of two clients without a word (Mosquitto 2.0.11): we keep trying, and say what it may be."""
+    """A broker that closes the older of two clients without a word (Mosquitto 2.0.11): we keep trying, and say what it
+    may be.
+    """
     first, second = Bench(settings), Bench(settings)
     suspicion = f"is another client using the client id {settings.mqtt_client_id}?"
     with trio.fail_after(DEADLINE):
@@ -264,7 +269,9 @@ async def test_reader_wrong_password_is_a_wrong_configuration(
 
 
 async def test_reader_full_pipeline_stops_reading(settings: Settings, broker: BrokerProcess) -> None:
-    """With a queue of ten and nobody taking, the socket is left alone: what was read is bounded, and nothing is lost."""
+    """With a queue of ten and nobody taking, the socket is left alone: what was read is bounded, and nothing is
+    lost.
+    """
     async with reading(settings, queue_max=10) as bench:
         await publish(broker, topic_of(settings), [b"x" * 1000] * 2000)
         await trio.testing.wait_all_tasks_blocked(0.2)
@@ -324,7 +331,9 @@ async def subscription_fault(settings: Settings, handler: Callable[[trio.SocketS
 async def test_reader_lowered_qos_is_not_ready(
     own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
-    """A broker that grants QoS 0 where 1 was asked for cannot keep messages for us: that is said, and we are not ready."""
+    """A broker that grants QoS 0 where 1 was asked for cannot keep messages for us: that is said, and we are not
+    ready.
+    """
     broker = own_broker(options=BrokerOptions(extra_config=("max_qos 0",)))
     bench = Bench(settings_for(broker, unique("reader"), tenant, MQTT_READER=kind))
     with trio.fail_after(DEADLINE):
@@ -341,7 +350,9 @@ async def test_reader_lowered_qos_is_not_ready(
 async def test_reader_tls(
     own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, stack_directory: Path, mutual: bool, kind: str
 ) -> None:
-    """TLS with a private authority, and mutual TLS with a client certificate; plain paho would have needed threads for it."""
+    """TLS with a private authority, and mutual TLS with a client certificate; plain paho would have needed threads for
+    it.
+    """
     ca = trustme.CA()
     server, client = ca.issue_cert("localhost"), ca.issue_cert("client@example.org")
     files = {
@@ -460,7 +471,9 @@ def mosquitto_version() -> tuple[int, ...]:
 async def test_reader_holds_its_bounds_when_receive_maximum_is_overrun(
     own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
 ) -> None:
-    """Whatever the broker sends: the queue's length and one read of the socket is all that is held, and nothing is lost."""
+    """Whatever the broker sends: the queue's length and one read of the socket is all that is held, and nothing is
+    lost.
+    """
     broker = own_broker()
     window, backlog = 20, 3000
     settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind, INGEST_QUEUE_MAX=str(window))

@@ -186,8 +186,8 @@ async def test_store_names_the_topics_tenants(owned: Database, ingest: str) -> N
 
 async def test_maintenance_needs_no_more_rights(owned: Database, ingest: str) -> None:
     """The service's own login aggregates, drops what has expired, and writes down when devices were last heard."""
-    owned.run("UPDATE traksense.setting SET value = '90 days' WHERE name LIKE 'retain%'")
-    owned.run("SELECT traksense.ensure_partitions(now() - interval '200 days', now() - interval '200 days')")
+    owned.run("UPDATE traksense.setting SET value = '90 days' WHERE name = 'retain_raw'")
+    owned.run("SELECT traksense.ensure_partitions(now() - interval '300 days', now() - interval '300 days')")
     good = delivery(telemetry(Point("a", 1.0)))
     object.__setattr__(good.message, "received_at", datetime.now(UTC))
     async with open_postgres_store(ingest) as store:

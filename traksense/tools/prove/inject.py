@@ -26,6 +26,8 @@ BACKENDS_SECONDS: Final = 4.0
 """How long to wait for the service to have a connection to the database."""
 WORKING_SECONDS: Final = 2.0
 """How long to wait for a service that works, so that most faults meet one."""
+OVERLAP_SECONDS: Final = 0.15
+"""How long a service that was thought dead lives on at most: less than its reader waits before it connects again."""
 SLOW_LATENCY_SECONDS: Final = 0.08
 SLOW_RATE: Final = 64 * 1024
 """Bytes a second."""
@@ -70,6 +72,16 @@ async def _restart(stage: Stage, injection: Injection) -> bool:
     await _wait_working(stage, injection)
     await stage.keeper.restart()
     return True
+
+
+async def _freeze_service(stage: Stage, injection: Injection) -> bool:
+    return await stage.keeper.freeze(injection.seconds)
+
+
+async def _zombie(stage: Stage, injection: Injection) -> bool:
+    await _wait_working(stage, injection)
+    # Not long enough to connect again: two that fight for one client identifier are another matter.
+    return await stage.keeper.replace(injection.seconds, injection.draw / 1000 * OVERLAP_SECONDS)
 
 
 def _kill_at(point: str, *, afresh: bool = False) -> Callable[[Stage, Injection], Awaitable[bool]]:
@@ -219,6 +231,8 @@ ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
     "service-kill-before-puback": _kill_at(saboteur.BEFORE_PUBACK),
     "service-kill-mid-puback": _kill_at(saboteur.MID_PUBACK),
     "service-restart": _restart,
+    "service-freeze": _freeze_service,
+    "service-zombie": _zombie,
     "database-terminate": _terminate_backends,
     "database-kill-backend": _kill_backend,
     "database-kill": _kill_postmaster,

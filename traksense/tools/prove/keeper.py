@@ -53,6 +53,7 @@ class Keeper:
         self._expected: int | None = None
         self._finishing = False
         self._ended = trio.Event()
+        self._watching = trio.CancelScope()
 
     async def run(self) -> None:
         """Start it, and start it again whenever it ends, until `finish` or cancelled.
@@ -63,18 +64,21 @@ class Keeper:
             while not self._finishing:
                 self.process = ServiceProcess(self._env, self._directory, command=self._command)
                 self.starts += 1
-                status = await self.process.wait()
-                if status != self._expected:
-                    asked = "unasked" if self._expected is None else f"expected {self._expected}"
-                    self.misbehaved.add(f"the service ended with status {status}, {asked}")
-                self._expected = None
-                self._ended.set()
-                self._ended = trio.Event()
-                if not self._finishing:
-                    await trio.sleep(RESTART_SECONDS)
+                with trio.CancelScope() as self._watching:
+                    self._note_end(await self.process.wait())
+                    if not self._finishing:
+                        await trio.sleep(RESTART_SECONDS)
         finally:
             if self.process is not None:
                 self.process.kill()
+
+    def _note_end(self, status: int) -> None:
+        if status != self._expected:
+            asked = "unasked" if self._expected is None else f"expected {self._expected}"
+            self.misbehaved.add(f"the service ended with status {status}, {asked}")
+        self._expected = None
+        self._ended.set()
+        self._ended = trio.Event()
 
     async def kill(self) -> None:
         """SIGKILL, now."""
@@ -104,6 +108,37 @@ class Keeper:
         self.unreached += 1
         await self.kill()
         return False
+
+    async def freeze(self, seconds: float) -> bool:
+        """SIGSTOP, and SIGCONT later; says whether there was a service to freeze."""
+        process = self._running()
+        if process is None:
+            return False
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        return True
+
+    async def replace(self, seconds: float, overlap_seconds: float) -> bool:
+        """Freeze it, start another in its place, and let the first wake up later, for a moment, before it is killed.
+
+        That is what an orchestrator does with a node that it cannot reach. Says whether there was a service to replace.
+        """
+        process = self._running()
+        if process is None:
+            return False
+        process.send_signal(signal.SIGSTOP)
+        self._watching.cancel()
+        try:
+            await trio.sleep(seconds)
+            process.send_signal(signal.SIGCONT)
+            await trio.sleep(overlap_seconds)
+        finally:
+            process.kill()
+            self.kills += 1
+        return True
 
     async def restart(self) -> None:
         """SIGTERM, wait for its end; it is started again."""

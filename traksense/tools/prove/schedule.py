@@ -51,6 +51,8 @@ CATALOGUE: Final = {
         Fault("service-kill-before-puback", _S, "SIGKILL between COMMIT and PUBACK"),
         Fault("service-kill-mid-puback", _S, "SIGKILL when half of the PUBACK bytes are sent"),
         Fault("service-restart", _S, "SIGTERM, drain, start again"),
+        Fault("service-freeze", _S, "SIGSTOP for longer than the keepalive, SIGCONT", (4.5, 6.0)),
+        Fault("service-zombie", _S, "SIGSTOP, another in its place, the first wakes up for a moment", (1.0, 3.0)),
         Fault("database-terminate", _D, "pg_terminate_backend of every backend of the service"),
         Fault("database-kill-backend", _D, "SIGKILL of one backend: the server restarts itself"),
         Fault("database-kill", _D, "SIGKILL of the postmaster, start again", (0.0, 1.0)),
