@@ -40,7 +40,8 @@ def environment(directory: Path) -> dict[str, str]:
 @pytest.fixture
 def place(stack_directory: Path, request: pytest.FixtureRequest) -> Path:
     """Where the bench under test keeps its data."""
-    return stack_directory / request.node.name
+    name: str = request.node.name
+    return stack_directory / name
 
 
 def bench(place: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -165,7 +165,7 @@ async def test_connection_nonsense_ends_it(nonsense: bytes) -> None:
         await stream.send_all(CONNACK + nonsense)
         await stream.aclose()
 
-    with trio.fail_after(5), pytest.raises(BrokerError, match="protocol|closed"):
+    with trio.fail_after(5), pytest.raises(BrokerError, match=r"protocol|closed"):
         await peer.run(lambda: read_for_ever(peer), broker)
 
 
