@@ -82,6 +82,10 @@ BEGIN
                 JOIN pg_class c ON c.oid = i.inhrelid
                 CROSS JOIN LATERAL pg_get_expr(c.relpartbound, c.oid) AS bound
                 WHERE i.inhparent = parent AND substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz <= cut
+                    -- What has not been aggregated yet stays until it is.
+                    AND (level <> 'raw' OR NOT EXISTS (
+                        SELECT FROM traksense.dirty d WHERE d.low < substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz
+                    ))
                 ORDER BY 2
             LOOP
                 IF level = 'raw' THEN

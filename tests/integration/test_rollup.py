@@ -171,6 +171,19 @@ def test_dropped_raw_points_leave_their_aggregates(plain: Database) -> None:
     assert 10 == before[0][-1]
 
 
+def test_raw_points_are_not_dropped_before_they_are_aggregated(plain: Database) -> None:
+    """What has expired stays for as long as a mark on it is to be worked off."""
+    plain.run(
+        "SELECT traksense.ensure_partitions('2026-01-01', '2026-01-02')",
+        "UPDATE traksense.setting SET value = '30 days' WHERE name = 'retain_raw'",
+        "SELECT traksense.mark_dirty('2026-01-01 00:00Z', '2026-01-02 00:00Z')",
+    )
+
+    assert [] == plain.rows("SELECT traksense.drop_expired()")
+    plain.aggregate()
+    assert 1 == len(plain.rows("SELECT traksense.drop_expired()"))
+
+
 def row(series: int, ts: datetime) -> Any:
     return (series, None, ts, 1.0, None, None, None, None)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from traksense.store import migrate
+from traksense.store.maintenance import call_when_free
 from traksense.store.policy import write_duration
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ async def plan(connection: Any, policy: Policy) -> Plan:
 async def apply(connection: Any, policy: Policy) -> list[Change]:
     """Make the database's policy the wanted one, in one transaction; returns what was changed."""
     engine = await migrate.read_engine(connection)
+    if engine == "timescaledb":
+        await _catch_up(connection, policy.retain_raw)
     async with connection.transaction():
         changes = await _differences(connection, policy, engine)
         for name, value in policy.items().items():
@@ -102,6 +105,23 @@ async def apply(connection: Any, policy: Policy) -> list[Change]:
             for level in LEVELS:
                 await _set_refresh(connection, schema, level, policy.retain_raw)
     return changes
+
+
+async def _catch_up(connection: Any, retain_raw: timedelta | None) -> None:
+    """Aggregate all that was looked at so far, before less is: what goes out of sight may be dropped next.
+
+    Not more than that: of what has been dropped already, a refresh would remove the aggregates. asyncio-flavored.
+    """
+    schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+    for level in LEVELS:
+        start = await connection.fetchval(_REFRESH_START, f"rollup_{level}")
+        if retain_raw is not None and start != _stored(retain_raw + GRACE / 2):
+            begin = "NULL"
+            if start:
+                begin = await connection.fetchval("SELECT quote_literal(now() - $1::text::interval)", start)
+            await call_when_free(
+                connection, f"CALL {schema}.refresh_continuous_aggregate('traksense.rollup_{level}', {begin}, NULL)"
+            )
 
 
 async def _set_refresh(connection: Any, schema: str, level: str, retain_raw: timedelta | None) -> None:

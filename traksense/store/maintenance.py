@@ -33,7 +33,7 @@ CONNECT_SECONDS: Final = 10.0
 STATEMENT_SECONDS: Final = 600.0
 """For one step: a roll-up of at most a day of the fleet, or one chunk to compress. Chosen by guess."""
 
-JOB_WAIT_SECONDS: Final = 60.0
+JOB_WAIT_SECONDS: Final = 300.0
 """How long a job that the scheduler is running is waited for. Chosen by guess."""
 
 SEEN_ROWS: Final = 5_000
@@ -186,12 +186,17 @@ async def maintain(connection: Any, *, expire: bool = True, jobs: bool = False) 
 
 
 async def _run_job(connection: Any, number: int) -> None:
-    """Run a job of TimescaleDB; if its scheduler is at the same one, wait for that. asyncio-flavored."""
+    """asyncio-flavored."""
     schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+    await call_when_free(connection, f"CALL {schema}.run_job({number})")
+
+
+async def call_when_free(connection: Any, statement: str) -> None:
+    """Run a procedure of TimescaleDB; while its scheduler is at the same work, wait for that. asyncio-flavored."""
     until = time.monotonic() + JOB_WAIT_SECONDS
     while True:
         try:
-            await connection.execute(f"CALL {schema}.run_job({number})")
+            await connection.execute(statement)
         except (asyncpg.LockNotAvailableError, asyncpg.ObjectInUseError):
             if time.monotonic() > until:
                 raise
