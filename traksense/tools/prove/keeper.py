@@ -46,7 +46,7 @@ class Keeper:
         self._env = env
         self._directory = directory
         self._arm_file = directory / "armed"
-        self._command = [sys.executable, "-m", "traksense.tools.prove.saboteur", str(self._arm_file)]
+        self._command = [sys.executable, "-P", "-m", "traksense.tools.prove.saboteur", str(self._arm_file)]
         if breakage is not None:
             self._command += ["--break", breakage]
         self._deadline = float(env["INGEST_SHUTDOWN_SECONDS"]) + SLACK_SECONDS
