@@ -245,7 +245,7 @@ def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
         (not 0 <= s.batch_wait <= 60, "INGEST_BATCH_MS", "must be 0-60000 milliseconds"),
         (s.shutdown_deadline <= 0, "INGEST_SHUTDOWN_SECONDS", "must be more than 0 seconds"),
         (s.payload_max_bytes < 1, "INGEST_PAYLOAD_MAX_BYTES", "must be at least 1 byte"),
-        (s.payload_max_bytes > 64 * MIB, "INGEST_PAYLOAD_MAX_BYTES", "must be at most 67108864 bytes"),
+        (s.payload_max_bytes > 8 * MIB, "INGEST_PAYLOAD_MAX_BYTES", "must be at most 8388608 bytes"),
         (s.queue_max_bytes < 1 * MIB, "INGEST_QUEUE_BYTES", "must be at least 1048576 bytes"),
         (s.points_max < 1, "INGEST_POINTS_MAX", "must be at least 1 point"),
         (s.ts_ahead < 0, "INGEST_TS_AHEAD_SECONDS", "must not be negative"),

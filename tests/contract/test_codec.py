@@ -308,8 +308,8 @@ def test_large_message_in_socket_sized_pieces(codec: Codec, megabytes: int) -> N
 @pytest.mark.timeout(30)
 def test_large_message_costs_no_more_than_its_bytes(codec: Codec) -> None:
     """A packet in 32,768 pieces takes a moment; were each a copy of all before it, it would take an hour."""
-    payload = bytes(64 * 1024 * 1024)
-    for piece in pieces(publish_packet(payload), 2048):
+    payload = bytes(15 * 1024 * 1024)
+    for piece in pieces(publish_packet(payload), 480):
         codec.feed(piece)
 
     assert len(payload) == len(codec.messages[0].payload)
@@ -476,16 +476,14 @@ def test_damaged_packets_are_protocol_errors(kind: str, data: st.DataObject, pac
 # --- what differs -----------------------------------------------------------------------------------------------------
 
 
-def test_mqtt5_packet_beyond_our_limit_is_refused_at_once() -> None:
+def test_packet_beyond_our_limit_is_refused_at_once(codec: Codec) -> None:
     """A peer that claims a packet of more than we announced is not waited for: memory stays bounded."""
-    codec = connected(Mqtt5Codec(client_id="client"))
-    with pytest.raises(ProtocolError, match="134217729 bytes"):
+    with pytest.raises(ProtocolError, match=f"{PACKET_MAX_BYTES + 1} bytes"):
         codec.feed(b"\x30" + variable_byte_integer(PACKET_MAX_BYTES + 1))
 
 
-def test_mqtt5_qos_2_is_confirmed_after_it_is_stored() -> None:
+def test_qos_2_is_confirmed_after_it_is_stored(codec: Codec) -> None:
     """A session that somebody else subscribed at QoS 2: PUBREC goes out when a message is acknowledged, not before."""
-    codec = connected(Mqtt5Codec(client_id="client", generation=7))
     codec.feed(publish_packet(b"1", packet_id=8) + publish_packet(b"2", qos=2, packet_id=9))
 
     assert [(TOPIC, b"1", 1, 8, 7, False), (TOPIC, b"2", 2, 9, 7, False)] == seen(codec.messages)

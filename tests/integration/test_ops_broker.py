@@ -84,7 +84,7 @@ class Client:
         self._client.on_message = lambda _c, _u, message: self.received.append(bytes(message.payload))
         self._client.on_subscribe = self._on_subscribe
         self._client.max_inflight_messages_set(500)
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho annotates half of it
         properties.SessionExpiryInterval = 3600
         self._client.connect("127.0.0.1", port, clean_start=False, properties=properties)
         self._client.loop_start()

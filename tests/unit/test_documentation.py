@@ -19,7 +19,7 @@ from traksense.ingest.decode import ROUTES_MAX
 from traksense.ingest.ledger import MESSAGE_OVERHEAD_BYTES
 from traksense.model import Reason
 from traksense.mqtt.codec import PACKET_MAX_BYTES
-from traksense.mqtt.paho_codec import TOPICS_MAX
+from traksense.mqtt.packets import TOPICS_MAX
 from traksense.service import CONDITIONS
 from traksense.store.dictionary import DEVICES_MAX, META_LENGTH_MAX, META_MAX
 from traksense.store.transaction import STAGING_BATCHES

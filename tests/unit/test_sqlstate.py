@@ -53,6 +53,7 @@ CASES: list[tuple[BaseException, type[StoreError]]] = [
     (asyncpg.DataError("cannot encode"), DataRefusedError),
     (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), DataRefusedError),
     (OverflowError("int too large"), DataRefusedError),
+    (asyncpg.InternalClientError("cannot switch to state 11"), StoreUnavailableError),
     (asyncpg.InternalServerError("what?"), UnclassifiedStoreError),
     (asyncpg.ConfigurationLimitExceededError("tuple decompression limit"), UnclassifiedStoreError),
     (KeyError("a bug"), UnclassifiedStoreError),

@@ -19,8 +19,9 @@ def main(_arguments: argparse.Namespace) -> int:
 
     from traksense import service
     from traksense.cli import DONE, load_settings
-    from traksense.memory import return_large_blocks
+    from traksense.memory import collect_rarely, return_large_blocks
 
     return_large_blocks()
+    collect_rarely()
     trio.run(service.run, load_settings())
     return DONE

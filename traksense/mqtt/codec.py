@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
     from traksense.model import Message
 
-PACKET_MAX_BYTES: Final = 128 * 1024 * 1024
-"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is far
-above the payload limit: a payload over that limit must arrive, to become a dead letter with its exact bytes."""
+PACKET_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Maximum Packet Size that we announce. A broker silently discards what is larger [MQTT-3.1.2-25], so this is well
+above any payload limit that can be set (8 MiB): a payload over that limit must arrive, to become a dead letter with
+its exact bytes. Not higher, since one packet on its way takes three times its size beside the queue's budget
+(measured)."""
 
 
 @attrs.frozen

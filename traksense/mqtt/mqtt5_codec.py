@@ -31,8 +31,6 @@ RECEIVE_MAXIMUM_DEFAULT: Final = 65535
 
 PACKET_ID_MAX: Final = 65535
 
-_PUBACK: Final = b"\x40\x02"
-_PUBREC: Final = b"\x50\x02"
 _PUBCOMP: Final = b"\x70\x02"
 _OLD_REFUSAL: Final = b"\x20\x02\x00\x01"
 """CONNACK of a broker that knows MQTT 3.1.1 only. Source: MQTT 3.1.1 §3.2.2.3, "unacceptable protocol version"."""
@@ -122,15 +120,7 @@ class Mqtt5Codec:
         """Queue PUBACKs, in this order, as one piece. Reason code 0 and no properties may be left out (MQTT 5.0
         §3.4.2.1).
         """
-        exactly_once = self._reader.exactly_once
-        pieces = []
-        for packet_id in packet_ids:
-            kind = _PUBACK
-            if exactly_once and packet_id in exactly_once:
-                exactly_once.remove(packet_id)
-                kind = _PUBREC
-            pieces.append(kind + packet_id.to_bytes(2, "big"))
-        self._outgoing += b"".join(pieces)
+        self._outgoing += self._reader.acknowledgements(packet_ids)
 
     def ping(self) -> None:
         """Queue PINGREQ."""

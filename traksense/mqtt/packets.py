@@ -20,12 +20,15 @@ from traksense.mqtt.codec import PACKET_MAX_BYTES, ProtocolError
 
 if TYPE_CHECKING:
     from collections import deque
+    from collections.abc import Iterable
 
 TOPICS_MAX: Final = 200_000
 """How many topics keep one shared string; a fleet repeats its topics for ever."""
 
 PUBLISH: Final = 3
 _QOS_RESERVED: Final = 3
+_PUBACK: Final = b"\x40\x02"
+_PUBREC: Final = b"\x50\x02"
 
 
 class PacketReader:
@@ -37,7 +40,7 @@ class PacketReader:
         properties: Whether packets have properties, as in MQTT 5.
 
     Attributes:
-        exactly_once: Packet identifiers of the messages that came at QoS 2; whoever answers them takes them out.
+        exactly_once: Packet identifiers of the messages that came at QoS 2 and are not acknowledged.
     """
 
     def __init__(self, messages: deque[Message], *, generation: int, properties: bool = True) -> None:
@@ -74,6 +77,20 @@ class PacketReader:
             self._held.append(data[position:])
             self._held_bytes = len(data) - position
         return others
+
+    def acknowledgements(self, packet_ids: Iterable[int]) -> bytes:
+        """What confirms receipt of these messages, in this order: PUBACK or, at QoS 2, PUBREC.
+
+        Reason code 0 and no properties may be left out (MQTT 5.0 §3.4.2.1).
+        """
+        exactly_once = self.exactly_once
+        if not exactly_once:
+            return b"".join([_PUBACK + packet_id.to_bytes(2, "big") for packet_id in packet_ids])
+        pieces = []
+        for packet_id in packet_ids:
+            pieces.append((_PUBREC if packet_id in exactly_once else _PUBACK) + packet_id.to_bytes(2, "big"))
+            exactly_once.discard(packet_id)
+        return b"".join(pieces)
 
     def _read(self, data: bytes, others: list[bytes]) -> int:
         """Read all whole packets; returns where the first that is not whole begins."""

@@ -18,7 +18,6 @@ and tests/contract/test_codec.py holds the behaviour. Traps, with their place in
 from __future__ import annotations
 
 from collections import deque
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import paho.mqtt.client as paho
@@ -27,8 +26,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from traksense.model import Message
 from traksense.mqtt.codec import PACKET_MAX_BYTES, Connected, Disconnected, Event, ProtocolError, Published, Subscribed
+from traksense.mqtt.packets import PacketReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,11 +35,12 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from traksense.config import Secret
-
-TOPICS_MAX: Final = 200_000
-"""How many topics keep one shared string; a fleet repeats its topics for ever."""
+    from traksense.model import Message
 
 _PINGREQ: Final = b"\xc0\x00"
+_PUBREL: Final = 0x62
+_PUBREL_BYTES: Final = 4
+_PUBCOMP: Final = b"\x70\x02"
 
 
 class PahoCodec:
@@ -71,17 +71,14 @@ class PahoCodec:
         password: Secret | None = None,
     ) -> None:
         self.messages: deque[Message] = deque()
-        self._generation = generation
         self._keepalive = keepalive
         self._receive_maximum = receive_maximum
         self._session_expiry = session_expiry
         self._clean = clean
         self._v5 = version == "5"
+        self._reader = PacketReader(self.messages, generation=generation, properties=self._v5)
         self._wire = _Wire()
         self._events: list[Event] = []
-        self._topics: dict[bytes, str] = {}
-        self._rest = bytearray()
-        self._needed = 0
         client = self._client = _BufferedClient(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -137,7 +134,7 @@ class PahoCodec:
         """Queue PUBACKs, in this order, as one piece. Reason code 0 and no properties may be left out (MQTT 5.0
         §3.4.2.1).
         """
-        self._wire.outgoing += b"".join([b"\x40\x02" + packet_id.to_bytes(2, "big") for packet_id in packet_ids])
+        self._wire.outgoing += self._reader.acknowledgements(packet_ids)
 
     def ping(self) -> None:
         """Queue PINGREQ."""
@@ -155,55 +152,14 @@ class PahoCodec:
         Raises:
             ProtocolError: The bytes are not MQTT.
         """
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._needed:
-                return []
-            data = bytes(self._rest)
-            self._rest.clear()
-        # One clock reading for all messages of one read.
-        now = datetime.now(UTC)
-        begin = 0
-        while True:
-            body, end = _packet_bounds(data, begin)
-            if end > len(data):
-                self._rest += data[begin:]
-                self._needed = end - begin
-                break
-            # Source: MQTT 5.0 §3.3.1: 0011, DUP, QoS (two bits), RETAIN.
-            if data[begin] & 0xF0 == 0x30 and not data[begin] & 0x04:
-                self.messages.append(self._read_publish(data, begin, body, end, now))
-            elif self._hand_to_paho(data[begin:end]):
+        for packet in self._reader.feed(data):
+            if packet[0] == _PUBREL and len(packet) >= _PUBREL_BYTES:
+                # With `manual_ack` paho does not answer it (l.4179), and its place in the window would be lost.
+                self._wire.outgoing += _PUBCOMP + packet[2:4]
+            elif self._hand_to_paho(packet):
                 break  # the peer said goodbye: what follows means nothing
-            begin = end
         events, self._events = self._events, []
         return events
-
-    def _read_publish(self, data: bytes, begin: int, body: int, end: int, now: datetime) -> Message:
-        """Source: MQTT 5.0 §3.3.2: topic, packet identifier (QoS 1), properties (MQTT 5); the payload is the rest."""
-        first = data[begin]
-        place = body + 2
-        try:
-            topic_end = place + (data[body] << 8 | data[body + 1])
-            raw = data[place:topic_end]
-            place = topic_end
-            qos, packet_id = first >> 1 & 1, 0
-            if qos:
-                packet_id = data[place] << 8 | data[place + 1]
-                place += 2
-            if self._v5:
-                # None of the properties concerns us, and we admit no topic alias; nearly always there are none.
-                place = place + 1 if data[place] == 0 else _skip_properties(data, place)
-        except IndexError:
-            place = end + 1
-        if place > end or not raw or (qos and not packet_id):
-            raise ProtocolError("a PUBLISH that is malformed")
-        topic = self._topics.get(raw)
-        if topic is None:
-            if len(self._topics) >= TOPICS_MAX:
-                self._topics.clear()
-            topic = self._topics[raw] = raw.decode("utf-8", "backslashreplace")
-        return Message(topic, data[place:end], qos, packet_id, self._generation, bool(first & 0x08), now)
 
     def _hand_to_paho(self, packet: bytes) -> bool:
         """Let paho handle one whole packet; says whether the connection is over."""
@@ -253,37 +209,6 @@ class PahoCodec:
 def _is_farewell(event: Event) -> bool:
     """Whether the connection is over after this event."""
     return isinstance(event, Disconnected) or (isinstance(event, Connected) and event.reason != 0)
-
-
-def _packet_bounds(data: bytes, begin: int) -> tuple[int, int]:
-    """Where the packet that begins here has its body, and where it ends, which may be beyond what has arrived.
-
-    Source: MQTT 5.0 §2.1.4 and §1.5.5: a type byte, then the length of the rest in seven-bit groups, at most four.
-    """
-    length = shift = 0
-    place = begin + 1
-    for byte in data[place : place + 4]:
-        length |= (byte & 0x7F) << shift
-        place += 1
-        if byte < 0x80:
-            return place, place + length
-        shift += 7
-    if shift == 28:
-        raise ProtocolError("a packet length of more than four bytes")
-    return place, max(place + 1, begin + 2)
-
-
-def _skip_properties(data: bytes, place: int) -> int:
-    """Where the properties that begin here end: their length is a variable byte integer."""
-    length = shift = 0
-    for _ in range(4):
-        byte = data[place]
-        place += 1
-        length |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return place + length
-        shift += 7
-    raise ProtocolError("a property length of more than four bytes")
 
 
 class _BufferedClient(paho.Client):

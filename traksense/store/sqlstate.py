@@ -55,7 +55,14 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
 }
 """By whole SQLSTATE first, then by its class (the first two characters)."""
 
-_NO_ANSWER: Final = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncpg.InterfaceError, asyncio.CancelledError)
+_NO_ANSWER: Final = (
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+    asyncio.CancelledError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # "cannot switch to state …": the connection died under the driver's feet
+)
 """No SQLSTATE: the connection was lost, refused or too slow, or closed under us while the pool was shutting down.
 
 A CancelledError that Trio did not send comes from asyncpg giving up a connection (trio-asyncio documents this case)."""
