@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "validate": "check that the running stack keeps its promises",
     "simulate": "publish a realistic fleet and count what the broker confirmed",
     "dlq": "list, show, replay and purge dead letters",
+    "lifecycle": "plan, apply and show how long data live, and when they are compressed",
+    "maintain": "one round of maintenance, for cron",
     "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
     "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",
 }

@@ -10,5 +10,9 @@ asyncpg's exceptions are translated there, by the table in `sqlstate`, and do no
     transaction  one batch, one COMMIT
     pool         connections, and the checks before the first is used
     postgres     the store, start-up checks, and the border to Trio
-    migrate      the schema's versions
+    migrate      the schema's versions; roles, for whom it is
+    sessions     the broker sessions that we have had
+    rollup       aggregates on plain PostgreSQL
+    policy, lifecycle, maintenance    how long data live, and who sees to it
+    connection, dead_letters, tenant_probe    what the commands need
 """
