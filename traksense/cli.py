@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = import_module(f"traksense.commands.{command}").main(arguments)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except TraksenseError as error:
         return report(error)
     except BaseExceptionGroup as group:
