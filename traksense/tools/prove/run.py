@@ -13,7 +13,7 @@ from traksense.tools.prove import audit, oracle
 from traksense.tools.prove.inject import heal, inject
 from traksense.tools.prove.messages import Traffic
 from traksense.tools.prove.schedule import make_schedule
-from traksense.tools.prove.stage import CLIENT_ID, open_stage
+from traksense.tools.prove.stage import CLIENT_ID, open_stage, save_sessions
 from traksense.tools.prove.watch import LedgerWatch, PromiseWatch
 from traksense.tools.prove.witness import Remarks, Witness
 from traksense.tools.publisher import open_publisher
@@ -107,6 +107,7 @@ class Run:
             self.promises = PromiseWatch(stage.database, self.messages, self.seed)
             # The session must exist before anything is published: a broker queues for nobody.
             await stage.keeper.wait_ready()
+            await save_sessions(stage.broker)
             progress.begin(self)
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(self.ledger.run)
