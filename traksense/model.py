@@ -133,7 +133,7 @@ class Message:
 
     Attributes:
         topic: The topic; bytes that are not UTF-8 appear as backslash escapes.
-        payload: The exact bytes.
+        payload: The exact bytes, until the message is settled; then none.
         qos: 0 or 1, the quality of service of this delivery.
         packet_id: The MQTT packet identifier (0 at QoS 0). Identifiers repeat: never a key.
         generation: Which connection brought it; a PUBACK on any other connection would be a lie.

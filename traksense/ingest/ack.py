@@ -55,6 +55,9 @@ class Acknowledger:
         """All that came of these messages is committed: acknowledge what has become the settled prefix."""
         for message in messages:
             message.settled = True
+            # It may wait long for one that came before it. What waits then is a few numbers, not its bytes: the ledger
+            # no longer counts them.
+            message.payload = b""
         window = self._window
         ready: list[int] = []
         while window and window[0].settled:

@@ -85,6 +85,7 @@ class Decoder:
             items = self._decode(route.kind, message.payload, context)
             return Delivery(message, items, self._check(items))
         except DecodeError as error:
+            _forget_frames(error)
             return Delivery(message, [], 0, Rejection(error.reason, error.detail))
 
     def _check(self, items: list[Item]) -> int:
@@ -108,6 +109,18 @@ class Decoder:
         if points > self._points_max:
             raise DecodeError(Reason.TOO_MANY_POINTS, f"{points} points, the limit is {self._points_max}")
         return points
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of those behind it.
+
+    A frame that keeps an error in a variable, and is in that error's traceback, is a cycle that holds the payload until
+    the garbage collector comes by, which is rarely (`traksense.memory`). Found by a flood of large bad messages.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        behind.__traceback__ = None
+        behind = behind.__cause__ or behind.__context__
 
 
 def _describe_topic(topic: str) -> str:

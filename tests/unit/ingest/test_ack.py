@@ -98,6 +98,19 @@ def test_ack_qos_0_takes_no_place() -> None:
     assert [1] == sent
 
 
+def test_ack_what_waits_behind_the_head_holds_no_payload() -> None:
+    """A settled message that waits for an earlier one gives its bytes up: memory stays bounded however long that takes."""
+    acknowledger, _ = connected()
+    head, behind = message(1), message(2)
+    behind.payload = b"x" * 1000
+    acknowledger.received(head)
+    acknowledger.received(behind)
+
+    acknowledger.settle([behind])
+
+    assert (2, b"") == (acknowledger.unacknowledged, behind.payload)
+
+
 def test_ack_oldest_is_the_head() -> None:
     """The age in the metrics is that of the message that holds back the others."""
     acknowledger, _ = connected()
