@@ -79,7 +79,8 @@ class Registry:
             # The default adapters return a fresh list and keep the contract by construction.
             return cast("list[Item]", default.decode(payload, context))
         except Exception as exc:  # noqa: BLE001 (that is the promise)
-            refusal = _refusal(default, exc)
+            # Kept in this frame, so without the traceback that leads back to it: no cycle that holds the payload.
+            refusal = _refusal(default, exc).with_traceback(None)
         claimant = self._claimant(kind, payload, refusal)
         try:
             items = list(claimant.decode(payload, context))

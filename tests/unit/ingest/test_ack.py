@@ -99,7 +99,7 @@ def test_ack_qos_0_takes_no_place() -> None:
 
 
 def test_ack_what_waits_behind_the_head_holds_no_payload() -> None:
-    """A settled message that waits for an earlier one gives its bytes up: memory stays bounded however long that takes."""
+    """A settled message that waits for an earlier one gives its bytes up: memory stays bounded."""
     acknowledger, _ = connected()
     head, behind = message(1), message(2)
     behind.payload = b"x" * 1000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
+import weakref
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -131,6 +133,22 @@ def test_decode_raises_nothing(payload: bytes, kind: str) -> None:
     delivery = Decoder(load({}), load_registry()).decode(message(payload, topic=f"traksense/t/s/d/{kind}"))
 
     assert (delivery.rejection is None) == bool(delivery.items)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"?", b"[1]", b'{"schema":"v2"}', b'{"di1":7,"ts":1}', b'[{"n":"a"}]', b'{"DATA":{}}']
+)
+def test_decode_leaves_no_cycle_behind(payload: bytes) -> None:
+    """A refused message is freed at once if it is large or the default adapter refused it: the collector comes rarely."""
+    decoder = Decoder(load({}), load_registry())
+    decoder.decode(message(payload))
+    gc.collect()
+    gc.disable()
+    try:
+        refused = weakref.ref(decoder.decode(message(payload)).message)
+        assert refused() is None
+    finally:
+        gc.enable()
 
 
 # --- ledger and intake ----------------------------------------------------------------------------------------------

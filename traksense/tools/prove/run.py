@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from traksense.tools.publisher import Publisher
     from traksense.tools.stack import PostgresProcess
 
-DRAIN_SECONDS: Final = 90.0
-"""From the healing until everything is acknowledged. The longest waits are the service's own: 15 s between connections
-to the broker, 10 s for a pooled connection; chosen by guess beyond them."""
+PATIENCE_SECONDS: Final = 60.0
+"""So long after the healing, or after the last progress, the draining is given up. The longest waits are the service's
+own: 15 s between connections to the broker, 10 s for a pooled connection; chosen by guess beyond them."""
 
 WINDOW: Final = 100
 TICK_SECONDS: Final = 0.02
@@ -88,7 +88,6 @@ class Run:
         self.stage: Stage | None = None
         self._numbers: dict[bytes, int] = {}
         self._traffic = Traffic(seed, time.time_ns() // 1000)
-        self._publishing = True
 
     async def run(self, directory: Path, postgres: PostgresProcess, progress: Progress) -> None:
         """Do all of it.
@@ -121,7 +120,6 @@ class Run:
                 ) as self.publisher:
                     await self._play(stage, self.publisher, progress)
                     progress.phase("everything is healed; draining")
-                    await heal(stage)
                     await self._drain(stage, self.publisher)
                 watchers.cancel_scope.cancel()
             progress.phase("stopping the service, asking the broker what it still owes, reading the database")
@@ -183,7 +181,9 @@ class Run:
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def _drain(self, stage: Stage, publisher: Publisher) -> None:
-        with trio.move_on_after(DRAIN_SECONDS) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up_without_progress, stage, publisher, nursery.cancel_scope)
+            await heal(stage)
             await publisher.drain()
             # Acknowledgements go out in receive order: when the last message is acknowledged, all are. Even the last
             # one may be redelivered behind others after a reconnection, so the ledger has to agree.
@@ -192,8 +192,15 @@ class Run:
             await publisher.drain()
             while sentinel.number not in self.witness.acknowledged or not await self._idle():
                 await trio.sleep(0.05)
-        if scope.cancelled_caught:
-            self.stuck.add(await _why_stuck(stage, publisher, DRAIN_SECONDS))
+            nursery.cancel_scope.cancel()
+
+    async def _give_up_without_progress(self, stage: Stage, publisher: Publisher, scope: trio.CancelScope) -> None:
+        progress: tuple[int, ...] = ()
+        while progress != (now := (len(self.witness.acknowledged), publisher.unconfirmed)):
+            progress = now
+            await trio.sleep(PATIENCE_SECONDS)
+        self.stuck.add(await _why_stuck(stage, publisher))
+        scope.cancel()
 
     async def _idle(self) -> bool:
         assert self.ledger is not None
@@ -254,7 +261,9 @@ def _broker(stage: Stage) -> Broker:
     return Broker(host=stage.broker.host, port=stage.broker.port, tls=False)
 
 
-async def _why_stuck(stage: Stage, publisher: Publisher, seconds: float) -> str:
+async def _why_stuck(stage: Stage, publisher: Publisher) -> str:
     process = stage.keeper.process
     readiness: Any = await process.readiness() if process is not None else "no service"
-    return f"not drained after {seconds:.0f} s: {publisher.unconfirmed} messages unconfirmed; /readyz: {readiness}"
+    return (
+        f"no progress in {PATIENCE_SECONDS:.0f} s: {publisher.unconfirmed} messages unconfirmed; /readyz: {readiness}"
+    )
