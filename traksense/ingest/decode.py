@@ -22,7 +22,7 @@ NAME_MAX: Final = 128
 that a PostgreSQL btree page can hold (five names of at most four bytes a character)."""
 
 LARGE_PAYLOAD_BYTES: Final = 64 * 1024
-"""A refused message of this size is worth a look of the garbage collector at its youngest objects, a few milliseconds."""
+"""A refused message of this size is worth a look of the garbage collector at its youngest objects: milliseconds."""
 
 ROUTES_MAX: Final = 200_000
 """How many topics the router remembers: enough for 100,000 devices with two kinds. Chosen by guess; about 60 MB when

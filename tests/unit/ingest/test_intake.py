@@ -135,11 +135,9 @@ def test_decode_raises_nothing(payload: bytes, kind: str) -> None:
     assert (delivery.rejection is None) == bool(delivery.items)
 
 
-@pytest.mark.parametrize(
-    "payload", [b"?", b"[1]", b'{"schema":"v2"}', b'{"di1":7,"ts":1}', b'[{"n":"a"}]', b'{"DATA":{}}']
-)
+@pytest.mark.parametrize("payload", [b"?", b'{"schema":"v2"}', b"[1]" + b" " * 70_000, b'{"di1":7}' + b" " * 70_000])
 def test_decode_leaves_no_cycle_behind(payload: bytes) -> None:
-    """A refused message is freed at once if it is large or the default adapter refused it: the collector comes rarely."""
+    """A refused message is freed at once if it is large, or refused by the default adapter."""
     decoder = Decoder(load({}), load_registry())
     decoder.decode(message(payload))
     gc.collect()
