@@ -126,7 +126,8 @@ async def test_demo_draws_a_page_on_a_terminal(directory: Path) -> None:
     """On a terminal it draws its page in place; Ctrl-C ends it with the comparison, exit 0."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    env = environment({}) | {"TERM": "xterm-256color"}
+    # tox sets COLUMNS and LINES, which count more than the size of the terminal.
+    env = environment({}) | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
     said = b""
     with trio.fail_after(DEADLINE):
         process = await trio.lowlevel.open_process(
