@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -147,6 +147,7 @@ def test_visible_text_drives_no_terminal(text: str) -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=100), st.integers(1, 60))
+@example([5e-324], 1)
 def test_sparkline_has_its_width(values: list[float], width: int) -> None:
     """The newest values, one block each, padded on the left."""
     assert width == len(sparkline(values, width))

@@ -239,8 +239,11 @@ def sparkline(values: list[float], width: int) -> str:
     """The last values as blocks, from zero to a little above the largest, right-aligned."""
     shown = values[-width:]
     top = max(shown, default=0.0) * HEADROOM
-    blocks = "".join(BLOCKS[int(8 * max(0.0, value) / top)] if top > 0 else BLOCKS[0] for value in shown)
-    return blocks.rjust(width)
+    if top <= 0:
+        return (BLOCKS[0] * len(shown)).rjust(width)
+    # `min`, since the headroom is lost in rounding for the smallest of floats
+    highest = len(BLOCKS) - 1
+    return "".join(BLOCKS[min(highest, int(8 * max(0.0, value) / top))] for value in shown).rjust(width)
 
 
 def duration(seconds: float | None) -> str:

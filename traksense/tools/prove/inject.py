@@ -75,6 +75,7 @@ async def _restart(stage: Stage, injection: Injection) -> bool:
 
 
 async def _freeze_service(stage: Stage, injection: Injection) -> bool:
+    await _wait_working(stage, injection)
     return await stage.keeper.freeze(injection.seconds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -127,6 +128,13 @@ def make_schedule(seed: int, seconds: float, faults: Iterable[str] = CATALOGUE) 
         for fault, gap in zip(deck, gaps, strict=True):
             if at < seconds:
                 lasting = random.uniform(*fault.seconds)
-                injections.append(Injection(round(at, 3), fault.name, round(lasting, 3), random.randrange(1000)))
+                injections.append(
+                    Injection(_to_milliseconds(at), fault.name, _to_milliseconds(lasting), random.randrange(1000))
+                )
             at += gap * scale
     return tuple(injections)
+
+
+def _to_milliseconds(seconds: float) -> float:
+    """Cut off, so that nothing comes later or lasts longer than it may."""
+    return math.floor(seconds * 1000) / 1000

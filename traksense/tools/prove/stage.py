@@ -43,8 +43,9 @@ AUTOSAVE_SECONDS: Final = 1
 """The broker saves all it has so often, so that it loses little when it is killed.
 
 Not `autosave_on_changes`: Mosquitto 2.0.11 does not count a message that goes straight into flight as a change
-(`db__message_insert`), so with an empty queue and nothing acknowledged, a stopped database say, nothing is saved for as
-long as that lasts; a run lost 696 messages so."""
+(`db__message_insert`). So with a wide window and a database that is away, when nothing is acknowledged, nothing is
+saved for as long as that lasts. With `autosave_on_changes` at each change, seed 2 lost 1,456 of 2,921 messages, some of
+them confirmed more than 5 s before the kill; with a save every second, 163."""
 
 NO_UNIQUE_KEY: Final = "no-unique-key"
 BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY)
