@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
+from traksense.store.packing import pack_head
 from traksense.store.roles import name_tenants
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ uptime) would otherwise add one for each message; beyond this its meta is stored
 
 @attrs.define(eq=False)
 class Device:
-    """What is cached of one device."""
+    """What is cached of one device; of each series, how its rows begin (`packing.pack_head`)."""
 
     tenant: str
     site: str
     device: str
-    series: dict[PointKey, int] = attrs.field(factory=dict)
+    heads: dict[PointKey, bytes] = attrs.field(factory=dict)
     novel_meta: int = 0
 
 
@@ -124,7 +125,7 @@ class Dictionary:
         wanted: dict[tuple[str, str, str, str, str | None], tuple[Device, PointKey]] = {}
         for (path, key), route in series.items():
             device = self._devices.get(path)
-            if device is None or key in device.series:
+            if device is None or key in device.heads:
                 continue
             name, unit = key if isinstance(key, tuple) else (key, None)
             wanted[(route.tenant, route.site, route.device, name, unit)] = (device, key)
@@ -135,7 +136,7 @@ class Dictionary:
             columns = _columns(sorted(wanted, key=lambda names: (*names[:4], names[4] or "")), 5)
             for row in await _fetch(connection, {names[0] for names in wanted}, statement, *columns):
                 device, key = wanted.pop(tuple(row)[1:])
-                device.series[key] = row[0]
+                device.heads[key] = pack_head(row[0])
 
     async def _register_meta(self, connection: PoolConnectionProxy, meta: dict[tuple[str, bytes], Device]) -> None:
         wanted = {

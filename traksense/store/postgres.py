@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from traksense.ingest.health import Health
     from traksense.ingest.ports import WriteResult
     from traksense.model import Delivery
+    from traksense.store.packing import PackedRows
 
 logger = logging.getLogger(__name__)
 
@@ -192,11 +193,11 @@ class PostgresStore:
                     "a partition has disappeared; it will be made again", error.sqlstate
                 ) from error
 
-    async def _ensure_partitions(self, connection: PoolConnectionProxy, measures: Sequence[tuple[Any, ...]]) -> None:
+    async def _ensure_partitions(self, connection: PoolConnectionProxy, measures: Sequence[PackedRows]) -> None:
         """asyncio-flavored."""
         if not measures:
             return
-        instants = [row[2] for row in measures]
+        instants = [packed.ts for packed in measures]
         if not self._partitions.covers(min(instants), max(instants)):
             await self._partitions.ensure(connection, instants)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from traksense.store.rows import MeasureRow
+    from traksense.store.packing import PackedRows
 
 Mark: TypeAlias = tuple[int | None, datetime, datetime]
 """The series, or None for all; the first and the last time written."""
@@ -33,31 +33,32 @@ SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
 """
 
 
-def marks(measures: Sequence[MeasureRow]) -> list[Mark]:
+def marks(measures: Sequence[PackedRows]) -> list[Mark]:
     """The marks for these rows of measurements."""
-    instants = [row[2] for row in measures]
+    instants = [packed.ts for packed in measures]
     first, last = min(instants), max(instants)
     if last - first <= RECENT:
         return [(None, first, last)]
     recent = last - RECENT
     result: list[Mark] = [(None, min(ts for ts in instants if ts >= recent), last)]
-    hours: dict[tuple[int, int, int, int], dict[int, tuple[datetime, datetime]]] = {}
-    for row in measures:
-        ts = row[2]
+    hours: dict[datetime, dict[int, tuple[datetime, datetime]]] = {}
+    for packed in measures:
+        ts = packed.ts
         if ts < recent:
-            series = hours.setdefault((ts.year, ts.month, ts.day, ts.hour), {})
-            low, high = series.get(row[0], (ts, ts))
-            series[row[0]] = (min(low, ts), max(high, ts))
-    for series in hours.values():
-        if len(series) <= SERIES_MAX:
-            result += [(series_id, low, high) for series_id, (low, high) in series.items()]
+            hour = hours.setdefault(ts.replace(minute=0, second=0, microsecond=0), {})
+            for series_id in packed.series():
+                low, high = hour.get(series_id, (ts, ts))
+                hour[series_id] = (min(low, ts), max(high, ts))
+    for hour in hours.values():
+        if len(hour) <= SERIES_MAX:
+            result += [(series_id, low, high) for series_id, (low, high) in hour.items()]
         else:
-            spans = series.values()
+            spans = hour.values()
             result.append((None, min(low for low, _ in spans), max(high for _, high in spans)))
     return result
 
 
-async def mark(connection: Any, measures: Sequence[MeasureRow]) -> None:
+async def mark(connection: Any, measures: Sequence[PackedRows]) -> None:
     """Mark what these rows change; in the transaction that writes them. asyncio-flavored."""
     columns = list(zip(*marks(measures), strict=True))
     await connection.execute(_INSERT, *columns)

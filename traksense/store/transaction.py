@@ -8,32 +8,37 @@ While duplicates keep coming, the first try is left out.
 
 from __future__ import annotations
 
+import io
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from traksense.ingest.ports import WriteResult
+from traksense.store.packing import COPY_HEADER, COPY_TRAILER, PACKED_COLUMNS, key, numbered, value
 from traksense.store.roles import name_tenants
 from traksense.store.rollup import mark
-from traksense.store.rows import MEASURE_COLUMNS, MeasureRow, by_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from asyncpg.pool import PoolConnectionProxy
 
+    from traksense.store.packing import PackedRows
     from traksense.store.rows import Rows
 
 STAGING_BATCHES: Final = 16
 """After a duplicate, so many batches take the staging road at once. A COPY that fails half-way costs about as much as
 the staging road saves on two clean batches. Chosen by guess; `bench` with 1 % and 20 % duplicates would settle it."""
 
-_COLUMNS: Final = ", ".join(MEASURE_COLUMNS)
+_COLUMNS: Final = ", ".join(PACKED_COLUMNS)
 
 # Spelt out rather than copied from the measurements: the service's role may not read all of their columns.
 _CREATE_STAGING: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS traksense_staging (
-    series_id int, meta_id int, ts timestamptz, v_num double precision, v_bool boolean, v_text text, qual smallint,
-    meta jsonb, row int
+    series_id int, ts timestamptz, qual smallint, meta jsonb, meta_id int, v_bool boolean, v_text text,
+    v_num double precision, row int
 ) ON COMMIT DELETE ROWS
 """
 
@@ -134,16 +139,20 @@ class Transactor:
         async with AsyncExitStack() as stack:
             if self.marking or not rows.only_measures:
                 await stack.enter_async_context(connection.transaction())
-            await connection.copy_records_to_table(
-                "measure", schema_name="traksense", columns=MEASURE_COLUMNS, records=sorted(rows.measures, key=by_key)
+            await _copy_packed(
+                connection,
+                "traksense",
+                "measure",
+                PACKED_COLUMNS,
+                sorted([measures.packed for measures in rows.measures]),
             )
             if self.marking:
                 await mark(connection, rows.measures)
             fresh = await _store_others(connection, rows)
         if not rows.only_measures:
-            fresh |= {index for _, index in rows.owners}
-            return WriteResult(points_stored=len(rows.measures), duplicates=rows.touched() - fresh)
-        return WriteResult(points_stored=len(rows.measures))
+            fresh |= {measures.delivery for measures in rows.measures}
+            return WriteResult(points_stored=rows.points, duplicates=rows.touched() - fresh)
+        return WriteResult(points_stored=rows.points)
 
     async def _stage(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
         """The staging road: measurements whose key is there already are counted and left as they are."""
@@ -153,18 +162,16 @@ class Transactor:
             if rows.measures:
                 await connection.execute(_CREATE_STAGING)
                 records, repeated, conflicting = _without_repeats(rows.measures)
-                await connection.copy_records_to_table(
-                    "traksense_staging", schema_name="pg_temp", columns=(*MEASURE_COLUMNS, "row"), records=records
-                )
+                await _copy_packed(connection, "pg_temp", "traksense_staging", (*PACKED_COLUMNS, "row"), records)
                 for row, differs in await connection.fetch(_INSERT_STAGED):
                     repeated.add(row)
                     conflicting += differs
                 if self.marking:
                     await mark(connection, rows.measures)
             fresh = await _store_others(connection, rows)
-        fresh |= {rows.owner(row) for row in range(len(rows.measures)) if row not in repeated}
+        fresh |= _owners_of_other_rows(rows.measures, repeated)
         return WriteResult(
-            points_stored=len(rows.measures) - len(repeated),
+            points_stored=rows.points - len(repeated),
             points_duplicate=len(repeated) - conflicting,
             points_conflicting=conflicting,
             duplicates=rows.touched() - fresh,
@@ -195,22 +202,41 @@ async def _store_others(connection: PoolConnectionProxy, rows: Rows) -> set[int]
     return fresh
 
 
-def _without_repeats(measures: list[MeasureRow]) -> tuple[list[tuple[Any, ...]], set[int], int]:
+async def _copy_packed(
+    connection: PoolConnectionProxy, schema: str, table: str, columns: Sequence[str], packed: Iterable[bytes]
+) -> None:
+    """COPY rows that are packed already. asyncio-flavored."""
+    data = b"".join([COPY_HEADER, *packed, COPY_TRAILER])
+    await connection.copy_to_table(table, schema_name=schema, columns=columns, source=io.BytesIO(data), format="binary")
+
+
+def _without_repeats(measures: list[PackedRows]) -> tuple[list[bytes], set[int], int]:
     """The rows with their places, less those whose key came before in the batch; their places; how many of those
     differ.
     """
-    first: dict[Any, MeasureRow] = {}
-    records: list[tuple[Any, ...]] = []
+    first: dict[bytes, bytes] = {}
+    records: list[bytes] = []
     repeated: set[int] = set()
     conflicting = 0
-    for place, row in enumerate(measures):
-        earlier = first.setdefault(by_key(row), row)
+    for place, row in enumerate(chain.from_iterable([packed.rows() for packed in measures])):
+        earlier = first.setdefault(key(row), row)
         if earlier is row:
-            records.append((*row, place))
+            records.append(numbered(row, place))
         else:
             repeated.add(place)
-            conflicting += earlier[3:6] != row[3:6]
+            conflicting += value(earlier) != value(row)
     return records, repeated, conflicting
+
+
+def _owners_of_other_rows(measures: list[PackedRows], repeated: set[int]) -> set[int]:
+    """The deliveries that brought a row whose place is not among these."""
+    owners: set[int] = set()
+    place = 0
+    for packed in measures:
+        if not repeated.issuperset(range(place, place + packed.count)):
+            owners.add(packed.delivery)
+        place += packed.count
+    return owners
 
 
 def _columns(rows: list[tuple[Any, ...]]) -> list[list[Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from traksense.store.rows import MEASURE_COLUMNS
+from traksense.store.packing import PACKED_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ async def copy(_connection: object, dsn: str, batches: Iterable[tuple[bytes, int
             await connection.copy_to_table(
                 "measure",
                 schema_name="traksense",
-                columns=MEASURE_COLUMNS,
+                columns=PACKED_COLUMNS,
                 source=io.BytesIO(data),
                 format="binary",
                 timeout=COPY_SECONDS,
