@@ -186,7 +186,7 @@ def test_raw_points_are_not_dropped_before_they_are_aggregated(plain: Database) 
 
 
 def row(series: int, ts: datetime) -> PackedRows:
-    packed = pack_row(pack_head(series), ts, 1.0, None, None, None)
+    packed = pack_row(pack_head(series), ts, 1.0, None, None)
     return PackedRows(packed, 1, len(packed), ts, 0)
 
 

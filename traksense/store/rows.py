@@ -8,7 +8,7 @@ import attrs
 
 from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
 from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing, digest
-from traksense.store.packing import PackedRows, pack_middle, pack_numbers, pack_row
+from traksense.store.packing import PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,12 +107,13 @@ def unknown_devices(batch: Sequence[Delivery], dictionary: Dictionary) -> dict[i
 def _add_measures(
     rows: Rows, index: int, item: Telemetry, route: Route, device: Device, dictionary: Dictionary, missing: Missing
 ) -> None:
-    meta_id, meta = None, None
+    meta_id: int | None = None
+    meta: bytes | None = None
     if item.meta is not None:
         meta_id = dictionary.meta(route.tenant, item.meta)
         if meta_id is None:
             if device.novel_meta >= NOVEL_META_MAX or len(item.meta) > META_LENGTH_MAX:
-                meta = item.meta.decode()
+                meta = pack_meta(item.meta)
             else:
                 missing.meta[(route.tenant, item.meta)] = device
     heads = device.heads
@@ -126,17 +127,17 @@ def _add_measures(
             missing.series[(route.path, key)] = route
             continue
         value = point.v
-        if type(value) is float and not point.q and meta is None:
+        if type(value) is float and not point.q:
             parts += (head, middle, value)
         else:
-            others.append(pack_row(head, item.ts, value, point.q or None, meta, meta_id))
+            others.append(pack_row(head, item.ts, value, point.q or None, meta_id))
     if parts:
         packed = pack_numbers(parts, len(middle))
         count = len(parts) // 3
-        rows.measures.append(PackedRows(packed, count, len(packed) // count, item.ts, index))
+        rows.measures.append(PackedRows(packed, count, len(packed) // count, item.ts, index, meta))
         rows.points += count
     if others:
-        rows.measures.append(PackedRows(b"".join(others), len(others), 0, item.ts, index))
+        rows.measures.append(PackedRows(b"".join(others), len(others), 0, item.ts, index, meta))
         rows.points += len(others)
 
 

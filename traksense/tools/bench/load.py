@@ -176,7 +176,7 @@ class Load:
 
 def _copy_bytes(rows: list[tuple[int, int, float]], meta_id: int | None) -> bytes:
     body = [
-        pack_row(pack_head(series), _EPOCH + timedelta(microseconds=at), value, None, None, meta_id)
+        pack_row(pack_head(series), _EPOCH + timedelta(microseconds=at), value, None, meta_id)
         for series, at, value in rows
     ]
     return b"".join([COPY_HEADER, *body, COPY_TRAILER])
