@@ -8,7 +8,7 @@ import attrs
 
 from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
 from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing, digest
-from traksense.store.packing import PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
+from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,16 +116,17 @@ def _add_measures(
                 meta = pack_meta(item.meta)
             else:
                 missing.meta[(route.tenant, item.meta)] = device
-    heads = device.heads
+    places, heads = device.layout.places, device.heads
     middle = pack_middle(item.ts, meta_id)
     parts: list[bytes | float] = []
     others: list[bytes] = []
     for point in item.points:
         key = point.name if point.u is None else (point.name, point.u)
-        head = heads.get(key)
-        if head is None:
+        place = places.get(key)
+        if place is None:
             missing.series[(route.path, key)] = route
             continue
+        head = heads[place : place + HEAD_BYTES]
         value = point.v
         if type(value) is float and not point.q:
             parts += (head, middle, value)
