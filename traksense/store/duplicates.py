@@ -93,7 +93,7 @@ async def insert_staged(connection: PoolConnectionProxy, measures: Sequence[Pack
     """
     await connection.execute(_CREATE_STAGING)
     records, repeated, conflicting = _without_repeats(measures)
-    await copy_packed(connection, "pg_temp", "traksense_staging", (*PACKED_COLUMNS, "row"), records)
+    await copy_packed(connection, "pg_temp.traksense_staging", (*PACKED_COLUMNS, "row"), records)
     for row, differs in await connection.fetch(_INSERT_STAGED):
         repeated.add(row)
         conflicting += differs

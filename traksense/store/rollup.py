@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from traksense.store.packing import PackedRows
 
@@ -26,11 +26,6 @@ guess: a batch holds what arrived within a second, and few devices are so late w
 SERIES_MAX: Final = 200
 """If more series than these have late points in one hour, that hour is marked for all. Chosen by guess: an index scan
 for each of them costs about as much as one of a tenth of a fleet of 2,000."""
-
-_INSERT: Final = """
-INSERT INTO traksense.dirty (series_id, low, high)
-SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
-"""
 
 
 def marks(measures: Sequence[PackedRows]) -> list[Mark]:
@@ -58,10 +53,21 @@ def marks(measures: Sequence[PackedRows]) -> list[Mark]:
     return result
 
 
-async def mark(connection: Any, measures: Sequence[PackedRows]) -> None:
-    """Mark what these rows change; in the transaction that writes them. asyncio-flavored."""
-    columns = list(zip(*marks(measures), strict=True))
-    await connection.execute(_INSERT, *columns)
+def mark_statement(measures: Sequence[PackedRows]) -> str:
+    """The statement that marks what these rows change, for the transaction that writes them.
+
+    With its values inside, so that it can go to the server together with the COPY: all that one message of the simple
+    query protocol holds is one transaction.
+    """
+    series, lows, highs = zip(*marks(measures), strict=True)
+    values = f"'{_array(series)}'::int[], '{_array(lows)}'::timestamptz[], '{_array(highs)}'::timestamptz[]"
+    return f"INSERT INTO traksense.dirty (series_id, low, high) SELECT * FROM unnest({values})"  # noqa: S608  (our own)
+
+
+def _array(values: Iterable[int | datetime | None]) -> str:
+    """An array literal; numbers and times need no escapes."""
+    texts = ("NULL" if v is None else f'"{v.isoformat()}"' if isinstance(v, datetime) else str(v) for v in values)
+    return f"{{{','.join(texts)}}}"
 
 
 async def roll_up(connection: Any) -> int:

@@ -8,7 +8,6 @@ and staged. While duplicates keep coming, the first try is left out.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -17,10 +16,10 @@ from traksense.ingest.ports import WriteResult
 from traksense.store.duplicates import Staged, find_stored, insert_staged
 from traksense.store.packing import PACKED_COLUMNS, copy_packed, in_order
 from traksense.store.roles import name_tenants
-from traksense.store.rollup import mark
+from traksense.store.rollup import mark_statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -111,17 +110,14 @@ class Transactor:
 
     async def _copy(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
         """The straight road: every measurement is new, or nothing is stored."""
-        async with AsyncExitStack() as stack:
-            if self.marking or not rows.only_measures:
-                await stack.enter_async_context(connection.transaction())
-            await _copy_measures(connection, rows.measures)
-            if self.marking:
-                await mark(connection, rows.measures)
+        if rows.only_measures:
+            await _copy_measures(connection, rows.measures, marking=self.marking)
+            return WriteResult(points_stored=rows.points)
+        async with connection.transaction():
+            await _copy_measures(connection, rows.measures, marking=self.marking)
             fresh = await _store_others(connection, rows)
-        if not rows.only_measures:
-            fresh |= {measures.delivery for measures in rows.measures}
-            return WriteResult(points_stored=rows.points, duplicates=rows.touched() - fresh)
-        return WriteResult(points_stored=rows.points)
+        fresh |= {measures.delivery for measures in rows.measures}
+        return WriteResult(points_stored=rows.points, duplicates=rows.touched() - fresh)
 
     async def _sift(self, connection: PoolConnectionProxy, rows: Rows, *, trusting: bool = True) -> WriteResult:
         """The careful road: measurements whose key is there already are counted and left as they are.
@@ -138,11 +134,12 @@ class Transactor:
                 suspect = range(len(rows.measures)) if not trusting else await find_stored(connection, rows.measures)
                 copied = [measures for place, measures in enumerate(rows.measures) if place not in suspect]
                 if copied:
-                    await _copy_measures(connection, copied)
+                    await _copy_measures(connection, copied, marking=self.marking)
                 if suspect:
-                    staged = await insert_staged(connection, [rows.measures[place] for place in sorted(suspect)])
-                if self.marking:
-                    await mark(connection, rows.measures)
+                    suspects = [rows.measures[place] for place in sorted(suspect)]
+                    staged = await insert_staged(connection, suspects)
+                    if self.marking:
+                        await connection.execute(mark_statement(suspects))
             fresh = await _store_others(connection, rows)
         fresh |= staged.fresh
         fresh |= {measures.delivery for measures in copied}
@@ -154,8 +151,9 @@ class Transactor:
         )
 
 
-async def _copy_measures(connection: PoolConnectionProxy, measures: Iterable[PackedRows]) -> None:
-    await copy_packed(connection, "traksense", "measure", PACKED_COLUMNS, in_order(measures))
+async def _copy_measures(connection: PoolConnectionProxy, measures: Sequence[PackedRows], *, marking: bool) -> None:
+    marks = mark_statement(measures) if marking else ""
+    await copy_packed(connection, "traksense.measure", PACKED_COLUMNS, in_order(measures), first=marks)
 
 
 async def _store_others(connection: PoolConnectionProxy, rows: Rows) -> set[int]:
