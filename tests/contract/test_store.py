@@ -22,6 +22,7 @@ from traksense.errors import DataRefusedError, DeliveriesRefusedError
 from traksense.ingest.health import Health
 from traksense.ingest.ports import WriteResult
 from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.postgres import PostgresStore, open_store
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class OpenStore(Protocol):
 async def open_postgres_store(dsn: str, *, registered: Devices | None = None) -> AsyncIterator[PostgresStore]:
     """A store on a migrated database, prepared."""
     environ = {"DATABASE_URL": dsn, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         if registered:
             await aio_as_trio(register)(dsn, registered)
         async with open_store(load(environ), Health(["database"])) as store, trio.open_nursery() as nursery:
