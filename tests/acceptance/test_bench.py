@@ -59,6 +59,7 @@ def test_bench_measures_and_cleans_up(place: Path, tmp_path: Path) -> None:
 
     assert [
         ("ceiling", "prepared bytes", ""),
+        ("ceiling", "rows that the driver encodes", ""),
         ("backlog", "10-point messages", "paho"),
         ("backlog", "1-point messages", "paho"),
         ("steady", "2,000 points/s", "paho"),

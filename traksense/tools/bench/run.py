@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SCENARIOS: Final = ("ceiling", "backlog", "steady", "growth", "outage")
 CEILING: Final = Key("ceiling", "prepared bytes")
+DRIVER: Final = Key("ceiling", "rows that the driver encodes")
 DEVICES: Final = 1_000
 POINTS: Final = 10
 OUTAGE_RATE: Final = 10_000
@@ -132,7 +133,8 @@ class Bench:
             if number % 2:
                 contenders.reverse()
             if batches:
-                await self._ceiling(contenders[0], batches)
+                await self._ceiling(CEILING, contenders[0], batches)
+                await self._ceiling(DRIVER, contenders[0], batches)
             for name, each in prepared.items():
                 await self._each("backlog", name, contenders, partial(self._backlog, each))
             if "steady" in self.plan.only:
@@ -147,17 +149,18 @@ class Bench:
     def _backlogs(self) -> list[tuple[str, int]]:
         return [(TEN, POINTS), (ONE, 1)] if "backlog" in self.plan.only else []
 
-    async def _ceiling(self, contender: Contender, batches: Sequence[tuple[bytes, int]]) -> None:
-        self._say(f"  ceiling, {self.stage.writers} connections")
+    async def _ceiling(self, key: Key, contender: Contender, batches: Sequence[tuple[bytes, int]]) -> None:
+        self._say(f"  ceiling, {key.case}, {self.stage.writers} connections")
         async with (
             self.stage.database(contender, self.fleet(POINTS)) as dsn,
             self.stage.connection(dsn) as database,
         ):
-            seconds, rows = await database.call(ceiling.copy, dsn, batches, self.stage.writers)
+            copy = partial(ceiling.copy, encode=key == DRIVER)
+            seconds, rows = await database.call(copy, dsn, batches, self.stage.writers)
             counts = await database.call(tables.count, 0)
         if counts.rows != rows:
             self.results.faults.append(f"ceiling: {counts.rows} rows are stored and {rows} were copied")
-        self.results.add(CEILING, {"rows_per_second": rows / seconds})
+        self.results.add(key, {"rows_per_second": rows / seconds})
 
     async def _each(
         self,
