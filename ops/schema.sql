@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 6 and roles.sql make it, on plain PostgreSQL and on TimescaleDB.
+-- traksense: the whole schema, as migrations 1 to 6 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
