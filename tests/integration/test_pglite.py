@@ -62,8 +62,8 @@ HOUR: Final = timedelta(hours=1)
 def create_service(database: Database) -> str:
     """A login for the service; returns its DSN.
 
-    It may read everything besides: a stale entry in PGlite's cache keeps all but the superuser from pg_range, where asyncpg
-    looks for types. What it may write is what counts here.
+    It may read everything besides: a stale entry in PGlite's cache keeps all but the superuser from pg_range, where
+    asyncpg looks for types. What it may write is what counts here.
     """
     dsn = database.create_member("traksense_ingest")
     database.run(f"GRANT pg_read_all_data TO {user_of(dsn)}")
