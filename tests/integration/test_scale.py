@@ -1,6 +1,7 @@
 """Millions of points through a whole life: stored, aggregated, compressed, asked for, dropped; what each takes.
 
-Skipped unless TRAKSENSE_TEST_POINTS says how many, since ten million take minutes and some gigabytes:
+Skipped unless TRAKSENSE_TEST_POINTS says how many (six million at least: the oldest three days are dropped), since ten
+million take minutes and some gigabytes:
 
     TRAKSENSE_TEST_POINTS=10_000_000 pytest -s tests/integration/test_scale.py
 
@@ -115,8 +116,12 @@ class Book:
 def size(database: Database, relation: str) -> int:
     """Bytes on disk, indexes and all partitions or chunks included."""
     if not database.server.timescaledb:
-        tree = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(%s::regclass)"
-        return int(database.value(tree, relation))
+        # The tree of a table without partitions is empty.
+        tree = (
+            "SELECT coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%s::regclass))"
+            " FROM pg_partition_tree(%s::regclass)"
+        )
+        return int(database.value(tree, relation, relation))
     hypertable = database.rows(
         "SELECT format('%%I.%%I', materialization_hypertable_schema, materialization_hypertable_name)"
         " FROM timescaledb_information.continuous_aggregates WHERE format('%%I.%%I', view_schema, view_name) = %s",
