@@ -49,8 +49,8 @@ def check(database: Database) -> None:
 def compress(database: Database) -> None:
     """Put all that there is, raw and aggregated, into the columnstore, whatever its age: what comes next is late."""
     if database.server.timescaledb:
-        for relation in ("measure", *(f"rollup_{level}" for level in LEVELS)):
-            database.run(f"SELECT compress_chunk(chunk, true) FROM show_chunks('traksense.{relation}') AS chunk")
+        relations = ("measure", *(f"rollup_{level}" for level in LEVELS))
+        database.run(*(f"SELECT compress_chunk(c, true) FROM show_chunks('traksense.{name}') c" for name in relations))
 
 
 def message(tenant: str, device: str, ts: datetime, values: list[float | str], unit: str | None) -> Delivery:
@@ -83,6 +83,7 @@ messages = st.builds(
 batches = st.lists(st.lists(messages, min_size=1, max_size=12), min_size=1, max_size=6)
 
 
+@pytest.mark.timeout(240)  # 25 databases' worth of chunks to refresh and compress, beside the scheduler's own jobs
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches, st.integers(0, 5), st.booleans())
 def test_aggregates_equal_direct_computation(
