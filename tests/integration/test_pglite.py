@@ -1,7 +1,7 @@
 """The SQL on a real TimescaleDB (2.23) where there is no server with one: see `pglite_fixtures`.
 
-The code that runs is the service's own: its migrations, its COPY and its road for duplicates, `lifecycle` and `maintain`, over
-a socket. Some tests of other modules that get along with one session at a time are taken over.
+The code that runs is the service's own: its migrations, its COPY and its road for duplicates, `lifecycle` and
+`maintain`, over a socket. Some tests of other modules that get along with one session at a time are taken over.
 
 What cannot be had here: background workers, so the jobs are run by `maintain --jobs`; a second session at the same
 time, so no races and no pool of more than one connection; authentication, so a session could take its superuser's
