@@ -57,6 +57,12 @@ def bare(schema_server: Server) -> Iterator[Database]:
     yield from _database(schema_server)
 
 
+@pytest.fixture
+def other_bare(schema_server: Server) -> Iterator[Database]:
+    """Another one, to compare with."""
+    yield from _database(schema_server)
+
+
 @pytest.fixture(scope="module")
 def schema_server_module(schema_server: Server) -> Iterator[Database]:
     """A migrated database for all tests of a module, which leave it as they find it."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from test_rollup import check
 
 from tests.contract.test_store import delivery, open_postgres_store
 from traksense.commands import lifecycle, maintain
@@ -118,12 +119,20 @@ def test_plan_apply_and_maintain(
 def test_chunks_are_compressed_and_analyzed(
     migrated: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is older than the policy says goes into the columnstore, and again when late points have come in."""
+    """What is older than the policy says goes into the columnstore, raw and aggregated, and again when late points have
+    come in; the aggregates stay right.
+    """
     if not migrated.server.timescaledb:
         pytest.skip("plain PostgreSQL has no columnstore")
+    policy = {"COMPRESS_AFTER": "2 days", "COMPRESS_AGGREGATES_AFTER": "3 days"}
     fill(migrated)
     before = migrated.rows("SELECT * FROM ts_measure ORDER BY tenant_id, ts")
-    run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", COMPRESS_AFTER="2 days")
+    migrated.aggregate()
+    plan = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "plan", "--json", **policy))
+    due = {part["relation"]: part["parts"] for part in plan["compress"]}
+    assert {"measure", "rollup_1m", "rollup_5m", "rollup_1h"} == set(due)
+    assert {"compress_after", "compress_aggregates_after"} == {change["what"] for change in plan["changes"]}
+    run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy)
     run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
     compressed = (
         "SELECT count(*) FILTER (WHERE is_compressed), count(*) FILTER (WHERE NOT is_compressed)"
@@ -133,23 +142,48 @@ def test_chunks_are_compressed_and_analyzed(
     assert done >= 28
     assert left <= 3
     assert before == migrated.rows("SELECT * FROM ts_measure ORDER BY tenant_id, ts")
+    check(migrated)
     analyzed = "SELECT count(*) FROM pg_stats WHERE tablename LIKE 'compress%%' AND attname = 'series_id'"
-    assert migrated.value(analyzed) >= 28
+    assert migrated.value(analyzed) == sum(due.values())
 
     series = migrated.value("SELECT min(series_id) FROM traksense.series")
+    # Old enough to be in a compressed chunk of the aggregates, too, which have ten days each.
     migrated.run(
-        f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now() - interval '9.5 days', 7)"
+        f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now() - interval '20.5 days', 7)"
     )
     partly = "SELECT count(*) FROM _timescaledb_catalog.chunk WHERE status & 8 <> 0"
     assert 1 == migrated.value(partly)
+    migrated.aggregate()
+    check(migrated)
+    assert 4 == migrated.value(partly)
+    plan = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "plan", "--json", **policy))
+    assert {1} == {part["parts"] for part in plan["compress"]}
     run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
     assert 0 == migrated.value(partly)
-    status = json.loads(
-        run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", COMPRESS_AFTER="2 days")
-    )
-    assert status["compression"]["chunks"] >= 28
+    check(migrated)
+    status = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", **policy))
+    assert due == {row["relation"]: row["chunks"] for row in status["compression"]}
     assert [] == status["drift"]
     assert 4 == len(status["jobs"])
+    assert "chunks of rollup_1m: " in run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", **policy)
+
+
+def test_aggregates_are_not_compressed_if_never_is_said(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two policies are their own: raw points are compressed while aggregates are left as they are."""
+    if not migrated.server.timescaledb:
+        pytest.skip("plain PostgreSQL has no columnstore")
+    fill(migrated)
+    migrated.aggregate()
+    policy = {"COMPRESS_AGGREGATES_AFTER": "never"}
+    plan = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "plan", "--json", **policy))
+    run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy)
+    run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
+
+    assert ["measure"] == [part["relation"] for part in plan["compress"]]
+    status = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", **policy))
+    assert ["measure"] == [row["relation"] for row in status["compression"]]
 
 
 def test_duplicates_among_news_in_a_compressed_chunk(migrated: Database) -> None:

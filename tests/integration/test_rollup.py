@@ -47,6 +47,13 @@ def check(database: Database) -> None:
         assert [row[5] for row in expected] == pytest.approx([row[5] for row in actual])
 
 
+def compress(database: Database) -> None:
+    """Put all that there is, raw and aggregated, into the columnstore, whatever its age: what comes next is late."""
+    if database.server.timescaledb:
+        relations = ("measure", *(f"rollup_{level}" for level in LEVELS))
+        database.run(*(f"SELECT compress_chunk(c, true) FROM show_chunks('traksense.{name}') c" for name in relations))
+
+
 def message(tenant: str, device: str, ts: datetime, values: list[float | str], unit: str | None) -> Delivery:
     route = Route(tenant, "site", device, Kind.TELEM)
     points = [Point(f"p{n}", v, "num" if isinstance(v, float) else "text", unit) for n, v in enumerate(values)]
@@ -77,12 +84,15 @@ messages = st.builds(
 batches = st.lists(st.lists(messages, min_size=1, max_size=12), min_size=1, max_size=6)
 
 
+@pytest.mark.timeout(240)  # 25 databases' worth of chunks to refresh and compress, beside the scheduler's own jobs
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batches, st.integers(0, 5))
+@given(batches, st.integers(0, 5), st.booleans())
 def test_aggregates_equal_direct_computation(
-    schema_server_module: Database, arrivals: list[list[Delivery]], pause: int
+    schema_server_module: Database, arrivals: list[list[Delivery]], pause: int, compressed: bool
 ) -> None:
-    """Late, duplicate and out-of-order points, in any batches, with roll-ups in between: the aggregates are right."""
+    """Late, duplicate and out-of-order points, in any batches, with roll-ups and compression in between: the aggregates
+    are right.
+    """
 
     async def arrive() -> None:
         async with open_postgres_store(schema_server_module.dsn) as store:
@@ -90,6 +100,8 @@ def test_aggregates_equal_direct_computation(
                 await store.write(batch)
                 if number == pause:
                     await trio.to_thread.run_sync(schema_server_module.aggregate)
+                    if compressed:
+                        await trio.to_thread.run_sync(compress, schema_server_module)
             await store.write(arrivals[0])  # redelivered
 
     trio.run(arrive)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, summary in (
-        ("plan", "say what apply would change, and what would be dropped and deleted"),
+        ("plan", "say what apply would change, and what would be compressed, dropped and deleted"),
         ("apply", "make the policy in the database the one in the environment"),
         ("status", "say how things are: drift, sizes, compression, oldest and newest data, next jobs"),
     ):
@@ -64,6 +64,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "engine": plan.engine,
         "changes": _changes_json(plan.changes),
+        "compress": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.compress],
         "expired": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.expired],
         "purge": [{"relation": name, "rows": rows} for name, rows in plan.purge],
     }
@@ -72,6 +73,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
 def _plan_text(plan: Plan) -> list[str]:
     parts = "chunks" if plan.engine == "timescaledb" else "partitions"
     lines = [f"change {change}" for change in plan.changes]
+    lines += [f"compress {number} chunks of {name}, {_size(size)}" for name, number, size in plan.compress]
     lines += [f"drop {number} {parts} of {name}, {_size(size)}" for name, number, size in plan.expired]
     lines += [f"delete {rows} rows of {name}" for name, rows in plan.purge]
     return lines or ["nothing to do"]
@@ -86,12 +88,11 @@ def _status_text(status: dict[str, Any]) -> list[str]:
             f"{relation['oldest'] or '-'} to {relation['newest'] or '-'}"
         )
     lines += [f"{table['relation']}: {_size(table['bytes'])}" for table in status["tables"]]
-    compression = status["compression"]
-    if compression and compression["bytes_after"]:
-        ratio = compression["bytes_before"] / compression["bytes_after"]
+    for row in status["compression"]:
+        ratio = row["bytes_before"] / row["bytes_after"]
         lines.append(
-            f"compressed {compression['chunks']} chunks: {_size(compression['bytes_before'])} to "
-            f"{_size(compression['bytes_after'])}, {ratio:.1f} to 1"
+            f"compressed {row['chunks']} chunks of {row['relation']}: {_size(row['bytes_before'])} to "
+            f"{_size(row['bytes_after'])}, {ratio:.1f} to 1"
         )
     if status["behind"]:
         lines.append(f"aggregates: {status['behind']['marks']} marks to work off")

@@ -23,6 +23,9 @@ GRACE: Final = timedelta(days=1)
 
 LEVELS: Final = ("1m", "5m", "1h")
 
+TIMESCALEDB_ONLY: Final = ("chunk_interval", "compress_after", "compress_aggregates_after")
+"""What plain PostgreSQL has no use for: there, a difference is none."""
+
 
 @attrs.frozen
 class Change:
@@ -43,12 +46,14 @@ class Plan:
     Attributes:
         engine: `postgresql` or `timescaledb`.
         changes: Differences between the policy wanted and the one in the database.
+        compress: What the wanted policy would compress now: relation, chunks, bytes before.
         expired: What the wanted policy would drop now: relation, partitions or chunks, bytes.
         purge: What it would delete now: kind and rows.
     """
 
     engine: str
     changes: list[Change]
+    compress: list[tuple[str, int, int]]
     expired: list[tuple[str, int, int]]
     purge: list[tuple[str, int]]
 
@@ -57,18 +62,26 @@ async def plan(connection: Any, policy: Policy) -> Plan:
     """Compare, and say what would go; changes nothing."""
     engine = await migrate.read_engine(connection)
     changes = await _differences(connection, policy, engine)
-    sql = _EXPIRED_PARTITIONS
+    schema, sql = "", _EXPIRED_PARTITIONS
     if engine == "timescaledb":
         schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
         sql = _EXPIRED_CHUNKS.replace("{schema}", schema)
-    expired = []
-    for level, keep in (("raw", policy.retain_raw), *((lv, getattr(policy, f"retain_{lv}")) for lv in LEVELS)):
+    compress, expired = [], []
+    for level in ("raw", *LEVELS):
+        keep = getattr(policy, f"retain_{level}")
+        relation = "measure" if level == "raw" else f"rollup_{level}"
+        cut = None
         if keep is not None:
             cut = datetime.now(UTC) - keep - GRACE
-            relation = "measure" if level == "raw" else f"rollup_{level}"
             row = await connection.fetchrow(sql, relation, cut)
             if row["number"]:
                 expired.append((relation, row["number"], row["bytes"]))
+        after = policy.compress_after if level == "raw" else policy.compress_aggregates_after
+        if engine == "timescaledb" and after is not None:
+            due = datetime.now(UTC) - after
+            row = await connection.fetchrow(_DUE_CHUNKS.replace("{schema}", schema), relation, due, cut)
+            if row["number"]:
+                compress.append((relation, row["number"], row["bytes"]))
     purge = []
     for kind, (relation, at) in _ROWS.items():
         tenants = {tenant: keep for (tenant, k), keep in policy.tenants.items() if k == kind}
@@ -80,7 +93,7 @@ async def plan(connection: Any, policy: Policy) -> Plan:
         )
         if number:
             purge.append((relation, number))
-    return Plan(engine, changes, expired, purge)
+    return Plan(engine, changes, compress, expired, purge)
 
 
 async def apply(connection: Any, policy: Policy) -> list[Change]:
@@ -149,8 +162,7 @@ async def _differences(connection: Any, policy: Policy, engine: str) -> list[Cha
     changes = [
         Change(name, settings.get(name) or "forever", write_duration(value))
         for name, value in policy.items().items()
-        if (settings.get(name) or "") != _stored(value)
-        and not (engine == "postgresql" and name in ("chunk_interval", "compress_after"))
+        if (settings.get(name) or "") != _stored(value) and not (engine == "postgresql" and name in TIMESCALEDB_ONLY)
     ]
     own = {
         (row["tenant_id"], row["kind"]): row["keep"]
@@ -182,12 +194,11 @@ async def status(connection: Any, policy: Policy) -> dict[str, Any]:
         "relations": [dict(row) for row in await connection.fetch(sizes)],
         "tables": [dict(row) for row in await connection.fetch(_TABLES)],
         "behind": None if timescaledb else dict(await connection.fetchrow(_BEHIND)),
-        "compression": None,
+        "compression": [],
         "jobs": [],
     }
     if timescaledb:
-        row = await connection.fetchrow(compression)
-        result["compression"] = None if row is None else dict(row)
+        result["compression"] = [dict(row) for row in await connection.fetch(compression)]
         result["jobs"] = [dict(job) for job in await connection.fetch(_JOBS)]
     return result
 
@@ -224,22 +235,32 @@ FROM ({_BOUNDS}) AS b WHERE parent = ('traksense.' || $1::text)::regclass AND up
 """  # noqa: S608  (constants)
 
 _HYPERTABLES: Final = """
-SELECT h.relation, c.range_start, c.range_end, c.is_compressed, format('%I.%I', c.chunk_schema, c.chunk_name) AS chunk
-FROM (
-    VALUES ('measure', 'traksense', 'measure')
-    UNION ALL
-    SELECT view_name, materialization_hypertable_schema, materialization_hypertable_name
-    FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'traksense'
-) AS h (relation, schema, name)
-LEFT JOIN timescaledb_information.chunks c ON c.hypertable_schema = h.schema AND c.hypertable_name = h.name
+SELECT 'measure' AS relation, 'traksense' AS schema, 'measure' AS name
+UNION ALL
+SELECT view_name, materialization_hypertable_schema, materialization_hypertable_name
+FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'traksense'
 """
 
+_CHUNKS: Final = f"""
+SELECT h.relation, c.range_start, c.range_end, c.is_compressed AND k.status & 8 = 0 AS is_compressed, s.total_bytes
+FROM ({_HYPERTABLES}) AS h
+LEFT JOIN timescaledb_information.chunks c ON c.hypertable_schema = h.schema AND c.hypertable_name = h.name
+LEFT JOIN LATERAL {{schema}}.chunks_detailed_size(format('%I.%I', h.schema, h.name)::regclass) AS s
+    ON s.chunk_schema = c.chunk_schema AND s.chunk_name = c.chunk_name
+LEFT JOIN _timescaledb_catalog.chunk k ON k.schema_name = c.chunk_schema AND k.table_name = c.chunk_name
+"""  # noqa: S608  (constants)
+# Status bit 8: late points came in, the chunk is compressed again. As in `traksense.compress_next()`.
+
 _EXPIRED_CHUNKS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(s.total_bytes), 0)::bigint AS bytes
-FROM ({_HYPERTABLES}) AS b
-LEFT JOIN {{schema}}.chunks_detailed_size(('traksense.' || $1::text)::regclass) AS s
-    ON format('%I.%I', s.chunk_schema, s.chunk_name) = b.chunk
-WHERE relation = $1::text AND range_end <= $2::timestamptz
+SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes
+FROM ({_CHUNKS}) AS c WHERE relation = $1::text AND range_end <= $2::timestamptz
+"""  # noqa: S608  (constants)
+
+_DUE_CHUNKS: Final = f"""
+SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes
+FROM ({_CHUNKS}) AS c
+WHERE relation = $1::text AND NOT is_compressed AND range_end < $2::timestamptz
+    AND (range_end > $3::timestamptz) IS NOT FALSE
 """  # noqa: S608  (constants)
 
 _SIZES: Final = f"""
@@ -252,12 +273,9 @@ GROUP BY 1 ORDER BY 1
 """  # noqa: S608  (constants)
 
 _SIZES_CHUNKS: Final = f"""
-SELECT b.relation, count(chunk) AS parts,
-    coalesce(
-        (SELECT sum(s.total_bytes) FROM {{schema}}.chunks_detailed_size(('traksense.' || b.relation)::regclass) s), 0
-    )::bigint AS bytes,
+SELECT relation, count(range_end) AS parts, coalesce(sum(total_bytes), 0)::bigint AS bytes,
     min(range_start) AS oldest, max(range_end) AS newest
-FROM ({_HYPERTABLES}) AS b GROUP BY 1 ORDER BY 1
+FROM ({_CHUNKS}) AS c GROUP BY 1 ORDER BY 1
 """  # noqa: S608  (constants)
 
 _TABLES: Final = """
@@ -283,11 +301,13 @@ JOIN timescaledb_information.continuous_aggregates a
 WHERE j.proc_name = 'policy_refresh_continuous_aggregate'
 """
 
-_COMPRESSION: Final = """
-SELECT number_compressed_chunks AS chunks, before_compression_total_bytes AS bytes_before,
-    after_compression_total_bytes AS bytes_after
-FROM {schema}.hypertable_compression_stats('traksense.measure')
-"""
+_COMPRESSION: Final = f"""
+SELECT h.relation, s.number_compressed_chunks AS chunks, s.before_compression_total_bytes::bigint AS bytes_before,
+    s.after_compression_total_bytes::bigint AS bytes_after
+FROM ({_HYPERTABLES}) AS h
+CROSS JOIN LATERAL {{schema}}.hypertable_compression_stats(format('%I.%I', h.schema, h.name)::regclass) AS s
+WHERE s.number_compressed_chunks > 0 ORDER BY 1
+"""  # noqa: S608  (constants)
 
 _JOBS: Final = """
 SELECT j.job_id, j.proc_name::text AS name, j.hypertable_name::text AS relation, s.next_start, s.last_run_status,

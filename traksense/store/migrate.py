@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
 
-LATEST: Final = 5
+LATEST: Final = 6
 """The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 SERVER_MINIMUM: Final = 15
@@ -129,6 +129,11 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(found[version] for version in sorted(found))
 
 
+def roles_sql() -> str:
+    """What `sql/roles.sql` says."""
+    return (_sql_directory() / role_file.FILE).read_text(encoding="utf-8")
+
+
 async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
     """Bring the schema to `LATEST`; safe to run twice and from several replicas at once.
 
@@ -154,8 +159,7 @@ async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
         await _lock(connection, log)
         report = await _apply(connection, wanted, log)
         if roles:
-            text = (_sql_directory() / role_file.FILE).read_text(encoding="utf-8")
-            missing = await role_file.apply_roles(connection, text, log=log)
+            missing = await role_file.apply_roles(connection, roles_sql(), log=log)
             report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:

@@ -6,7 +6,8 @@
 | `LIFECYCLE_RETAIN_1M`, `_5M`, `_1H` | `forever` | aggregates; each at least as long as the one before |
 | `LIFECYCLE_RETAIN_EVENTS`, `_ACKS` | `forever` | |
 | `LIFECYCLE_RETAIN_ERRORS` | `14 days` | dead letters, from when they last came |
-| `LIFECYCLE_COMPRESS_AFTER` | `7 days` | TimescaleDB: chunks that ended so long ago; `never` |
+| `LIFECYCLE_COMPRESS_AFTER` | `7 days` | TimescaleDB: chunks of raw points that ended so long ago; `never` |
+| `LIFECYCLE_COMPRESS_AGGREGATES_AFTER` | `7 days` | TimescaleDB: chunks of aggregates, likewise |
 | `LIFECYCLE_CHUNK_INTERVAL` | `1 day` | TimescaleDB: chunks from now on; whole hours |
 | `LIFECYCLE_ONLINE_WITHIN` | `5 minutes` | a device heard so lately is online |
 
@@ -64,6 +65,7 @@ class Policy:
     retain_acks: timedelta | None = None
     retain_errors: timedelta | None = timedelta(days=14)
     compress_after: timedelta | None = timedelta(days=7)
+    compress_aggregates_after: timedelta | None = timedelta(days=7)
     chunk_interval: timedelta | None = timedelta(days=1)
     online_within: timedelta | None = timedelta(minutes=5)
     tenants: dict[tuple[str, str], timedelta | None] = attrs.field(factory=dict)
