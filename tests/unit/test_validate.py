@@ -11,7 +11,7 @@ from traksense.errors import ConfigError
 from traksense.tools.validate.endpoint import endpoint_url
 from traksense.tools.validate.report import Finding, Printer, Report, Result
 from traksense.tools.validate.speed import percentile
-from traksense.tools.validate.target import covers
+from traksense.shards import covers
 
 if TYPE_CHECKING:
     from traksense.tools.validate.report import Status

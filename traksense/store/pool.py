@@ -47,7 +47,7 @@ async def open_pool(settings: Settings) -> asyncpg.Pool:
         # A connection carries nothing from one batch to the next but its staging table: no round trip to reset it.
         reset=_keep,
         server_settings={
-            "application_name": f"traksense {settings.mqtt_client_id}"[:63],
+            "application_name": f"traksense {settings.client_id}"[:63],
             "statement_timeout": str(milliseconds),
             "lock_timeout": str(int(milliseconds * LOCK_SHARE)),
             "idle_in_transaction_session_timeout": str(milliseconds),
