@@ -6,11 +6,12 @@ import argparse
 import secrets
 from pathlib import Path
 
-BREAKAGES = ("ack-early", "no-unique-key", "not-replaced")
+BREAKAGES = ("ack-early", "no-unique-key", "not-replaced", "hasty-handover")
 
 REVEALING = {
     "ack-early": ("service-kill", "service-kill-mid-batch", "database-freeze"),
     "not-replaced": ("service-loss",),
+    "hasty-handover": ("service-reshard",),
     "no-unique-key": ("service-kill-before-puback", "broker-reset", "database-ambiguous"),
 }
 """For each breakage the faults that bring it to light soonest: the default then."""
@@ -51,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--break",
         dest="breakage",
         choices=BREAKAGES,
-        help="negative control: a service that acknowledges early, a table without its unique key, or a replica that "
-        "dies and is not replaced; this has to fail",
+        help="negative control: a service that acknowledges early, a table without its unique key, a replica that dies "
+        "and is not replaced, or one that gives topics up before another reads them (with --replicas); it has to fail",
     )
     parser.add_argument("--json", action="store_true", help="the result, with the schedule, as one JSON object")
     parser.add_argument(

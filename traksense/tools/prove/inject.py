@@ -95,6 +95,11 @@ async def _take_over(stage: Stage, injection: Injection) -> bool:
     return await stage.replicas.hit_by(injection).take_over(injection.seconds)
 
 
+async def _reshard(stage: Stage, _injection: Injection) -> bool:
+    await stage.replicas.deal_again()
+    return True
+
+
 def _kill_at(point: str, *, afresh: bool = False) -> Callable[[Stage, Injection], Awaitable[bool]]:
     async def action(stage: Stage, injection: Injection) -> bool:
         if afresh:
@@ -246,6 +251,7 @@ ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
     "service-zombie": _zombie,
     "service-loss": _lose,
     "service-takeover": _take_over,
+    "service-reshard": _reshard,
     "database-terminate": _terminate_backends,
     "database-kill-backend": _kill_backend,
     "database-kill": _kill_postmaster,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from traksense.tools.prove.saboteur import ACK_EARLY
+from traksense.tools.prove.saboteur import BREAKAGES
 from traksense.tools.prove.witness import Remarks
 from traksense.tools.stack import ServiceProcess
 from traksense.tools.stack.processes import POLL_SECONDS
@@ -48,11 +48,11 @@ class Keeper:
         self.unreached = 0
         self.misbehaved = Remarks()
         self.process: ServiceProcess | None = None
-        self._env = env
+        self._env = dict(env)
         self._directory = directory
         self._arm_file = directory / "armed"
         self._command = [sys.executable, "-P", "-m", "traksense.tools.prove.saboteur", str(self._arm_file)]
-        if breakage == ACK_EARLY:
+        if breakage in BREAKAGES:
             self._command += ["--break", breakage]
         self._deadline = float(env["INGEST_SHUTDOWN_SECONDS"]) + SLACK_SECONDS
         self._replaces = breakage != NOT_REPLACED
@@ -79,6 +79,10 @@ class Keeper:
         finally:
             if self.process is not None:
                 self.process.kill()
+
+    def configure(self, **variables: str) -> None:
+        """From the next start on."""
+        self._env |= variables
 
     def _note_end(self, status: int) -> None:
         if status not in self._expected:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from traksense.tools.prove.keeper import Keeper
 from traksense.tools.prove.messages import tenant_count
 from traksense.tools.prove.witness import Remarks
+from traksense.tools.stack.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from traksense.tools.prove.schedule import Injection
+
+READY_SECONDS: Final = 3.0
+"""How long the next replica's restart waits for this one to be ready, as an orchestrator would."""
 
 
 class Replicas:
@@ -27,6 +31,7 @@ class Replicas:
 
     def __init__(self, env: Mapping[str, str], directory: Path, count: int, *, breakage: str | None = None) -> None:
         client_id = env["MQTT_CLIENT_ID"]
+        self._deal = 0
         if count == 1:
             self.client_ids = [client_id]
             self.keepers = [Keeper(env, directory, breakage=breakage)]
@@ -36,7 +41,7 @@ class Replicas:
         for shard in range(1, count + 1):
             place = directory / f"replica-{shard}"
             place.mkdir(parents=True, exist_ok=True)
-            more = {"MQTT_SHARD": str(shard), "MQTT_SHARD_COUNT": str(count), "MQTT_TENANTS": tenants(count)}
+            more = {"MQTT_SHARD": str(shard), "MQTT_SHARD_COUNT": str(count), "MQTT_TENANTS": tenants(count, 0)}
             self.keepers.append(Keeper({**env, **more}, place, breakage=breakage))
 
     def hit_by(self, injection: Injection) -> Keeper:
@@ -76,6 +81,17 @@ class Replicas:
         for keeper in self.keepers:
             await keeper.wait_ready()
 
+    async def deal_again(self) -> None:
+        """Give every tenant to another replica, and restart them one by one: they hand the topics to each other."""
+        self._deal += 1
+        for keeper in self.keepers:
+            if len(self.keepers) > 1:
+                keeper.configure(MQTT_TENANTS=tenants(len(self.keepers), self._deal))
+            await keeper.restart()
+            with trio.move_on_after(READY_SECONDS):
+                while not await keeper.ready():
+                    await trio.sleep(POLL_SECONDS)
+
     async def finish(self) -> None:
         """SIGTERM for the last time."""
         async with trio.open_nursery() as nursery:
@@ -83,6 +99,6 @@ class Replicas:
                 nursery.start_soon(keeper.finish)
 
 
-def tenants(count: int) -> str:
-    """`MQTT_TENANTS`: those of `messages.Traffic`, dealt out so that each shard has one at least."""
-    return ",".join(f"tenant-{tenant}={tenant % count + 1}" for tenant in range(tenant_count(count)))
+def tenants(count: int, deal: int) -> str:
+    """`MQTT_TENANTS`: those of `messages.Traffic`, so that each shard has one at least; at each deal all move on."""
+    return ",".join(f"tenant-{tenant}={(tenant + deal) % count + 1}" for tenant in range(tenant_count(count)))

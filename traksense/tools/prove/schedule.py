@@ -56,6 +56,7 @@ CATALOGUE: Final = {
         Fault("service-zombie", _S, "SIGSTOP, another in its place, the first wakes up for a moment", (1.0, 3.0)),
         Fault("service-loss", _S, "SIGKILL, as if its host had died; another in its place later", (1.0, 4.0)),
         Fault("service-takeover", _S, "another with the same client id while the first works", (0.5, 2.5)),
+        Fault("service-reshard", _S, "tenants dealt out anew, every replica restarted in turn"),
         Fault("database-terminate", _D, "pg_terminate_backend of every backend of the service"),
         Fault("database-kill-backend", _D, "SIGKILL of one backend: the server restarts itself"),
         Fault("database-kill", _D, "SIGKILL of the postmaster, start again", (0.0, 1.0)),

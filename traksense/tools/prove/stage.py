@@ -23,7 +23,7 @@ from traksense.tools.prove.database import DROP_UNIQUE_KEY, PREPARE, Database
 from traksense.tools.prove.frames import CommitSpotter
 from traksense.tools.prove.keeper import NOT_REPLACED
 from traksense.tools.prove.replicas import Replicas
-from traksense.tools.prove.saboteur import ACK_EARLY
+from traksense.tools.prove.saboteur import ACK_EARLY, HASTY_HANDOVER
 from traksense.tools.prove.schedule import Part
 from traksense.tools.proxy import Proxy
 from traksense.tools.stack import BrokerOptions, BrokerProcess, open_broker
@@ -49,7 +49,7 @@ saved for as long as that lasts. With `autosave_on_changes` at each change, seed
 them confirmed more than 5 s before the kill; with a save every second, 163."""
 
 NO_UNIQUE_KEY: Final = "no-unique-key"
-BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY, NOT_REPLACED)
+BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY, NOT_REPLACED, HASTY_HANDOVER)
 
 
 @attrs.define(eq=False)
@@ -144,6 +144,7 @@ def _environment(seed: int, broker_port: int, dsn: str) -> dict[str, str]:
         "MQTT_CLIENT_ID": CLIENT_ID,
         "MQTT_VERSION": version,
         "MQTT_READER": random.choice(readers) if version == "5" else "paho",
+        "MQTT_HANDOVER_SECONDS": "1",
         "MQTT_KEEPALIVE": str(KEEPALIVE_SECONDS),
         "DATABASE_URL": dsn,
         "DB_STATEMENT_TIMEOUT": "2",
