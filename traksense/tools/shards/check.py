@@ -15,7 +15,7 @@ import trio
 
 from traksense.ingest.decode import read_topic
 from traksense.mqtt.connection import Connection
-from traksense.mqtt.reader import codec_factory
+from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.store.connection import open_connection
 from traksense.tools.shards.layout import layout_of
@@ -83,11 +83,14 @@ def _listed(layout: Layout) -> dict[str, set[str] | None]:
 
 async def _listen(settings: Settings, listed: dict[str, set[str] | None], unread: Unread, seconds: float) -> None:
     """See who publishes."""
-    client_id = f"traksense-shards-{secrets.token_hex(4)}"
-    listener = attrs.evolve(
-        settings, mqtt_client_id=client_id, mqtt_shard=None, mqtt_session_expiry=0, mqtt_keepalive=KEEPALIVE_SECONDS
+    codec = PahoCodec(
+        client_id=f"traksense-shards-{secrets.token_hex(4)}",
+        version=settings.mqtt_version,
+        keepalive=KEEPALIVE_SECONDS,
+        clean=True,
+        username=settings.username,
+        password=settings.password,
     )
-    codec = codec_factory(settings)(listener, 0)
     stream = await open_stream(settings.broker.host, settings.broker.port, tls_context(settings))
     connection = Connection(stream, codec, keepalive=KEEPALIVE_SECONDS)
 
