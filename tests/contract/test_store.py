@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import asyncpg
+import hypothesis
 import pytest
 import trio
 import trio_asyncio
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 from trio_asyncio import aio_as_trio
 
 from tests.memory_store import MemoryStore
@@ -18,6 +22,7 @@ from traksense.errors import DataRefusedError, DeliveriesRefusedError
 from traksense.ingest.health import Health
 from traksense.ingest.ports import WriteResult
 from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.postgres import PostgresStore, open_store
 
 if TYPE_CHECKING:
@@ -42,7 +47,7 @@ class OpenStore(Protocol):
 async def open_postgres_store(dsn: str, *, registered: Devices | None = None) -> AsyncIterator[PostgresStore]:
     """A store on a migrated database, prepared."""
     environ = {"DATABASE_URL": dsn, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         if registered:
             await aio_as_trio(register)(dsn, registered)
         async with open_store(load(environ), Health(["database"])) as store, trio.open_nursery() as nursery:
@@ -154,6 +159,74 @@ async def test_store_repeats_within_a_message_and_a_batch(open_any_store: OpenSt
         )
 
     assert WriteResult(points_stored=1, points_duplicate=2, points_conflicting=1, duplicates=frozenset([1])) == result
+
+
+# Messages of few points at few times, so that they share all, some or none of their keys; what a key says follows from
+# it.
+_messages = st.builds(
+    lambda device, second, names: (device, second, names),
+    st.sampled_from(["one", "two"]),
+    st.integers(0, 3),
+    st.lists(st.sampled_from("abcd"), min_size=1, max_size=4),
+)
+_examples = itertools.count()
+
+
+def _value_of(name: str, second: int) -> Point:
+    return {
+        "a": Point("a", float(second)),
+        "b": Point("b", 7.5, u="bar"),
+        "c": Point("c", second % 2 == 0, "bool"),
+        "d": Point("d", f"state {second}", "enum", q=1),
+    }[name]
+
+
+@hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(_messages, min_size=1, max_size=8), min_size=1, max_size=5))
+def test_stores_agree_whatever_repeats(database: str, batches: list[list[tuple[str, int, list[str]]]]) -> None:
+    """However messages overlap, within a batch and with earlier ones, each key is stored once and every point counted.
+
+    The store in memory says what is right.
+    """
+    prefix = f"example-{next(_examples)}"
+    batched = [
+        [
+            delivery(telemetry(*(_value_of(n, second) for n in names), second=second), device=f"{prefix}-{device}")
+            for device, second, names in batch
+        ]
+        for batch in batches
+    ]
+
+    async def write_all() -> None:
+        memory = MemoryStore()
+        async with open_postgres_store(database) as store:
+            for batch in batched:
+                assert await memory.write(batch) == await store.write(batch)
+
+    trio.run(write_all)
+
+
+async def test_store_large_meta_is_stored_with_each_point(database: str) -> None:
+    """A meta that is too long for the dictionary comes back whole, at each point of its message, staged or not."""
+    meta = b'{"log": "' + b"x" * 100_000 + b'"}'
+    batch = [delivery(telemetry(Point("a", 1.0), Point("b", "RUN", "enum"), second=n, meta=meta)) for n in range(2)]
+    async with open_postgres_store(database) as store:
+        await store.write(batch[:1])
+        result = await store.write(batch)
+
+    assert WriteResult(points_stored=2, points_duplicate=2, duplicates=frozenset([0])) == result
+    async with trio_asyncio.open_loop():
+        sizes = await aio_as_trio(fetch)(database, "SELECT length(meta ->> 'log') FROM traksense.measure")
+    assert [100_000] * 4 == [size for (size,) in sizes]
+
+
+async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:
+    """asyncio-flavored."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetch(sql)
+    finally:
+        await connection.close()
 
 
 async def test_store_unit_is_part_of_the_series(open_any_store: OpenStore) -> None:

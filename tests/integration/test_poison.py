@@ -59,8 +59,8 @@ async def test_one_poison_message_in_ten_thousand(database: str) -> None:
     acknowledger.connected(1, acknowledged.extend)
     deliveries = [delivery(number) for number in range(COUNT)]
     for d in deliveries:
-        ledger.receive(d.message)
-        acknowledger.received(d.message)
+        ledger.receive([d.message])
+        acknowledger.received([d.message])
     batches_send, batches_receive = trio.open_memory_channel[list[Delivery]](1)
     _, messages_receive = trio.open_memory_channel[Message](0)
     batcher = Batcher(messages_receive, batches_send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0)

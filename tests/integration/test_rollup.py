@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.contract.test_store import open_postgres_store
 from traksense.model import Delivery, Kind, Message, Point, Route, Telemetry
+from traksense.store.packing import PackedRows, pack_head, pack_row
 from traksense.store.rollup import RECENT, SERIES_MAX, marks
 
 if TYPE_CHECKING:
@@ -184,8 +185,9 @@ def test_raw_points_are_not_dropped_before_they_are_aggregated(plain: Database) 
     assert 1 == len(plain.rows("SELECT traksense.drop_expired()"))
 
 
-def row(series: int, ts: datetime) -> Any:
-    return (series, None, ts, 1.0, None, None, None, None)
+def row(series: int, ts: datetime) -> PackedRows:
+    packed = pack_row(pack_head(series), ts, 1.0, None, None)
+    return PackedRows(packed, 1, len(packed), ts, 0)
 
 
 def test_marks_of_recent_points_are_one() -> None:
@@ -199,7 +201,7 @@ def test_marks_of_a_few_late_series_are_their_own() -> None:
     """A device that was away marks its own series, hour by hour; the rest of the batch is marked as ever."""
     rows = [row(1, NOON), row(7, NOON - RECENT - timedelta(minutes=1)), row(7, NOON - timedelta(days=3))]
 
-    expected = [(None, NOON, NOON), *((7, r[2], r[2]) for r in rows[1:])]
+    expected = [(None, NOON, NOON), *((7, r.ts, r.ts) for r in rows[1:])]
     assert expected == marks(rows)
 
 

@@ -189,7 +189,7 @@ async def test_maintenance_needs_no_more_rights(owned: Database, ingest: str) ->
     owned.run("UPDATE traksense.setting SET value = '90 days' WHERE name = 'retain_raw'")
     owned.run("SELECT traksense.ensure_partitions(now() - interval '300 days', now() - interval '300 days')")
     good = delivery(telemetry(Point("a", 1.0)))
-    object.__setattr__(good.message, "received_at", datetime.now(UTC))
+    good.message.received_at = datetime.now(UTC)
     async with open_postgres_store(ingest) as store:
         await store.write([good])
         await store._call(store._maintain, True)
@@ -206,7 +206,7 @@ async def test_maintenance_needs_no_more_rights(owned: Database, ingest: str) ->
 async def test_store_cannot_be_made_to_cross(owned: Database, ingest: str) -> None:
     """Should a row ever name another tenant than its topic does, the database refuses it: the second of two walls."""
     crossed = delivery(Event("boot", NOW))
-    object.__setattr__(crossed.message, "topic", "traksense/other/site/device/event")
+    crossed.message.topic = "traksense/other/site/device/event"
     async with open_postgres_store(ingest) as store:
         await store.write([delivery(telemetry(Point("a", 1.0)))])
         with pytest.raises(Exception, match="row-level security"):

@@ -139,7 +139,8 @@ def unpacked(data: bytes) -> list[tuple[int, int, int | None, float]]:
             at += 4
             fields.append(None if length < 0 else data[at : at + length])
             at += max(0, length)
-        series, meta, ts, value, *rest = fields
+        series, ts, *rest, value = fields
+        meta = rest.pop(2)
         assert [None] * 4 == rest
         assert series is not None
         assert ts is not None

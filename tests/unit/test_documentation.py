@@ -20,10 +20,9 @@ from traksense.ingest.decode import ROUTES_MAX
 from traksense.ingest.ledger import MESSAGE_OVERHEAD_BYTES
 from traksense.model import Reason
 from traksense.mqtt.codec import PACKET_MAX_BYTES
-from traksense.mqtt.packets import TOPICS_MAX
 from traksense.service import CONDITIONS
 from traksense.store.dictionary import DEVICES_MAX, META_LENGTH_MAX, META_MAX
-from traksense.store.transaction import STAGING_BATCHES
+from traksense.store.transaction import CAREFUL_BATCHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,11 +226,10 @@ def test_every_exit_status_is_explained() -> None:
         f"{BATCH_MAX_BYTES // (1024 * 1024)} MiB of payloads",
         f"and {MESSAGE_OVERHEAD_BYTES} bytes for each",
         f"{ROUTES_MAX:,} at most",
-        f"{TOPICS_MAX:,} at most",
         f"{DEVICES_MAX:,} at most",
         f"up to {META_LENGTH_MAX} bytes; {META_MAX:,} at most",
         f"we announce {PACKET_MAX_BYTES // (1024 * 1024)} MiB",
-        f"the next {STAGING_BATCHES} batches",
+        f"the next {CAREFUL_BATCHES} batches",
         f"| {Settings().queue_max_bytes // (1024 * 1024)} MiB |",
         f"The default is {Settings().batch_size};",
         f"`INGEST_QUEUE_MAX` up ({Settings().queue_max} to",

@@ -6,19 +6,18 @@ specification, repeated in each adapter's docstring.
 
 from __future__ import annotations
 
+from datetime import datetime  # noqa: TC003  (msgspec resolves the annotations at run time)
 from typing import TYPE_CHECKING, Protocol
 
-import attrs
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from traksense.model import Item, Kind
 
 
-@attrs.frozen
-class Context:
+class Context(msgspec.Struct, frozen=True, gc=False):
     """What is known of a message besides its bytes."""
 
     tenant: str

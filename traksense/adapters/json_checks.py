@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -36,6 +37,9 @@ device."""
 
 MAX_NUMERIC_SCALE: Final = 16383
 """Digits after the decimal point that jsonb takes. Source: PostgreSQL 18 §8.1.2, table 8.2 (numeric)."""
+
+_REMEMBERED_BYTES: Final = 256
+"""JSON up to this length is not checked again if it was good lately."""
 
 ABSENT: Final = msgspec.Raw(b"null")
 """Default of an optional member that is kept as it came: null and absent mean the same."""
@@ -85,6 +89,13 @@ def check_json(raw: bytes, where: str) -> None:
     Raises:
         DecodeError: NESTED_TOO_DEEP or NUMBER_OUT_OF_RANGE.
     """
+    if len(raw) <= _REMEMBERED_BYTES:
+        _check_short_json(raw, where)
+    else:
+        _check_json(raw, where)
+
+
+def _check_json(raw: bytes, where: str) -> None:
     try:
         value = _ANYTHING.decode(raw)
     except msgspec.ValidationError as exc:
@@ -94,6 +105,10 @@ def check_json(raw: bytes, where: str) -> None:
     # Depth takes two brackets a level: hardly a value is long enough to need the walk.
     if len(raw) > 2 * MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DecodeError(Reason.NESTED_TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels - at `{where}`")
+
+
+_check_short_json: Final = lru_cache(maxsize=1024)(_check_json)
+"""Devices repeat their meta for ever."""
 
 
 def json_object(raw: msgspec.Raw, where: str) -> bytes | None:

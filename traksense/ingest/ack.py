@@ -46,10 +46,10 @@ class Acknowledger:
         self._abandon()
         self._send_pubacks = None
 
-    def received(self, message: Message) -> None:
-        """Add a message to the window. A message at QoS 0 needs no PUBACK and takes no place."""
-        if message.qos and message.generation == self._generation:
-            self._window.append(message)
+    def received(self, messages: Iterable[Message]) -> None:
+        """Add messages to the window. A message at QoS 0 needs no PUBACK and takes no place."""
+        generation = self._generation
+        self._window.extend([message for message in messages if message.qos and message.generation == generation])
 
     def settle(self, messages: Iterable[Message]) -> None:
         """All that came of these messages is committed: acknowledge what has become the settled prefix."""

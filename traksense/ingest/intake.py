@@ -10,7 +10,7 @@ import trio
 from traksense.ingest.ledger import cost_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from traksense.ingest.ack import Acknowledger
     from traksense.ingest.decode import Router
@@ -38,14 +38,16 @@ class Intake:
         self._pending: deque[Message] = deque()
         self._pending_bytes = 0
 
-    def accept(self, messages: Iterable[Message]) -> None:
+    def accept(self, messages: Sequence[Message]) -> None:
         """Enter messages, in the order in which they were received. Never blocks; `flush` does."""
+        route = self._router.route
         for message in messages:
-            message.route = self._router.route(message.topic)
-            self._ledger.receive(message)
-            self._acknowledger.received(message)
-            self._pending.append(message)
-            self._pending_bytes += cost_bytes(message)
+            message.route = route(message.topic)
+            cost = message.cost_bytes = cost_bytes(message)
+            self._pending_bytes += cost
+        self._ledger.receive(messages)
+        self._acknowledger.received(messages)
+        self._pending.extend(messages)
 
     def flush_nowait(self) -> bool:
         """Pass on what the pipeline takes without waiting; says whether that was all. The fast path of `flush`."""
@@ -54,7 +56,7 @@ class Intake:
         try:
             while pending and not self._over_budget(pending[0]):
                 send_nowait(pending[0])
-                self._pending_bytes -= cost_bytes(pending.popleft())
+                self._pending_bytes -= pending.popleft().cost_bytes
         except trio.WouldBlock:
             pass
         return not pending
@@ -74,7 +76,7 @@ class Intake:
                 await self._ledger.wait_settled()
             else:
                 await self._messages_send.send(head)
-                self._pending_bytes -= cost_bytes(self._pending.popleft())
+                self._pending_bytes -= self._pending.popleft().cost_bytes
 
     def close(self) -> None:
         """Tell the pipeline that nothing more will come."""
@@ -83,4 +85,4 @@ class Intake:
     def _over_budget(self, message: Message) -> bool:
         passed_on = self._ledger.in_flight_bytes - self._pending_bytes
         # A message that is larger than the whole budget may go when it is alone; otherwise it would wait for ever.
-        return passed_on > 0 and passed_on + cost_bytes(message) > self._max_bytes
+        return passed_on > 0 and passed_on + message.cost_bytes > self._max_bytes

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from traksense.model import Message, Reason
 
@@ -57,19 +57,18 @@ class Ledger:
     in_flight_bytes: int = 0
     _room: trio.Event = attrs.field(factory=trio.Event, repr=False)
 
-    def receive(self, message: Message) -> None:
-        """Enter a message that was just read."""
-        self.received[message.route.kind if message.route else "other"] += 1
-        self.received_total += 1
-        self.redelivered += message.redelivered
-        self.in_flight += 1
-        self.in_flight_bytes += cost_bytes(message)
+    def receive(self, messages: Sequence[Message]) -> None:
+        """Enter messages that were just read, with their cost reckoned."""
+        self.received.update([message.route.kind if message.route else "other" for message in messages])
+        self.received_total += len(messages)
+        self.redelivered += sum([message.redelivered for message in messages])
+        self.in_flight += len(messages)
+        self.in_flight_bytes += sum([message.cost_bytes for message in messages])
 
-    def settle(self, messages: Iterable[Message]) -> None:
+    def settle(self, messages: Sequence[Message]) -> None:
         """Take messages out of flight; their outcomes have just been counted."""
-        for message in messages:
-            self.in_flight -= 1
-            self.in_flight_bytes -= cost_bytes(message)
+        self.in_flight -= len(messages)
+        self.in_flight_bytes -= sum([message.cost_bytes for message in messages])
         self._room.set()
         self._room = trio.Event()
 

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable
 
-TOPICS_MAX: Final = 200_000
-"""How many topics keep one shared string; a fleet repeats its topics for ever."""
-
 PUBLISH: Final = 3
 _QOS_RESERVED: Final = 3
 _PUBACK: Final = b"\x40\x02"
@@ -48,7 +45,6 @@ class PacketReader:
         self._generation = generation
         self._properties = properties
         self.exactly_once: set[int] = set()
-        self._topics: dict[bytes, str] = {}
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._needed_bytes = 0
@@ -94,7 +90,7 @@ class PacketReader:
 
     def _read(self, data: bytes, others: list[bytes]) -> int:
         """Read all whole packets; returns where the first that is not whole begins."""
-        topics, generation, properties = self._topics, self._generation, self._properties
+        generation, properties = self._generation, self._properties
         append = self._messages.append
         now = datetime.now(UTC)  # one clock reading for all messages of one read
         position, size = 0, len(data)
@@ -116,10 +112,8 @@ class PacketReader:
                 position = end
                 continue
             at = begin + 2 + (data[begin] << 8 | data[begin + 1])
-            raw = data[begin + 2 : at]
-            topic = topics.get(raw)
-            if topic is None:
-                topic = self._new_topic(raw)
+            # Not remembered: looking up a long-known topic takes as long, and 100,000 of them 30 MB.
+            topic = data[begin + 2 : at].decode("utf-8", "backslashreplace")
             qos, packet_id = first >> 1 & 3, 0
             if qos:
                 packet_id = data[at] << 8 | data[at + 1]
@@ -142,12 +136,6 @@ class PacketReader:
         if qos == _QOS_RESERVED:
             raise ProtocolError("PUBLISH with QoS 3")
         self.exactly_once.add(packet_id)
-
-    def _new_topic(self, raw: bytes) -> str:
-        if len(self._topics) >= TOPICS_MAX:
-            self._topics.clear()
-        topic = self._topics[raw] = raw.decode("utf-8", "backslashreplace")
-        return topic
 
 
 def _variable_byte_integer(data: bytes, at: int) -> tuple[int, int] | None:

@@ -11,6 +11,8 @@ from traksense.errors import ConfigError, StoreMisconfiguredError, StoreUnavaila
 from traksense.store import migrate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from asyncpg.pool import PoolConnectionProxy
 
     from traksense.config import Settings
@@ -28,8 +30,12 @@ LOCK_SHARE: Final = 0.5
 IDLE_CONNECTION_SECONDS: Final = 60.0
 
 
-async def open_pool(settings: Settings) -> asyncpg.Pool:
+async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any, Any, None]]) -> asyncpg.Pool:
     """Open `DB_POOL_MIN` connections; more follow by need. asyncio-flavored.
+
+    Args:
+        settings: Where to, and how many.
+        on_connect: Awaited with each new connection before it is used; asyncio-flavored.
 
     Source: asyncpg 0.32 has no time-outs of its own; a server behind a black hole is found only by `command_timeout`.
 
@@ -46,6 +52,7 @@ async def open_pool(settings: Settings) -> asyncpg.Pool:
         max_inactive_connection_lifetime=IDLE_CONNECTION_SECONDS,
         # A connection carries nothing from one batch to the next but its staging table: no round trip to reset it.
         reset=_keep,
+        init=on_connect,
         server_settings={
             "application_name": f"traksense {settings.client_id}"[:63],
             "statement_timeout": str(milliseconds),
@@ -90,6 +97,16 @@ async def check_server(connection: PoolConnectionProxy, *, allow_unsafe: bool) -
         )
     if version > migrate.LATEST:
         logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": migrate.LATEST})
+
+
+async def read_incarnation(connection: Any) -> str:
+    """What another database than before shows itself by: a restore needs a restart or a new database, and a standby
+    that was promoted has been started at another time. asyncio-flavored.
+    """
+    incarnation: str = await connection.fetchval(
+        "SELECT pg_postmaster_start_time() || ' ' || oid FROM pg_database WHERE datname = current_database()"
+    )
+    return incarnation
 
 
 async def ping(connection: PoolConnectionProxy) -> None:

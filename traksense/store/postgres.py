@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from traksense.ingest.health import Health
     from traksense.ingest.ports import WriteResult
     from traksense.model import Delivery
+    from traksense.store.packing import PackedRows
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class PostgresStore:
         self._partitions = Partitions()
         self._transactor = Transactor()
         self._pool: asyncpg.Pool | None = None
+        self._incarnation: str | None = None
         self._prepared = trio.Event()
         self._wrote_at = -PING_EVERY_SECONDS
         self._seen = maintenance.Seen()
@@ -188,8 +190,9 @@ class PostgresStore:
         """asyncio-flavored."""
         if self._retention is not None and (refused := maintenance.too_old(batch, self._retention)):
             raise DeliveriesRefusedError(refused)
-        rows, missing = build(batch, self._dictionary)
         async with self._acquire() as connection:
+            # Not before: a new connection may have found that what the dictionary knows is of another database.
+            rows, missing = build(batch, self._dictionary)
             if missing:
                 # Twice: series and meta hang on their device, whose number of new meta objects decides where they go.
                 for _ in range(2):
@@ -216,11 +219,11 @@ class PostgresStore:
                     "a partition has disappeared; it will be made again", error.sqlstate
                 ) from error
 
-    async def _ensure_partitions(self, connection: PoolConnectionProxy, measures: Sequence[tuple[Any, ...]]) -> None:
+    async def _ensure_partitions(self, connection: PoolConnectionProxy, measures: Sequence[PackedRows]) -> None:
         """asyncio-flavored."""
         if not measures:
             return
-        instants = [row[2] for row in measures]
+        instants = [packed.ts for packed in measures]
         if not self._partitions.covers(min(instants), max(instants)):
             await self._partitions.ensure(connection, instants)
 
@@ -244,12 +247,23 @@ class PostgresStore:
     async def _connect(self) -> None:
         """Open the pool and check the server. asyncio-flavored."""
         if self._pool is None:
-            self._pool = await pool.open_pool(self._settings)
+            self._pool = await pool.open_pool(self._settings, self._look_around)
         async with self._acquire() as connection:
             await pool.check_server(connection, allow_unsafe=self._settings.db_allow_unsafe)
             self._transactor.marking = await migrate.read_engine(connection) == "postgresql"
             self._retention = await maintenance.read_retention(connection)
             await self._partitions.ensure_ahead(connection)
+
+    async def _look_around(self, connection: Any) -> None:
+        """On each new connection: after a restart, a failover or a restore, numbers of series that were given out last
+        may be gone, or be given to others. asyncio-flavored.
+        """
+        incarnation = await pool.read_incarnation(connection)
+        if self._incarnation not in (None, incarnation):
+            self._dictionary.forget()
+            self._partitions.forget()
+            logger.info("database_restarted")
+        self._incarnation = incarnation
 
     async def _maintain(self, expire: bool) -> None:  # noqa: FBT001  (called through _call, by position)
         """On a connection of its own: writers and probes never wait for it. asyncio-flavored."""

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from traksense.store.rows import MeasureRow
+    from traksense.store.packing import PackedRows
 
 Mark: TypeAlias = tuple[int | None, datetime, datetime]
 """The series, or None for all; the first and the last time written."""
@@ -27,40 +27,47 @@ SERIES_MAX: Final = 200
 """If more series than these have late points in one hour, that hour is marked for all. Chosen by guess: an index scan
 for each of them costs about as much as one of a tenth of a fleet of 2,000."""
 
-_INSERT: Final = """
-INSERT INTO traksense.dirty (series_id, low, high)
-SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
-"""
 
-
-def marks(measures: Sequence[MeasureRow]) -> list[Mark]:
+def marks(measures: Sequence[PackedRows]) -> list[Mark]:
     """The marks for these rows of measurements."""
-    instants = [row[2] for row in measures]
+    instants = [packed.ts for packed in measures]
     first, last = min(instants), max(instants)
     if last - first <= RECENT:
         return [(None, first, last)]
     recent = last - RECENT
     result: list[Mark] = [(None, min(ts for ts in instants if ts >= recent), last)]
-    hours: dict[tuple[int, int, int, int], dict[int, tuple[datetime, datetime]]] = {}
-    for row in measures:
-        ts = row[2]
+    hours: dict[datetime, dict[int, tuple[datetime, datetime]]] = {}
+    for packed in measures:
+        ts = packed.ts
         if ts < recent:
-            series = hours.setdefault((ts.year, ts.month, ts.day, ts.hour), {})
-            low, high = series.get(row[0], (ts, ts))
-            series[row[0]] = (min(low, ts), max(high, ts))
-    for series in hours.values():
-        if len(series) <= SERIES_MAX:
-            result += [(series_id, low, high) for series_id, (low, high) in series.items()]
+            hour = hours.setdefault(ts.replace(minute=0, second=0, microsecond=0), {})
+            for series_id in packed.series():
+                low, high = hour.get(series_id, (ts, ts))
+                hour[series_id] = (min(low, ts), max(high, ts))
+    for hour in hours.values():
+        if len(hour) <= SERIES_MAX:
+            result += [(series_id, low, high) for series_id, (low, high) in hour.items()]
         else:
-            spans = series.values()
+            spans = hour.values()
             result.append((None, min(low for low, _ in spans), max(high for _, high in spans)))
     return result
 
 
-async def mark(connection: Any, measures: Sequence[MeasureRow]) -> None:
-    """Mark what these rows change; in the transaction that writes them. asyncio-flavored."""
-    columns = list(zip(*marks(measures), strict=True))
-    await connection.execute(_INSERT, *columns)
+def mark_statement(measures: Sequence[PackedRows]) -> str:
+    """The statement that marks what these rows change, for the transaction that writes them.
+
+    With its values inside, so that it can go to the server together with the COPY: all that one message of the simple
+    query protocol holds is one transaction.
+    """
+    series, lows, highs = zip(*marks(measures), strict=True)
+    values = f"'{_array(series)}'::int[], '{_array(lows)}'::timestamptz[], '{_array(highs)}'::timestamptz[]"
+    return f"INSERT INTO traksense.dirty (series_id, low, high) SELECT * FROM unnest({values})"  # noqa: S608  (our own)
+
+
+def _array(values: Iterable[int | datetime | None]) -> str:
+    """An array literal; numbers and times need no escapes."""
+    texts = ("NULL" if v is None else f'"{v.isoformat()}"' if isinstance(v, datetime) else str(v) for v in values)
+    return f"{{{','.join(texts)}}}"
 
 
 async def roll_up(connection: Any) -> int:

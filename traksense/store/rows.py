@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
 from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing, digest
+from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from traksense.model import Delivery, Route
-    from traksense.store.dictionary import Device, Dictionary, PointKey
-
-MEASURE_COLUMNS: Final = ("series_id", "meta_id", "ts", "v_num", "v_bool", "v_text", "qual", "meta")
-
-MeasureRow: TypeAlias = tuple[
-    int, int | None, "datetime", float | None, bool | None, str | None, int | None, str | None
-]
-
-by_key: Final = itemgetter(0, 2)
-"""The unique key of a MeasureRow. Rows go in sorted by it, so that concurrent writers lock keys in one order."""
+    from traksense.store.dictionary import Device, Dictionary
 
 
 @attrs.define
@@ -34,7 +24,7 @@ class Rows:
 
     Attributes:
         measures: Rows of measurements, in receive order.
-        owners: For each delivery with measurements, the place of its first row and its index in the batch.
+        points: How many rows of measurements.
         acks: Rows for `cmd_ack`, one for each command: the newest of the batch.
         superseded: Indices of deliveries whose command acknowledgement is not the newest of its command in this batch.
         events: Rows for `device_event`, each with the index of its delivery.
@@ -42,8 +32,8 @@ class Rows:
         tenants: Whose acks, events and errors these are, by the topics of the messages.
     """
 
-    measures: list[MeasureRow] = attrs.field(factory=list)
-    owners: list[tuple[int, int]] = attrs.field(factory=list)
+    measures: list[PackedRows] = attrs.field(factory=list)
+    points: int = 0
     acks: dict[tuple[str, str, str], tuple[int, tuple[Any, ...]]] = attrs.field(factory=dict)
     superseded: set[int] = attrs.field(factory=set)
     events: list[tuple[int, tuple[Any, ...]]] = attrs.field(factory=list)
@@ -58,15 +48,11 @@ class Rows:
     def touched(self) -> frozenset[int]:
         """The indices of all deliveries that are not dead letters."""
         return frozenset(
-            {index for _, index in self.owners}
+            {packed.delivery for packed in self.measures}
             | {index for index, _ in self.acks.values()}
             | self.superseded
             | {index for index, _ in self.events}
         )
-
-    def owner(self, row: int) -> int:
-        """The index of the delivery that a row of measurements came from."""
-        return self.owners[bisect_right(self.owners, (row, len(self.measures))) - 1][1]
 
 
 def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Missing]:
@@ -88,8 +74,10 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
             missing.devices[route.path] = route
         for item in delivery.items:
             if isinstance(item, Telemetry):
-                rows.owners.append((len(rows.measures), index))
-                _add_measures(rows.measures, item, route, device, dictionary, missing)
+                if device is None:
+                    _miss_all(item, route, missing)
+                else:
+                    _add_measures(rows, index, item, route, device, dictionary, missing)
                 continue
             rows.tenants.add(_topic_tenant(delivery))
             if isinstance(item, CommandAck):
@@ -117,48 +105,46 @@ def unknown_devices(batch: Sequence[Delivery], dictionary: Dictionary) -> dict[i
 
 
 def _add_measures(
-    measures: list[MeasureRow],
-    item: Telemetry,
-    route: Route,
-    device: Device | None,
-    dictionary: Dictionary,
-    missing: Missing,
+    rows: Rows, index: int, item: Telemetry, route: Route, device: Device, dictionary: Dictionary, missing: Missing
 ) -> None:
-    ts = item.ts
-    if device is None:
-        for point in item.points:
-            missing.series[(route.path, _point_key(point.name, point.u))] = route
-        return
     meta_id: int | None = None
-    meta: str | None = None
+    meta: bytes | None = None
     if item.meta is not None:
         meta_id = dictionary.meta(route.tenant, item.meta)
         if meta_id is None:
             if device.novel_meta >= NOVEL_META_MAX or len(item.meta) > META_LENGTH_MAX:
-                meta = item.meta.decode()
+                meta = pack_meta(item.meta)
             else:
                 missing.meta[(route.tenant, item.meta)] = device
-    series = device.series
-    append = measures.append
+    places, heads = device.layout.places, device.heads
+    middle = pack_middle(item.ts, meta_id)
+    parts: list[bytes | float] = []
+    others: list[bytes] = []
     for point in item.points:
         key = point.name if point.u is None else (point.name, point.u)
-        series_id = series.get(key)
-        if series_id is None:
+        place = places.get(key)
+        if place is None:
             missing.series[(route.path, key)] = route
             continue
+        head = heads[place : place + HEAD_BYTES]
         value = point.v
-        quality = point.q or None
-        kind = type(value)
-        if kind is float:
-            append((series_id, meta_id, ts, value, None, None, quality, meta))  # type: ignore[arg-type]  # kind says float
-        elif kind is bool:
-            append((series_id, meta_id, ts, None, value, None, quality, meta))  # type: ignore[arg-type]  # kind says bool
+        if type(value) is float and not point.q:
+            parts += (head, middle, value)
         else:
-            append((series_id, meta_id, ts, None, None, value, quality, meta))  # type: ignore[arg-type]  # kind says str
+            others.append(pack_row(head, item.ts, value, point.q or None, meta_id))
+    if parts:
+        packed = pack_numbers(parts, len(middle))
+        count = len(parts) // 3
+        rows.measures.append(PackedRows(packed, count, len(packed) // count, item.ts, index, meta))
+        rows.points += count
+    if others:
+        rows.measures.append(PackedRows(b"".join(others), len(others), 0, item.ts, index, meta))
+        rows.points += len(others)
 
 
-def _point_key(name: str, unit: str | None) -> PointKey:
-    return name if unit is None else (name, unit)
+def _miss_all(item: Telemetry, route: Route, missing: Missing) -> None:
+    for point in item.points:
+        missing.series[(route.path, point.name if point.u is None else (point.name, point.u))] = route
 
 
 def _add_ack(rows: Rows, index: int, ack: CommandAck, route: Route, received_at: datetime) -> None:

@@ -1,58 +1,34 @@
-"""One batch, one COMMIT: COPY first, the staging road only for a batch that meets a duplicate.
+"""One batch, one COMMIT: COPY first, the careful road only while duplicates are about.
 
 COPY straight into the measurements is two to three times as fast as any way that tolerates duplicates (DESIGN: 375 k
 rows/s against 170-200 k), and duplicates are rare: redeliveries after a restart. So COPY goes first; if the unique key
-refuses it (23505), nothing of it stays, and the batch goes through a temporary table and `ON CONFLICT DO NOTHING`.
-While duplicates keep coming, the first try is left out.
+refuses it (23505), nothing of it stays, and the batch takes the careful road: what is stored already is found first,
+and staged. While duplicates keep coming, the first try is left out.
 """
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from traksense.ingest.ports import WriteResult
+from traksense.store.duplicates import Staged, find_stored, insert_staged
+from traksense.store.packing import PACKED_COLUMNS, copy_packed, in_order
 from traksense.store.roles import name_tenants
-from traksense.store.rollup import mark
-from traksense.store.rows import MEASURE_COLUMNS, MeasureRow, by_key
+from traksense.store.rollup import mark_statement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncpg.pool import PoolConnectionProxy
 
+    from traksense.store.packing import PackedRows
     from traksense.store.rows import Rows
 
-STAGING_BATCHES: Final = 16
-"""After a duplicate, so many batches take the staging road at once. A COPY that fails half-way costs about as much as
-the staging road saves on two clean batches. Chosen by guess; `bench` with 1 % and 20 % duplicates would settle it."""
-
-_COLUMNS: Final = ", ".join(MEASURE_COLUMNS)
-
-# Spelt out rather than copied from the measurements: the service's role may not read all of their columns.
-_CREATE_STAGING: Final = """
-CREATE TEMPORARY TABLE IF NOT EXISTS traksense_staging (
-    series_id int, meta_id int, ts timestamptz, v_num double precision, v_bool boolean, v_text text, qual smallint,
-    meta jsonb, row int
-) ON COMMIT DELETE ROWS
-"""
-
-# One statement, so that it sees its own insertions through RETURNING and the older rows through its snapshot. A row
-# that conflicts with a transaction that commits meanwhile is in neither: a duplicate whose value is not compared.
-_INSERT_STAGED: Final = f"""
-WITH new AS (
-    INSERT INTO traksense.measure ({_COLUMNS})
-    SELECT {_COLUMNS} FROM pg_temp.traksense_staging ORDER BY series_id, ts
-    ON CONFLICT DO NOTHING
-    RETURNING series_id, ts
-)
-SELECT s.row, coalesce((
-        SELECT (m.v_num, m.v_bool, m.v_text) IS DISTINCT FROM (s.v_num, s.v_bool, s.v_text)
-        FROM traksense.measure m WHERE m.series_id = s.series_id AND m.ts = s.ts
-    ), false) AS conflicting
-FROM pg_temp.traksense_staging s
-WHERE NOT EXISTS (SELECT FROM new WHERE new.series_id = s.series_id AND new.ts = s.ts)
-"""  # noqa: S608  (constants)
+CAREFUL_BATCHES: Final = 16
+"""After a duplicate, so many batches take the careful road at once. A COPY that fails half-way costs about as much as
+being careful with ten clean batches. Chosen by guess."""
 
 # Newer wins by the device's own time; where that is missing or equal, by the time of receipt, so that batches of
 # several writers end the same in any order. A repeat (0 rows changed, or an update) is a duplicate message.
@@ -111,7 +87,7 @@ class Transactor:
 
     def __init__(self) -> None:
         self.marking = False
-        self._staging = 0
+        self._careful = 0
 
     async def store(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
         """Store all rows in one transaction. asyncio-flavored.
@@ -119,56 +95,65 @@ class Transactor:
         Raises:
             asyncpg.PostgresError, OSError, …: Nothing was stored, or nobody knows (the connection was lost in COMMIT).
         """
-        if rows.measures and not self._staging:
+        if rows.measures and not self._careful:
             try:
                 return await self._copy(connection, rows)
             except asyncpg.UniqueViolationError:
                 pass
-        result = await self._stage(connection, rows)
+        try:
+            result = await self._sift(connection, rows)
+        except asyncpg.UniqueViolationError:
+            result = await self._sift(connection, rows, trusting=False)
         met_duplicates = result.points_duplicate or result.points_conflicting
-        self._staging = STAGING_BATCHES if met_duplicates else max(0, self._staging - 1)
+        self._careful = CAREFUL_BATCHES if met_duplicates else max(0, self._careful - 1)
         return result
 
     async def _copy(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
         """The straight road: every measurement is new, or nothing is stored."""
-        async with AsyncExitStack() as stack:
-            if self.marking or not rows.only_measures:
-                await stack.enter_async_context(connection.transaction())
-            await connection.copy_records_to_table(
-                "measure", schema_name="traksense", columns=MEASURE_COLUMNS, records=sorted(rows.measures, key=by_key)
-            )
-            if self.marking:
-                await mark(connection, rows.measures)
+        if rows.only_measures:
+            await _copy_measures(connection, rows.measures, marking=self.marking)
+            return WriteResult(points_stored=rows.points)
+        async with connection.transaction():
+            await _copy_measures(connection, rows.measures, marking=self.marking)
             fresh = await _store_others(connection, rows)
-        if not rows.only_measures:
-            fresh |= {index for _, index in rows.owners}
-            return WriteResult(points_stored=len(rows.measures), duplicates=rows.touched() - fresh)
-        return WriteResult(points_stored=len(rows.measures))
+        fresh |= {measures.delivery for measures in rows.measures}
+        return WriteResult(points_stored=rows.points, duplicates=rows.touched() - fresh)
 
-    async def _stage(self, connection: PoolConnectionProxy, rows: Rows) -> WriteResult:
-        """The staging road: measurements whose key is there already are counted and left as they are."""
-        repeated: set[int] = set()
-        conflicting = 0
+    async def _sift(self, connection: PoolConnectionProxy, rows: Rows, *, trusting: bool = True) -> WriteResult:
+        """The careful road: measurements whose key is there already are counted and left as they are.
+
+        Args:
+            connection: Where.
+            rows: What.
+            trusting: Copy what seems to be new; else everything is staged.
+        """
+        staged = Staged()
+        copied: list[PackedRows] = []
         async with connection.transaction():
             if rows.measures:
-                await connection.execute(_CREATE_STAGING)
-                records, repeated, conflicting = _without_repeats(rows.measures)
-                await connection.copy_records_to_table(
-                    "traksense_staging", schema_name="pg_temp", columns=(*MEASURE_COLUMNS, "row"), records=records
-                )
-                for row, differs in await connection.fetch(_INSERT_STAGED):
-                    repeated.add(row)
-                    conflicting += differs
-                if self.marking:
-                    await mark(connection, rows.measures)
+                suspect = range(len(rows.measures)) if not trusting else await find_stored(connection, rows.measures)
+                copied = [measures for place, measures in enumerate(rows.measures) if place not in suspect]
+                if copied:
+                    await _copy_measures(connection, copied, marking=self.marking)
+                if suspect:
+                    suspects = [rows.measures[place] for place in sorted(suspect)]
+                    staged = await insert_staged(connection, suspects)
+                    if self.marking:
+                        await connection.execute(mark_statement(suspects))
             fresh = await _store_others(connection, rows)
-        fresh |= {rows.owner(row) for row in range(len(rows.measures)) if row not in repeated}
+        fresh |= staged.fresh
+        fresh |= {measures.delivery for measures in copied}
         return WriteResult(
-            points_stored=len(rows.measures) - len(repeated),
-            points_duplicate=len(repeated) - conflicting,
-            points_conflicting=conflicting,
+            points_stored=rows.points - staged.repeated,
+            points_duplicate=staged.repeated - staged.conflicting,
+            points_conflicting=staged.conflicting,
             duplicates=rows.touched() - fresh,
         )
+
+
+async def _copy_measures(connection: PoolConnectionProxy, measures: Sequence[PackedRows], *, marking: bool) -> None:
+    marks = mark_statement(measures) if marking else ""
+    await copy_packed(connection, "traksense.measure", PACKED_COLUMNS, in_order(measures), first=marks)
 
 
 async def _store_others(connection: PoolConnectionProxy, rows: Rows) -> set[int]:
@@ -193,24 +178,6 @@ async def _store_others(connection: PoolConnectionProxy, rows: Rows) -> set[int]
     if rows.errors:
         await connection.execute(_INSERT_ERRORS, *_columns(rows.errors))
     return fresh
-
-
-def _without_repeats(measures: list[MeasureRow]) -> tuple[list[tuple[Any, ...]], set[int], int]:
-    """The rows with their places, less those whose key came before in the batch; their places; how many of those
-    differ.
-    """
-    first: dict[Any, MeasureRow] = {}
-    records: list[tuple[Any, ...]] = []
-    repeated: set[int] = set()
-    conflicting = 0
-    for place, row in enumerate(measures):
-        earlier = first.setdefault(by_key(row), row)
-        if earlier is row:
-            records.append((*row, place))
-        else:
-            repeated.add(place)
-            conflicting += earlier[3:6] != row[3:6]
-    return records, repeated, conflicting
 
 
 def _columns(rows: list[tuple[Any, ...]]) -> list[list[Any]]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 
 from traksense.adapters import ConformanceError, check_items
@@ -37,7 +38,8 @@ def test_check_items_conforming(items: list[object]) -> None:
 
 def changed(item: Any, **members: Any) -> object:
     """The item with members that the type checker would not let pass."""
-    return attrs.evolve(item, **members)
+    change = attrs.evolve if attrs.has(type(item)) else msgspec.structs.replace
+    return change(item, **members)
 
 
 def point(**members: Any) -> Telemetry:

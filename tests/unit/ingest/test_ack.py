@@ -29,7 +29,7 @@ def test_ack_out_of_order_waits_for_the_head() -> None:
     acknowledger, sent = connected()
     first, second, third = message(1), message(2), message(3)
     for m in (first, second, third):
-        acknowledger.received(m)
+        acknowledger.received([m])
 
     acknowledger.settle([third, second])
 
@@ -44,8 +44,8 @@ def test_ack_repeated_packet_ids_are_told_apart() -> None:
     """Two messages with one packet identifier are two: the order of arrival is the key."""
     acknowledger, sent = connected()
     first, again = message(7), message(7)
-    acknowledger.received(first)
-    acknowledger.received(again)
+    acknowledger.received([first])
+    acknowledger.received([again])
 
     acknowledger.settle([again])
 
@@ -60,11 +60,11 @@ def test_ack_of_an_old_connection_is_never_sent() -> None:
     """
     acknowledger, sent_on_first = connected(1)
     old = message(1, generation=1)
-    acknowledger.received(old)
+    acknowledger.received([old])
     sent_on_second: list[int] = []
     acknowledger.connected(2, sent_on_second.extend)
     new = message(1, generation=2)
-    acknowledger.received(new)
+    acknowledger.received([new])
 
     acknowledger.settle([old])
 
@@ -78,7 +78,7 @@ def test_ack_after_disconnect_goes_nowhere() -> None:
     """Between two connections nothing is sent."""
     acknowledger, sent = connected()
     m = message(1)
-    acknowledger.received(m)
+    acknowledger.received([m])
     acknowledger.disconnected()
 
     acknowledger.settle([m])
@@ -90,8 +90,8 @@ def test_ack_qos_0_takes_no_place() -> None:
     """A message at QoS 0 has no PUBACK and holds back none."""
     acknowledger, sent = connected()
     unconfirmed, confirmed = message(0, qos=0), message(1)
-    acknowledger.received(unconfirmed)
-    acknowledger.received(confirmed)
+    acknowledger.received([unconfirmed])
+    acknowledger.received([confirmed])
 
     acknowledger.settle([confirmed])
 
@@ -103,8 +103,8 @@ def test_ack_what_waits_behind_the_head_holds_no_payload() -> None:
     acknowledger, _ = connected()
     head, behind = message(1), message(2)
     behind.payload = b"x" * 1000
-    acknowledger.received(head)
-    acknowledger.received(behind)
+    acknowledger.received([head])
+    acknowledger.received([behind])
 
     acknowledger.settle([behind])
 
@@ -115,7 +115,7 @@ def test_ack_oldest_is_the_head() -> None:
     """The age in the metrics is that of the message that holds back the others."""
     acknowledger, _ = connected()
     assert acknowledger.oldest_received_at is None
-    acknowledger.received(message(1))
+    acknowledger.received([message(1)])
 
     assert datetime(2026, 1, 1, tzinfo=UTC) == acknowledger.oldest_received_at
 
@@ -146,7 +146,7 @@ class AcknowledgerMachine(RuleBasedStateMachine):
     def receive(self, packet_id: int, qos: int, stale: bool) -> None:
         m = message(packet_id, qos=qos, generation=self.generation - (stale and self.generation > 1))
         self.received.append(m)
-        self.acknowledger.received(m)
+        self.acknowledger.received([m])
 
     @precondition(lambda self: len(self.settled) < len(self.received))
     @rule(data=st.data())

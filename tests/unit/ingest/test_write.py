@@ -66,8 +66,8 @@ class Bench:
             received_at=BEGIN,
             route=ROUTE,
         )
-        self.ledger.receive(message)
-        self.acknowledger.received(message)
+        self.ledger.receive([message])
+        self.acknowledger.received([message])
         points = [Point("p", value)]
         return Delivery(
             message, [] if rejection else [Telemetry(BEGIN + timedelta(seconds=self._count), points)], 1, rejection

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import attrs
+
+from traksense.store.packing import COPY_HEADER, COPY_TRAILER, pack_head, pack_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +31,7 @@ _REPEAT_DISTANCE: Final = 5_000
 _GOLDEN: Final = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly from the first to the last."""
 
-_EPOCH: Final = 946_684_800_000_000
-"""PostgreSQL counts from 2000-01-01; in Unix microseconds."""
-
-_NULLS: Final = (-1, -1, -1, -1)
-"""v_bool, v_text, qual, meta."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @attrs.frozen(kw_only=True)
@@ -177,14 +175,11 @@ class Load:
 
 
 def _copy_bytes(rows: list[tuple[int, int, float]], meta_id: int | None) -> bytes:
-    """Source: PostgreSQL documentation, COPY, "Binary Format"; a length of -1 is null."""
-    if meta_id is None:
-        pack = struct.Struct(">hiiiiqid4i").pack
-        body = [pack(8, 4, series, -1, 8, at - _EPOCH, 8, value, *_NULLS) for series, at, value in rows]
-    else:
-        pack = struct.Struct(">hiiiiiqid4i").pack
-        body = [pack(8, 4, series, 4, meta_id, 8, at - _EPOCH, 8, value, *_NULLS) for series, at, value in rows]
-    return b"PGCOPY\n\xff\r\n\x00" + bytes(8) + b"".join(body) + b"\xff\xff"
+    body = [
+        pack_row(pack_head(series), _EPOCH + timedelta(microseconds=at), value, None, meta_id)
+        for series, at, value in rows
+    ]
+    return b"".join([COPY_HEADER, *body, COPY_TRAILER])
 
 
 def _length(value: int) -> bytes:

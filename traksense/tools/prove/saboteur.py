@@ -22,11 +22,11 @@ from traksense.ingest.handover import Handover
 from traksense.ingest.intake import Intake
 from traksense.ingest.write import Writer
 from traksense.mqtt.connection import Connection
-from traksense.store import transaction
+from traksense.store import packing, transaction
 from traksense.store.dictionary import Dictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
     from traksense.model import Delivery, Message
 
@@ -103,6 +103,7 @@ def _plant_in_pipeline(bomb: Bomb) -> None:
 def _plant_in_store(bomb: Bomb) -> None:
     store_others = transaction._store_others
     register = Dictionary._register_series
+    chunks = packing._chunks
 
     @functools.wraps(store_others)
     async def die_before_commit(connection: Any, rows: Any) -> set[int]:
@@ -116,6 +117,14 @@ def _plant_in_store(bomb: Bomb) -> None:
         bomb.at(REGISTERING)
         await register(dictionary, connection, series)
 
+    @functools.wraps(chunks)
+    async def die_before_the_end(packed: Iterable[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks(packed):
+            yield chunk
+        # The rows are sent; a COPY that is alone commits with its end.
+        bomb.at(MID_BATCH)
+
+    packing._chunks = die_before_the_end
     transaction._store_others = die_before_commit
     Dictionary._register_series = die_registering  # type: ignore[method-assign,assignment]
 
