@@ -245,6 +245,28 @@ async def test_the_one_session_of_before_is_retired(plant: Plant) -> None:
         plant.kill_all()
 
 
+@pytest.mark.parametrize("listed", [True, False])
+async def test_validate_needs_tenants_of_its_own(plant: Plant, listed: bool) -> None:
+    """Among shards they have to be listed, pinned to the replica that is asked; if they are not, it says so."""
+    tenants = "acme=2,validate=1,validate-b=1" if listed else "acme=1,beta=2"
+    env = {**plant.environ(2), "MQTT_TENANTS": tenants, "MQTT_TOPICS": "traksense/#"}
+    service = ServiceProcess({**env, "MQTT_SHARD": "1"}, plant.directory, name="validated")
+    try:
+        await service.wait_ready()
+        command = [sys.executable, "-m", "traksense", "validate", "--metrics-url", service.metrics_url]
+        done = await trio.to_thread.run_sync(
+            lambda: subprocess.run(
+                command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=90
+            )
+        )
+        assert 0 == await service.stop()
+    finally:
+        service.kill()
+
+    assert (0 if listed else 1) == done.returncode, done.stdout
+    assert listed is not ("list validate and validate-b in MQTT_TENANTS" in " ".join(done.stdout.split()))
+
+
 async def test_tenants_that_nobody_reads_are_found(plant: Plant) -> None:
     """From the database: who was stored once. From the broker: who publishes now."""
     await query(plant.dsn, "INSERT INTO traksense.tenant (tenant_id) VALUES ('acme'), ('forgotten')")
