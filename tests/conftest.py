@@ -8,6 +8,7 @@ Trio-flavored half.
 |---|---|
 | `TRAKSENSE_TEST_POSTGRES_BINDIR` | run on these PostgreSQL programs instead of the embedded ones |
 | `TRAKSENSE_TEST_ALLOW_NO_MOSQUITTO=1` | skip, not fail, what needs Mosquitto on a machine without it |
+| `TRAKSENSE_TEST_EXAMPLES=N` | property tests try N (or their own number of) new examples, not the same ones |
 | `TRAKSENSE_TEST_KEEP=1` | leave the directory with data and logs behind, and say where |
 """
 
@@ -23,6 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import hypothesis
 import pytest
 
 from traksense.tools.stack import (
@@ -55,6 +57,14 @@ class OwnPostgres(Protocol):
 
     def __call__(self, *, settings: Mapping[str, str] | None = None) -> PostgresProcess:
         """A running server."""
+
+
+# The gate tries the same examples each time, so that it judges a change and not its luck; to explore is another job.
+# Registered here: a test's own settings start from the profile that is loaded when its module is imported.
+_examples = os.environ.get("TRAKSENSE_TEST_EXAMPLES")
+hypothesis.settings.register_profile("gate", derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", max_examples=int(_examples or 100), deadline=None, print_blob=True)
+hypothesis.settings.load_profile("explore" if _examples else "gate")
 
 
 def pytest_configure(config: pytest.Config) -> None:
