@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 6 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 7 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
@@ -998,12 +998,18 @@ CREATE TABLE traksense.ingest_session (
     client_id text NOT NULL,
     broker text NOT NULL,
     connected_at timestamp with time zone NOT NULL,
-    last_alive_at timestamp with time zone NOT NULL
+    last_alive_at timestamp with time zone NOT NULL,
+    held text[] DEFAULT '{}'::text[] NOT NULL,
+    claimed text[] DEFAULT '{}'::text[] NOT NULL
 );
 
 COMMENT ON TABLE traksense.ingest_session IS 'The broker sessions that the service has had: if the broker no longer knows one, its queue is lost, and we can say so.';
 
 COMMENT ON COLUMN traksense.ingest_session.broker IS 'host:port, without credentials.';
+
+COMMENT ON COLUMN traksense.ingest_session.held IS 'Topic filters that the session may have at the broker: those of its configuration, and older ones until UNSUBACK.';
+
+COMMENT ON COLUMN traksense.ingest_session.claimed IS 'Topic filters of its configuration, granted by the broker: others may give these up.';
 
 ALTER TABLE traksense.meta ALTER COLUMN meta_id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME traksense.meta_meta_id_seq
@@ -1249,6 +1255,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (3, 'rollups');
 INSERT INTO traksense.schema_version (version, name) VALUES (4, 'lifecycle');
 INSERT INTO traksense.schema_version (version, name) VALUES (5, 'latest');
 INSERT INTO traksense.schema_version (version, name) VALUES (6, 'compressed_rollups');
+INSERT INTO traksense.schema_version (version, name) VALUES (7, 'subscriptions');
 
 -- traksense: the roles and what they may do.
 --
@@ -1305,7 +1312,7 @@ BEGIN
     END IF;
     GRANT USAGE ON SCHEMA traksense TO traksense_ingest;
     GRANT SELECT ON traksense.schema_version, traksense.setting TO traksense_ingest;
-    GRANT SELECT, INSERT, UPDATE ON traksense.ingest_session TO traksense_ingest;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON traksense.ingest_session TO traksense_ingest;
     GRANT EXECUTE ON FUNCTION
         traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants(),
         traksense.roll_up(int), traksense.drop_expired(), traksense.purge_expired(int)

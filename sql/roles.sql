@@ -53,7 +53,7 @@ BEGIN
     END IF;
     GRANT USAGE ON SCHEMA traksense TO traksense_ingest;
     GRANT SELECT ON traksense.schema_version, traksense.setting TO traksense_ingest;
-    GRANT SELECT, INSERT, UPDATE ON traksense.ingest_session TO traksense_ingest;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON traksense.ingest_session TO traksense_ingest;
     GRANT EXECUTE ON FUNCTION
         traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants(),
         traksense.roll_up(int), traksense.drop_expired(), traksense.purge_expired(int)

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "dlq": "list, show, replay and purge dead letters",
     "lifecycle": "plan, apply and show how long data live, and when they are compressed",
     "maintain": "one round of maintenance, for cron",
+    "shards": "several replicas: show who has which tenants, find those that nobody has, retire a session",
     "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
     "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",
 }

@@ -6,6 +6,7 @@ a test holds the two together. The names and the first defaults are those of the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import re
@@ -18,6 +19,7 @@ import attrs
 import cattrs
 
 from traksense.errors import ConfigError
+from traksense.shards import Entry, Layout, parse_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +34,8 @@ DAYS: Final = 24 * HOURS
 
 RECEIVE_MAXIMUM_LIMIT: Final = 65535
 """The largest Receive Maximum that a client can ask for. Source: MQTT 5.0 §3.1.2.11.3."""
+
+_WILDCARDS: Final = frozenset("+#")
 
 N = TypeVar("N", int, float)
 
@@ -81,8 +85,8 @@ class DatabaseUrl:
         return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _variable(name: str, *, default: Any = attrs.NOTHING, secret_file: bool = False, unit: float = 1) -> Any:
-    return attrs.field(default=default, metadata={"variable": name, "secret_file": secret_file, "unit": unit})
+def _variable(name: str, *, default: Any = attrs.NOTHING, from_file: bool = False, unit: float = 1) -> Any:
+    return attrs.field(default=default, metadata={"variable": name, "from_file": from_file, "unit": unit})
 
 
 @attrs.frozen(kw_only=True)
@@ -90,16 +94,21 @@ class Settings:
     """Everything that can be configured. Durations are in seconds whatever unit their variable has."""
 
     # The broker
-    broker: Broker = _variable("MQTT_URL", default=Broker(host="localhost", port=1883, tls=False), secret_file=True)
+    broker: Broker = _variable("MQTT_URL", default=Broker(host="localhost", port=1883, tls=False), from_file=True)
     mqtt_topics: tuple[str, ...] = _variable(
         "MQTT_TOPICS",
         default=("traksense/+/+/+/telem", "traksense/+/+/+/ack", "traksense/+/+/+/event"),
     )
+    mqtt_tenants: tuple[Entry, ...] = _variable("MQTT_TENANTS", default=(), from_file=True)
+    mqtt_shard_count: int | None = _variable("MQTT_SHARD_COUNT", default=None)
+    mqtt_shard: int | None = _variable("MQTT_SHARD", default=None)
+    mqtt_handover: float = _variable("MQTT_HANDOVER_SECONDS", default=30 * SECONDS)
+    mqtt_unsubscribe: tuple[str, ...] = _variable("MQTT_UNSUBSCRIBE", default=())
     mqtt_qos: int = _variable("MQTT_QOS", default=1)
     mqtt_version: Literal["5", "3.1.1"] = _variable("MQTT_VERSION", default="5")
     mqtt_reader: Literal["paho", "mqtt5"] = _variable("MQTT_READER", default="paho")
     mqtt_username: str | None = _variable("MQTT_USERNAME", default=None)
-    mqtt_password: Secret | None = _variable("MQTT_PASSWORD", default=None, secret_file=True)
+    mqtt_password: Secret | None = _variable("MQTT_PASSWORD", default=None, from_file=True)
     mqtt_client_id: str = _variable("MQTT_CLIENT_ID", default="traksense-ingest")
     mqtt_keepalive: float = _variable("MQTT_KEEPALIVE", default=30 * SECONDS)
     mqtt_session_expiry: float = _variable("MQTT_SESSION_EXPIRY", default=14 * DAYS)
@@ -125,7 +134,7 @@ class Settings:
     database: DatabaseUrl = _variable(
         "DATABASE_URL",
         default=DatabaseUrl(Secret("postgresql://postgres:postgres@localhost:5432/traksense")),
-        secret_file=True,
+        from_file=True,
     )
     db_pool_min: int = _variable("DB_POOL_MIN", default=2)
     db_pool_max: int = _variable("DB_POOL_MAX", default=8)
@@ -137,6 +146,27 @@ class Settings:
     metrics_port: int = _variable("METRICS_PORT", default=9100)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _variable("LOG_LEVEL", default="INFO")
     log_format: Literal["json", "text"] = _variable("LOG_FORMAT", default="json")
+
+    @functools.cached_property
+    def layout(self) -> Layout | None:
+        """How the topics are divided among replicas, or None if they are not."""
+        if self.mqtt_shard_count is None:
+            return None
+        return Layout(self.mqtt_topics, self.mqtt_tenants, self.mqtt_shard_count)
+
+    @functools.cached_property
+    def topics(self) -> tuple[str, ...]:
+        """What this process subscribes to: `MQTT_TOPICS`, or the part of it that `MQTT_SHARD` names. May be empty."""
+        if self.layout is None or self.mqtt_shard is None:
+            return self.mqtt_topics
+        return self.layout.filters(self.mqtt_shard)
+
+    @property
+    def client_id(self) -> str:
+        """What names our session: `MQTT_CLIENT_ID`, with the number of the shard behind it, so that replicas can share
+        one file. Without the count: the session outlives a change of that.
+        """
+        return self.mqtt_client_id if self.mqtt_shard is None else f"{self.mqtt_client_id}-{self.mqtt_shard}"
 
     @property
     def receive_maximum(self) -> int:
@@ -167,7 +197,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     for field in attrs.fields(Settings):
         variable = field.metadata["variable"]
         try:
-            text = _read(environ, variable, secret_file=field.metadata["secret_file"])
+            text = _read(environ, variable, from_file=field.metadata["from_file"])
             if text is not None:
                 values[field.name] = _structure(text, _TYPES[field.name], unit=field.metadata["unit"])
         except ValueError as error:
@@ -185,14 +215,14 @@ def variables() -> dict[str, attrs.Attribute[Any]]:
     result: dict[str, attrs.Attribute[Any]] = {}
     for field in attrs.fields(Settings):
         result[field.metadata["variable"]] = field
-        if field.metadata["secret_file"]:
+        if field.metadata["from_file"]:
             result[field.metadata["variable"] + "_FILE"] = field
     return result
 
 
-def _read(environ: Mapping[str, str], variable: str, *, secret_file: bool) -> str | None:
+def _read(environ: Mapping[str, str], variable: str, *, from_file: bool) -> str | None:
     text = environ.get(variable) or None
-    path = (environ.get(f"{variable}_FILE") or None) if secret_file else None
+    path = (environ.get(f"{variable}_FILE") or None) if from_file else None
     if path is None:
         return text
     if text is not None:
@@ -232,6 +262,15 @@ def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
             "the package mqtt5 is missing: pip install traksense[fast]",
         ),
         (not s.mqtt_topics, "MQTT_TOPICS", "needs at least one topic filter"),
+        (s.mqtt_shard is not None and s.mqtt_shard_count is None, "MQTT_SHARD", "needs MQTT_SHARD_COUNT too"),
+        (s.mqtt_shard_count is not None and not s.mqtt_tenants, "MQTT_SHARD_COUNT", "needs MQTT_TENANTS too"),
+        (s.mqtt_shard_count is None and bool(s.mqtt_tenants), "MQTT_TENANTS", "needs MQTT_SHARD_COUNT too"),
+        (
+            s.mqtt_shard is not None and not 1 <= s.mqtt_shard <= (s.mqtt_shard_count or s.mqtt_shard),
+            "MQTT_SHARD",
+            f"must be 1-{s.mqtt_shard_count}, not {s.mqtt_shard}",
+        ),
+        (s.mqtt_handover < 0, "MQTT_HANDOVER_SECONDS", "must not be negative"),
         (
             not 1 <= len(s.mqtt_client_id.encode()) <= 65535,
             "MQTT_CLIENT_ID",
@@ -267,7 +306,19 @@ def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
         ),
     ]
     faults = [(variable, what) for broken, variable, what in rules if broken]
-    faults.extend(("MQTT_TOPICS", fault) for topic in s.mqtt_topics if (fault := _topic_filter_fault(topic)))
+    for variable, topics in (("MQTT_TOPICS", s.mqtt_topics), ("MQTT_UNSUBSCRIBE", s.mqtt_unsubscribe)):
+        faults.extend((variable, fault) for topic in topics if (fault := _topic_filter_fault(topic)))
+    if s.layout is not None and s.mqtt_tenants:
+        faults.extend(s.layout.faults())
+        faults.extend(
+            ("MQTT_UNSUBSCRIBE", f"this replica subscribes to it: {topic}")
+            for topic in (sorted(set(s.mqtt_unsubscribe) & set(s.topics)) if not faults else ())
+        )
+    else:
+        faults.extend(
+            ("MQTT_UNSUBSCRIBE", f"is in MQTT_TOPICS too: {topic}")
+            for topic in sorted(set(s.mqtt_unsubscribe) & set(s.mqtt_topics))
+        )
     faults.extend(
         (variable, f"no such file: {path}")
         for variable, path in (
@@ -281,8 +332,13 @@ def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
 
 
 def _topic_filter_fault(topic: str) -> str | None:
-    """Source: MQTT 5.0 §4.7.1 (wildcards stand for whole levels, `#` only last)."""
+    """Source: MQTT 5.0 §4.7.1 (wildcards stand for whole levels, `#` only last), §4.8.2 (shared subscriptions)."""
     levels = topic.split("/")
+    if levels[0] == "$share":
+        # The group is no filter; what is behind it is one.
+        if len(levels) < 3 or not levels[1] or _WILDCARDS & set(levels[1]) or levels[2:] == [""]:
+            return f"not a shared subscription, $share/group/filter: {topic}"
+        levels = levels[2:]
     if any(("+" in level or "#" in level) and len(level) > 1 for level in levels) or "#" in levels[:-1]:
         return f"not a topic filter: {topic}"
     return None
@@ -377,6 +433,7 @@ def _database(text: str, _: Any) -> DatabaseUrl:
 _TYPES: Final[dict[str, Any]] = {field.name: field.type for field in attrs.fields(attrs.resolve_types(Settings))}
 _CONVERTER: Final = cattrs.Converter(detailed_validation=False)
 _CONVERTER.register_structure_hook(int, _number(int, "a whole number"))
+_CONVERTER.register_structure_hook(int | None, _number(int, "a whole number"))
 _CONVERTER.register_structure_hook(float, _number(float, "a number"))
 _CONVERTER.register_structure_hook(bool, _boolean)
 _CONVERTER.register_structure_hook(str, lambda text, _: text)
@@ -390,4 +447,5 @@ _CONVERTER.register_structure_hook_func(
     lambda kind: getattr(kind, "__origin__", None) is tuple,
     lambda text, _: tuple(part.strip() for part in text.split(",") if part.strip()),
 )
+_CONVERTER.register_structure_hook_func(lambda kind: kind == tuple[Entry, ...], lambda text, _: parse_entries(text))
 _CONVERTER.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Literal, _literal)

@@ -26,6 +26,7 @@ from traksense.errors import BrokerRefusedError, ConfigError, SessionTakenOverEr
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
 from traksense.ingest.decode import Decoder, Router
+from traksense.ingest.handover import Handover
 from traksense.ingest.health import Health, watch_progress
 from traksense.ingest.intake import Intake
 from traksense.ingest.ledger import Ledger
@@ -40,7 +41,7 @@ from traksense.web.endpoint import listen, serve
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from traksense.config import Settings
     from traksense.store.postgres import PostgresStore
@@ -50,13 +51,23 @@ logger = logging.getLogger(__name__)
 CONDITIONS: Final = ("broker", "subscription", "database", "progress")
 
 
-async def run(settings: Settings) -> None:
+async def run(
+    settings: Settings,
+    *,
+    retire: Callable[[Pipeline], Awaitable[None]] | None = None,
+) -> None:
     """Run the service until SIGTERM or SIGINT, then drain.
+
+    Args:
+        settings: All that can be configured.
+        retire: Want no topics any more; this runs beside it, and drains it when there is nothing left to read.
 
     Raises:
         ConfigError: The configuration can never work: seen at the start, or when another client uses our client id;
             what was in memory has been stored then.
     """
+    if retire is None and settings.layout is not None and settings.mqtt_shard is None:
+        raise ConfigError([f"there are {settings.mqtt_shard_count} shards; which of them is this? @ MQTT_SHARD"])
     listener = listen(settings.metrics_host, settings.metrics_port)
     health = Health(CONDITIONS)
     async with AsyncExitStack() as stack:
@@ -64,11 +75,14 @@ async def run(settings: Settings) -> None:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         await stack.enter_async_context(open_asyncio_loop())
         store = await stack.enter_async_context(open_store(settings, health))
-        pipeline = Pipeline.build(settings, store, health)
+        pipeline = Pipeline.build(settings, store, health, retiring=retire is not None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, listener, make_registry(pipeline.collector()), health)
             nursery.start_soon(store.run)
             nursery.start_soon(pipeline.session_watch.run)
+            nursery.start_soon(pipeline.handover.run)
+            if retire is not None:
+                nursery.start_soon(retire, pipeline)
             nursery.start_soon(watch_progress, health, pipeline.ledger, pipeline.acknowledger)
             nursery.start_soon(_drain_on_signal, signals, pipeline, settings.shutdown_deadline)
             _log_start(settings, listener)
@@ -100,6 +114,7 @@ class Pipeline:
     ledger: Ledger
     acknowledger: Acknowledger
     session_watch: SessionWatch
+    handover: Handover
     health: Health
     metrics: Metrics
     messages: trio.MemoryReceiveChannel[Message]
@@ -108,7 +123,7 @@ class Pipeline:
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     @classmethod
-    def build(cls, settings: Settings, store: PostgresStore, health: Health) -> Pipeline:
+    def build(cls, settings: Settings, store: PostgresStore, health: Health, *, retiring: bool = False) -> Pipeline:
         """Connect the stages; nothing runs yet."""
         ledger, acknowledger, metrics = Ledger(), Acknowledger(), Metrics(_now)
         messages_send, messages_receive = trio.open_memory_channel[Message](settings.queue_max)
@@ -137,8 +152,28 @@ class Pipeline:
             for _ in range(writer_count(settings))
         ]
         batches_receive.close()
-        watch = SessionWatch(store, health, client_id=settings.mqtt_client_id, broker=str(settings.broker), now=_now)
-        reader = Reader(settings, intake=intake, acknowledger=acknowledger, health=health, on_connected=watch.connected)
+        topics = () if retiring else settings.topics
+        watch = SessionWatch(store, health, client_id=settings.client_id, broker=str(settings.broker), now=_now)
+        reader = Reader(
+            settings,
+            intake=intake,
+            acknowledger=acknowledger,
+            health=health,
+            on_connected=watch.connected,
+            topics=topics,
+        )
+        handover = Handover(
+            store,
+            reader,
+            client_id=settings.client_id,
+            broker=str(settings.broker),
+            topics=topics,
+            layout=settings.layout,
+            unsubscribe=settings.mqtt_unsubscribe,
+            # A session that is older than the log was subscribed to what MQTT_TOPICS says, as far as we can know.
+            assumed=settings.mqtt_topics if retiring else (),
+            patience=settings.mqtt_handover,
+        )
         return cls(
             reader,
             batcher,
@@ -146,6 +181,7 @@ class Pipeline:
             ledger,
             acknowledger,
             watch,
+            handover,
             health,
             metrics,
             messages_receive,
@@ -230,6 +266,7 @@ def _log_start(settings: Settings, listener: socket.socket) -> None:
         extra={
             "traksense_version": __version__,
             "traksense_broker": str(settings.broker),
+            "traksense_client_id": settings.client_id,
             "traksense_database": str(settings.database),
             "traksense_metrics": f"http://{host}:{port}/metrics",
             "traksense_queue_max": settings.queue_max,

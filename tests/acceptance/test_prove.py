@@ -27,6 +27,9 @@ PARTS = 3
 SECONDS = 12
 RATE = 100
 CONTROL_SECONDS = 8
+REPLICAS = 3
+REPLICA_FAULTS = "service-loss,service-takeover,service-reshard,service-kill-mid-batch"
+HASTY_SECONDS = 5
 INTERRUPTED_SECONDS = 30
 """How long the end may take after Ctrl-C: a broker, a PostgreSQL and a service stop in turn."""
 
@@ -94,6 +97,48 @@ def test_nothing_is_lost_or_doubled_whatever_fails(part: int, place: Path) -> No
     assert len(document["faults"]) >= len(kinds) - 2, run["without_effect"]
 
 
+def test_replicas_are_killed_replaced_and_taken_over(place: Path) -> None:
+    """Three replicas under load: lost and replaced, taken over while they live, dealt other tenants; nothing is lost,
+    doubled or out of order.
+    """
+    status, document = prove(
+        place, "--replicas", REPLICAS, "--seed", 3, "--seconds", SECONDS, "--rate", RATE, "--faults", REPLICA_FAULTS
+    )
+
+    assert "passed" == document["verdict"], document["findings"]
+    assert 0 == status
+    assert REPLICAS == document["replicas"]
+    figures = document["figures"]
+    assert figures["confirmed"] == figures["stored"] + figures["dead_lettered"]
+    assert figures["service_kills"] >= 2
+    # Whoever takes over is another start, and each shard has had one.
+    assert figures["service_starts"] > REPLICAS + figures["service_kills"]
+    assert {"service-loss", "service-takeover", "service-reshard"} <= set(document["faults"])
+
+
+def test_a_replica_that_is_not_replaced_is_found(place: Path) -> None:
+    """Negative control: what is queued for a shard that nobody reads is still at the broker when the time is up."""
+    status, document = prove(
+        place, "--replicas", REPLICAS, "--seed", 1, "--seconds", CONTROL_SECONDS, "--break", "not-replaced"
+    )
+
+    assert 1 == status
+    assert document["findings"]["undelivered"] > 0
+    assert 0 == document["findings"]["lost"]
+    assert 0 == document["findings"]["doubled"]
+
+
+def test_topics_that_are_given_up_too_early_are_found(place: Path) -> None:
+    """Negative control: between two replicas that both do not read a tenant, its messages go nowhere."""
+    status, document = prove(
+        place, "--replicas", REPLICAS, "--seed", 1, "--seconds", HASTY_SECONDS, "--break", "hasty-handover"
+    )
+
+    assert 1 == status
+    assert document["findings"]["lost"] > 0
+    assert 0 == document["findings"]["doubled"]
+
+
 def test_acknowledging_early_is_found(place: Path) -> None:
     """Negative control: a service that acknowledges before it stores loses messages, and is caught at it."""
     status, document = prove(place, "--seed", 1, "--seconds", CONTROL_SECONDS, "--break", "ack-early")
@@ -106,7 +151,7 @@ def test_acknowledging_early_is_found(place: Path) -> None:
 
 def test_a_missing_unique_key_is_found(place: Path) -> None:
     """Negative control: without the key, redelivered messages are stored twice; nothing is lost."""
-    status, document = prove(place, "--seed", 1, "--seconds", CONTROL_SECONDS, "--break", "no-unique-key")
+    status, document = prove(place, "--seed", 1, "--seconds", 2 * CONTROL_SECONDS, "--break", "no-unique-key")
 
     assert 1 == status
     assert document["findings"]["doubled"] > 0

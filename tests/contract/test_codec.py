@@ -15,7 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from traksense.config import Secret, load
-from traksense.mqtt.codec import PACKET_MAX_BYTES, Connected, Disconnected, ProtocolError, Published, Subscribed
+from traksense.mqtt.codec import (
+    PACKET_MAX_BYTES,
+    Connected,
+    Disconnected,
+    ProtocolError,
+    Published,
+    Subscribed,
+    Unsubscribed,
+)
 from traksense.mqtt.mqtt5_codec import Mqtt5Codec
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.reader import codec_factory
@@ -195,6 +203,39 @@ def test_suback_tells_each_filter(codec: Codec) -> None:
     events = codec.feed(b"\x90\x06" + struct.pack("!H", packet_id) + b"\x00\x01\x00\x87")
 
     assert [Subscribed(packet_id, (1, 0, 0x87))] == events
+
+
+def test_unsubscribe_names_the_filters(codec: Codec) -> None:
+    """UNSUBSCRIBE has an identifier of its own and the filters as they are, shared ones too."""
+    filters = ["a/+/c", "$share/g/d/#"]
+    subscribed, packet_id = codec.subscribe(["a"], 1), codec.unsubscribe(filters)
+
+    raw = memoryview(codec.take())
+    _, size = mqtt5.read(raw)
+    packet, _ = mqtt5.read(raw[size:])
+
+    assert isinstance(packet, mqtt5.UnsubscribePacket)
+    assert subscribed != packet_id == packet.packet_id
+    assert filters == packet.patterns
+
+
+def test_unsuback_tells_each_filter(codec: Codec) -> None:
+    """UNSUBACK is told with its packet identifier and one reason for each filter."""
+    packet_id = codec.unsubscribe(["a", "b", "c"])
+
+    events = codec.feed(b"\xb0\x06" + struct.pack("!H", packet_id) + b"\x00\x00\x11\x87")
+
+    assert [Unsubscribed(packet_id, (0, 0x11, 0x87))] == events
+
+
+def test_unsuback_of_mqtt_3_has_no_reasons() -> None:
+    """MQTT 3.1.1 §3.11: only the identifier."""
+    codec = PahoCodec(client_id="client", version="3.1.1")
+    codec.connect()
+    codec.feed(bytes.fromhex("20 02 00 00"))
+    packet_id = codec.unsubscribe(["a"])
+
+    assert [Unsubscribed(packet_id, ())] == codec.feed(b"\xb0\x02" + struct.pack("!H", packet_id))
 
 
 def test_publish_sends_what_was_given(codec: Codec) -> None:

@@ -194,6 +194,27 @@ async def test_hold_delivers_everything_late() -> None:
         assert b"" == await client.receive_some()
 
 
+async def test_cut_after_takes_bytes_of_one_connection_only() -> None:
+    """Of two that bring bytes at one moment, one is reset, and the other loses none: TCP never goes on without them."""
+    async with wire() as w:
+        pairs = [await w.connect(), await w.connect()]
+        w.proxy.latency = MOMENT
+        w.proxy.cut_after(1)
+        for _, server in pairs:
+            await server.send_all(b"ab")
+        await w.proxy.wait_cut()
+        w.proxy.latency = 0.0
+        outcomes = []
+        for client, server in pairs:
+            try:
+                await server.send_all(b"!")
+                outcomes.append(await receive_exactly(client, 3))
+            except (trio.BrokenResourceError, AssertionError):
+                outcomes.append(b"reset")
+
+    assert {b"reset", b"ab!"} == set(outcomes)
+
+
 async def test_cut_after_passes_exactly_so_many_bytes() -> None:
     """The client gets a torn packet, then RST."""
     async with wire() as w:

@@ -2,70 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 import trio
 import trustme
+from reader_bench import DEADLINE, Bench, publish, reading, settings_for
 
-from traksense.config import Broker, Settings, load
+from traksense.config import Broker, Settings
 from traksense.errors import BrokerRefusedError, SessionTakenOverError
-from traksense.ingest.ack import Acknowledger
-from traksense.ingest.decode import Router
-from traksense.ingest.health import Health
-from traksense.ingest.intake import Intake
-from traksense.ingest.ledger import Ledger
-from traksense.model import Message
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
-from traksense.mqtt.reader import Reader
 from traksense.mqtt.stream import open_stream
 from traksense.tools.stack import BrokerOptions, TlsFiles, find_mosquitto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import OwnBroker
     from traksense.tools.stack import BrokerProcess
-
-DEADLINE = 20
-
-
-class Bench:
-    """A reader with a pipeline that a test plays by hand."""
-
-    def __init__(self, settings: Settings, *, queue_max: float = math.inf, max_bytes: int = 2**40) -> None:
-        self.ledger = Ledger()
-        self.acknowledger = Acknowledger()
-        self.health = Health(["broker", "subscription"])
-        self.present: list[bool] = []
-        send, self.messages = trio.open_memory_channel[Message](queue_max)
-        self.reader = Reader(
-            settings,
-            intake=Intake(
-                send, router=Router(), ledger=self.ledger, acknowledger=self.acknowledger, max_bytes=max_bytes
-            ),
-            acknowledger=self.acknowledger,
-            health=self.health,
-            on_connected=self.present.append,
-        )
-
-    async def wait_subscribed(self) -> None:
-        while not self.health.ready:
-            await trio.sleep(0.01)
-
-    async def receive(self, count: int) -> list[Message]:
-        return [await self.messages.receive() for _ in range(count)]
-
-    def settle(self, messages: Sequence[Message]) -> None:
-        self.ledger.stored += len(messages)
-        self.ledger.settle(messages)
-        self.acknowledger.settle(messages)
 
 
 @pytest.fixture(params=["paho", "mqtt5"])
@@ -79,42 +37,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 def settings(broker: BrokerProcess, unique: Callable[[str], str], tenant: str, kind: str) -> Settings:
     """Those of a service on the shared broker, with a session and a tenant of its own."""
     return settings_for(broker, unique("reader"), tenant, MQTT_READER=kind)
-
-
-def settings_for(broker: BrokerProcess, client_id: str, tenant: str, **more: str) -> Settings:
-    topics = f"traksense/{tenant}/+/+/telem,traksense/{tenant}/+/+/ack"
-    return load({"MQTT_URL": broker.url, "MQTT_TOPICS": topics, "MQTT_CLIENT_ID": client_id, **more})
-
-
-@asynccontextmanager
-async def reading(settings: Settings, **limits: float) -> AsyncIterator[Bench]:
-    """A reader that runs, subscribed; it is cut off without a word at the end, as by SIGKILL."""
-    bench = Bench(settings, **limits)  # type: ignore[arg-type]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.reader.run)
-        with trio.fail_after(DEADLINE):
-            await bench.wait_subscribed()
-            yield bench
-        nursery.cancel_scope.cancel()
-
-
-async def publish(broker: BrokerProcess, topic: str, payloads: Sequence[bytes], *, qos: int = 1) -> None:
-    """Publish and, at QoS 1, wait for every PUBACK."""
-    codec = PahoCodec(client_id="", clean=True)
-    connection = Connection(await open_stream(broker.host, broker.port, None), codec, keepalive=30)
-
-    async def body() -> None:
-        await connection.handshake()
-        waiting = len(payloads) if qos else 0
-        for begin in range(0, len(payloads), 100):
-            for payload in payloads[begin : begin + 100]:
-                codec.publish(topic, payload, qos=qos)
-            connection.wake()
-            while waiting > max(0, len(payloads) - begin - 100) and qos:
-                waiting -= len(await connection.receive())
-        await connection.close()
-
-    await connection.run(body)
 
 
 def topic_of(settings: Settings) -> str:

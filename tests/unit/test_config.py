@@ -121,6 +121,61 @@ def test_config_contradictions_are_faults() -> None:
     assert any("not mqtts://" in fault for fault in faults(MQTT_CA_FILE=__file__))
 
 
+def test_config_shard_has_its_topics_and_its_own_session() -> None:
+    """One file for all replicas, but for MQTT_SHARD: client ids differ and the tenants are divided."""
+    common = {"MQTT_TENANTS": "acme,beta=1,gamma/north=2", "MQTT_SHARD_COUNT": "3", "MQTT_TOPICS": "traksense/#"}
+    replicas = [load({**common, "MQTT_SHARD": str(shard)}) for shard in (1, 2, 3)]
+
+    assert ["traksense-ingest-1", "traksense-ingest-2", "traksense-ingest-3"] == [r.client_id for r in replicas]
+    assert [("traksense/beta/#",), ("traksense/gamma/north/#",), ("traksense/acme/#",)] == [r.topics for r in replicas]
+    assert ("traksense/#",) == load(common).topics
+
+
+def test_config_without_shards_is_one_replica() -> None:
+    """Client id and topics are what they are called."""
+    settings = load({"MQTT_CLIENT_ID": "me", "MQTT_TOPICS": "a/#,b"})
+
+    assert ("me", ("a/#", "b"), None) == (settings.client_id, settings.topics, settings.layout)
+
+
+def test_config_tenants_come_from_a_file(tmp_path: Path) -> None:
+    """A list of thousands is no environment variable."""
+    file = tmp_path / "tenants"
+    file.write_text("# large ones\nacme = 1\nbeta\n")
+
+    settings = load({"MQTT_TENANTS_FILE": str(file), "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "1"})
+
+    assert ["acme", "beta"] == [entry.tenant for entry in settings.mqtt_tenants]
+
+
+@pytest.mark.parametrize(
+    ("environ", "fault"),
+    [
+        ({"MQTT_SHARD": "1"}, "needs MQTT_SHARD_COUNT too @ MQTT_SHARD"),
+        ({"MQTT_SHARD_COUNT": "2"}, "needs MQTT_TENANTS too @ MQTT_SHARD_COUNT"),
+        ({"MQTT_TENANTS": "a"}, "needs MQTT_SHARD_COUNT too @ MQTT_TENANTS"),
+        ({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "3"}, "must be 1-2, not 3 @ MQTT_SHARD"),
+        ({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "0"}, "must be 1-2, not 0 @ MQTT_SHARD"),
+        ({"MQTT_TENANTS": "a,a", "MQTT_SHARD_COUNT": "2"}, "a is listed twice @ MQTT_TENANTS"),
+        ({"MQTT_HANDOVER_SECONDS": "-1"}, "must not be negative @ MQTT_HANDOVER_SECONDS"),
+        ({"MQTT_TOPICS": "a", "MQTT_UNSUBSCRIBE": "a"}, "is in MQTT_TOPICS too: a @ MQTT_UNSUBSCRIBE"),
+        ({"MQTT_TOPICS": "$share/a"}, "not a shared subscription, $share/group/filter: $share/a @ MQTT_TOPICS"),
+        ({"MQTT_TOPICS": "$share/+/a"}, "not a shared subscription, $share/group/filter: $share/+/a @ MQTT_TOPICS"),
+        ({"MQTT_TOPICS": "$share/g/a+/b"}, "not a topic filter: $share/g/a+/b @ MQTT_TOPICS"),
+    ],
+)
+def test_config_replicas_are_checked(environ: dict[str, str], fault: str) -> None:
+    """Each is one clear line."""
+    assert [fault] == faults(**environ)
+
+
+def test_config_takes_shared_subscriptions() -> None:
+    """`$share/group/filter` is a filter."""
+    assert ("$share/traksense/traksense/+/+/+/telem",) == load(
+        {"MQTT_TOPICS": "$share/traksense/traksense/+/+/+/telem"}
+    ).topics
+
+
 def test_config_secrets_do_not_show(tmp_path: Path) -> None:
     """A secret is in no repr, no text, no fault; `reveal` gives it."""
     file = tmp_path / "password"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import math
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import attrs
@@ -22,6 +23,9 @@ from traksense.mqtt.codec import PACKET_MAX_BYTES
 from traksense.service import CONDITIONS
 from traksense.store.dictionary import DEVICES_MAX, META_LENGTH_MAX, META_MAX
 from traksense.store.transaction import CAREFUL_BATCHES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT: Final = Path(__file__).parents[2]
 OPS: Final = ROOT / "ops"
@@ -234,6 +238,56 @@ def test_every_exit_status_is_explained() -> None:
 def test_tuning_has_the_codes_figures(fact: str) -> None:
     """The limits that the arithmetic rests on are those of the code."""
     assert fact in " ".join(text_of(OPS / "tuning.md").split())
+
+
+def scale_out_figures() -> dict[str, float]:
+    """The one table of measured figures."""
+    text = text_of(OPS / "scale-out.md")
+    part = text[text.index("<!-- figures: begin -->") : text.index("<!-- figures: end -->")]
+    return {name: float(value) for name, value, _ in rows(part)}
+
+
+def test_scale_out_follows_from_its_figures() -> None:
+    """Whoever updates the figures is told which numbers below them change."""
+    figures = scale_out_figures()
+    wrong = []
+    for cells in rows(section(OPS / "scale-out.md", "The arithmetic")):
+        if len(cells) != 11:
+            continue
+        rate = int(cells[0].replace(",", ""))
+        replicas = math.ceil(rate / (0.6 * figures["one process, ten-point messages"]))
+        expected = [
+            f"{replicas}",
+            f"{rate * figures['service, ten-point messages'] / 1e6:.1f}",
+            f"{rate * figures['database'] / 1e6:.1f}",
+            f"{rate * figures['broker, ten-point messages'] / 1e6:.1f}",
+            f"{rate / 10 * figures['a ten-point message with its topic'] * 8 / 1e9:.2f} Gbit/s",
+            f"{rate * figures['to the database'] / 1e6:.0f} MB/s",
+            f"{rate * figures['WAL'] / 1e6:.0f} MB/s",
+            f"{rate * figures['on disk, raw'] * 3600 / 1e9:,.0f} GB",
+            f"{rate * figures['on disk, compressed'] * 86400 / 1e9:,.0f} GB",
+            f"{replicas * 4}",
+        ]
+        wrong += [(cells[0], cell, right) for cell, right in zip(cells[1:], expected, strict=True) if cell != right]
+
+    assert [] == wrong
+
+
+@pytest.mark.parametrize(
+    ("resource", "limit"),
+    [
+        ("one service process", lambda f: f["one process, ten-point messages"]),
+        ("one Mosquitto", lambda f: 1e6 / f["broker, ten-point messages"]),
+        ("the database's WAL", lambda f: 500e6 / f["WAL"]),
+        ("16 cores of the database", lambda f: 16e6 / f["database"]),
+    ],
+)
+def test_scale_out_says_what_ends_first(resource: str, limit: Callable[[dict[str, float]], float]) -> None:
+    """Each limit is that of the figures, to two digits."""
+    found = [row for row in rows(section(OPS / "scale-out.md", "The arithmetic")) if row[0].startswith(resource)]
+    (said,) = [float(re.sub(r"\D", "", row[1].partition(" points")[0])) for row in found]
+
+    assert math.isclose(limit(scale_out_figures()), said, rel_tol=0.03)
 
 
 def test_documents_name_real_variables() -> None:

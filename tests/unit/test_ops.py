@@ -62,6 +62,7 @@ EMQX_METRICS: Final = frozenset(
         "emqx_delivery_dropped_queue_full",
         "emqx_delivery_dropped_too_large",
         "emqx_ds_buffer_batches_failed",
+        "emqx_messages_dropped_no_subscribers",
         "emqx_messages_received",
         "emqx_messages_sent",
         "emqx_sessions_count",
@@ -588,11 +589,11 @@ def test_dashboard_queries_are_valid(promtool: str, tmp_path: Path) -> None:
 # --- systemd ----------------------------------------------------------------------------------------------------------
 
 
-def unit() -> dict[str, dict[str, list[str]]]:
+def unit(file: str = "traksense.service") -> dict[str, dict[str, list[str]]]:
     """Sections, names, and all values of each name."""
     found: dict[str, dict[str, list[str]]] = {}
     section: dict[str, list[str]] = {}
-    for line in (OPS / "systemd" / "traksense.service").read_text(encoding="utf-8").splitlines():
+    for line in (OPS / "systemd" / file).read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = found.setdefault(line.strip("[]"), {})
         elif line and not line.startswith("#"):

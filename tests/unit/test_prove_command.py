@@ -49,7 +49,16 @@ def test_unknown_faults_are_all_named(capsys: pytest.CaptureFixture[str], reques
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seconds", "0"], ["--rate", "-1"], ["--runs", "0"], ["--runs", "x"], ["--break", "everything"]]
+    "arguments",
+    [
+        ["--replicas", "0"],
+        ["--replicas", "17"],
+        ["--seconds", "0"],
+        ["--rate", "-1"],
+        ["--runs", "0"],
+        ["--runs", "x"],
+        ["--break", "everything"],
+    ],
 )
 def test_bad_arguments_exit_2(arguments: list[str], requests: list[Request]) -> None:
     """What makes no sense is refused before anything is started."""
@@ -63,7 +72,7 @@ def test_bad_arguments_exit_2(arguments: list[str], requests: list[Request]) -> 
 def test_everything_is_passed_on(requests: list[Request]) -> None:
     """Each option reaches the run."""
     asked = ["--seconds", "9", "--rate", "50", "--runs", "3", "--seed", "7", "--faults", "broker-kill, service-kill"]
-    main(["prove", *asked, "--json", "--directory", "place"])
+    main(["prove", *asked, "--replicas", "4", "--json", "--directory", "place"])
 
     (request,) = requests
     assert (9.0, 50.0, ("broker-kill", "service-kill"), None) == (
@@ -72,6 +81,7 @@ def test_everything_is_passed_on(requests: list[Request]) -> None:
         request.options.faults,
         request.options.breakage,
     )
+    assert 4 == request.options.replicas
     assert (3, 7, Path("place"), True) == (request.runs, request.seed, request.directory, request.as_json)
 
 
@@ -85,7 +95,7 @@ def test_by_default_all_faults_and_a_random_seed(requests: list[Request]) -> Non
     assert first.seed != second.seed
 
 
-@pytest.mark.parametrize("breakage", ["ack-early", "no-unique-key"])
+@pytest.mark.parametrize("breakage", ["ack-early", "no-unique-key", "not-replaced", "hasty-handover"])
 def test_controls_bring_their_own_faults(breakage: str, requests: list[Request]) -> None:
     """A control has to fail soon, so by default it meets only what reveals it."""
     main(["prove", "--break", breakage])

@@ -107,6 +107,18 @@ def test_sessions_that_vanish_and_clean_starts_are_counted() -> None:
     assert 3 == witness.connections
 
 
+def test_sessions_are_told_apart_by_client_identifier() -> None:
+    """The first connection of each replica may find no session; the second of one of them may not."""
+    witness = Witness(numbered)
+    for name, present in ((b"a", False), (b"b", False), (b"a", True), (b"b", False)):
+        connection = witness.observe()
+        connection.from_client(packet(0x10, b"\x00\x04MQTT\x05\x00\x00\x05\x00\x00\x01" + name))
+        connection.from_server(CONNACK_PRESENT if present else CONNACK_NEW)
+
+    assert 1 == witness.sessions_lost
+    assert {"a", "b"} == witness.known
+
+
 def test_messages_of_mqtt_3_are_read_as_such() -> None:
     """After a CONNECT of level 4, PUBLISH has no properties."""
     witness = Witness(numbered)

@@ -8,10 +8,10 @@ import pytest
 
 from traksense.config import load
 from traksense.errors import ConfigError
+from traksense.shards import covers
 from traksense.tools.validate.endpoint import endpoint_url
 from traksense.tools.validate.report import Finding, Printer, Report, Result
 from traksense.tools.validate.speed import percentile
-from traksense.tools.validate.target import covers
 
 if TYPE_CHECKING:
     from traksense.tools.validate.report import Status

@@ -6,13 +6,19 @@ import argparse
 import secrets
 from pathlib import Path
 
-BREAKAGES = ("ack-early", "no-unique-key")
+BREAKAGES = ("ack-early", "no-unique-key", "not-replaced", "hasty-handover")
 
 REVEALING = {
     "ack-early": ("service-kill", "service-kill-mid-batch", "database-freeze"),
+    "not-replaced": ("service-loss",),
+    "hasty-handover": ("service-reshard",),
     "no-unique-key": ("service-kill-before-puback", "broker-reset", "database-ambiguous"),
 }
 """For each breakage the faults that bring it to light soonest: the default then."""
+
+
+REPLICAS_MAX = 16
+"""They share this machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=_count, default=1, metavar="R", help="with the seeds S, S+1, … (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed breaks the same things (default: random)")
     parser.add_argument(
+        "--replicas",
+        type=_replicas,
+        default=1,
+        metavar="N",
+        help="of the service, each with a shard of the tenants (default: 1)",
+    )
+    parser.add_argument(
         "--rate", type=_positive, default=150.0, metavar="N", help="messages a second at most (default: 150)"
     )
     parser.add_argument("--faults", metavar="A,B,…", help="only these kinds; see --list-faults (default: all)")
@@ -39,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--break",
         dest="breakage",
         choices=BREAKAGES,
-        help="negative control: a service that acknowledges early, or a table without its unique key; this has to fail",
+        help="negative control: a service that acknowledges early, a table without its unique key, a replica that dies "
+        "and is not replaced, or one that gives topics up before another reads them (with --replicas); it has to fail",
     )
     parser.add_argument("--json", action="store_true", help="the result, with the schedule, as one JSON object")
     parser.add_argument(
@@ -72,7 +86,13 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError([*unknown, "`traksense prove --list-faults` names them all"])
     return prove(
         Request(
-            options=Options(seconds=arguments.seconds, rate=arguments.rate, faults=faults, breakage=arguments.breakage),
+            options=Options(
+                seconds=arguments.seconds,
+                rate=arguments.rate,
+                faults=faults,
+                replicas=arguments.replicas,
+                breakage=arguments.breakage,
+            ),
             seed=arguments.seed if arguments.seed is not None else secrets.randbelow(1_000_000),
             runs=arguments.runs,
             directory=arguments.directory,
@@ -89,6 +109,13 @@ def _positive(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return value
+
+
+def _replicas(text: str) -> int:
+    count = _count(text)
+    if count > REPLICAS_MAX:
+        raise argparse.ArgumentTypeError(f"must be at most {REPLICAS_MAX}, not {text!r}")
+    return count
 
 
 def _count(text: str) -> int:

@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the environment does not say."""
     parser.epilog = (
         "Needs MQTT_URL, MQTT_TOPICS and METRICS_PORT as the service has them, and the DATABASE_URL of an operator "
-        "(whoever ran `traksense migrate`). Publishes as a tenant of its own, validate-<random>, and removes "
+        "(whoever ran `traksense migrate`). Publishes as a tenant of its own, validate-<random> (among shards: "
+        "validate, which MQTT_TENANTS has to list), and removes "
         "everything of it at the end, also after Ctrl-C."
     )
     parser.add_argument("--json", action="store_true", help="for machines: one JSON document at the end")

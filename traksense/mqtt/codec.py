@@ -43,6 +43,14 @@ class Subscribed:
 
 
 @attrs.frozen
+class Unsubscribed:
+    """UNSUBACK: one reason code for each topic filter, or none at all (MQTT 3.1.1)."""
+
+    packet_id: int
+    reasons: tuple[int, ...]
+
+
+@attrs.frozen
 class Published:
     """PUBACK for a message that we published; a reason of 0x80 and above means that the broker refused it."""
 
@@ -58,7 +66,7 @@ class Disconnected:
     reason_text: str
 
 
-Event: TypeAlias = Connected | Subscribed | Published | Disconnected
+Event: TypeAlias = Connected | Subscribed | Unsubscribed | Published | Disconnected
 
 
 class ProtocolError(Exception):
@@ -80,6 +88,10 @@ class Codec(Protocol):
 
     def subscribe(self, filters: Sequence[str], qos: int) -> int:
         """Queue SUBSCRIBE; returns its packet identifier."""
+        ...
+
+    def unsubscribe(self, filters: Sequence[str]) -> int:
+        """Queue UNSUBSCRIBE; returns its packet identifier."""
         ...
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:

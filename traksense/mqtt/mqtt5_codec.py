@@ -17,7 +17,16 @@ import mqtt5
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from traksense.mqtt.codec import PACKET_MAX_BYTES, Connected, Disconnected, Event, ProtocolError, Published, Subscribed
+from traksense.mqtt.codec import (
+    PACKET_MAX_BYTES,
+    Connected,
+    Disconnected,
+    Event,
+    ProtocolError,
+    Published,
+    Subscribed,
+    Unsubscribed,
+)
 from traksense.mqtt.packets import PacketReader
 
 if TYPE_CHECKING:
@@ -105,6 +114,12 @@ class Mqtt5Codec:
         self._outgoing += mqtt5.SubscribePacket(packet_id, wanted).write()
         return packet_id
 
+    def unsubscribe(self, filters: Sequence[str]) -> int:
+        """Queue UNSUBSCRIBE; returns its packet identifier."""
+        packet_id = self._next_packet_id()
+        self._outgoing += mqtt5.UnsubscribePacket(packet_id, list(filters)).write()
+        return packet_id
+
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
         """Queue PUBLISH; returns its packet identifier (0 at QoS 0)."""
         packet_id = self._next_packet_id() if qos else 0
@@ -161,6 +176,8 @@ class Mqtt5Codec:
                 return _connected(packet)
             case mqtt5.SubAckPacket():
                 return Subscribed(packet.packet_id, tuple(map(int, packet.reason_codes)))
+            case mqtt5.UnsubAckPacket():
+                return Unsubscribed(packet.packet_id, tuple(map(int, packet.reason_codes)))
             case mqtt5.PubAckPacket():
                 if packet.packet_id not in self._unconfirmed:
                     return None
@@ -171,7 +188,7 @@ class Mqtt5Codec:
             case mqtt5.PubRelPacket():
                 self._outgoing += _PUBCOMP + packet.packet_id.to_bytes(2, "big")
                 return None
-            case mqtt5.PingRespPacket() | mqtt5.UnsubAckPacket():
+            case mqtt5.PingRespPacket():
                 return None
         raise ProtocolError(f"an unexpected {type(packet).__name__.removesuffix('Packet')}")
 

@@ -26,7 +26,16 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from traksense.mqtt.codec import PACKET_MAX_BYTES, Connected, Disconnected, Event, ProtocolError, Published, Subscribed
+from traksense.mqtt.codec import (
+    PACKET_MAX_BYTES,
+    Connected,
+    Disconnected,
+    Event,
+    ProtocolError,
+    Published,
+    Subscribed,
+    Unsubscribed,
+)
 from traksense.mqtt.packets import PacketReader
 
 if TYPE_CHECKING:
@@ -95,6 +104,7 @@ class PahoCodec:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_publish = self._on_publish
 
     def connect(self) -> None:
@@ -123,6 +133,13 @@ class PahoCodec:
             _, packet_id = self._client.subscribe([(topic, qos) for topic in filters])
         if packet_id is None:
             raise ProtocolError("SUBSCRIBE on a closed connection")
+        return packet_id
+
+    def unsubscribe(self, filters: Sequence[str]) -> int:
+        """Queue UNSUBSCRIBE; returns its packet identifier."""
+        _, packet_id = self._client.unsubscribe(list(filters))
+        if packet_id is None:
+            raise ProtocolError("UNSUBSCRIBE on a closed connection")
         return packet_id
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
@@ -201,6 +218,11 @@ class PahoCodec:
         self, _client: Any, _userdata: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any
     ) -> None:
         self._events.append(Subscribed(mid, tuple(reason.value for reason in reasons)))
+
+    def _on_unsubscribe(
+        self, _client: Any, _userdata: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any
+    ) -> None:
+        self._events.append(Unsubscribed(mid, tuple(reason.value for reason in reasons)))
 
     def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         self._events.append(Published(mid, reason.value))

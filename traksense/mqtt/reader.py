@@ -24,6 +24,7 @@ from traksense.mqtt.codec import Subscribed
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
+from traksense.mqtt.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     from collections import deque
@@ -55,6 +56,9 @@ DROPPED_TOPIC: Final = "$SYS/broker/publish/messages/dropped"
 """Where Mosquitto says how many messages it has dropped: of all clients, since its start. EMQX has no such topic;
 watch its `emqx_delivery_dropped` instead."""
 
+TOPICS_SHOWN: Final = 10
+"""Filters in one log line."""
+
 DROPPED_UNANSWERED_MAX: Final = 2
 """So many connections in a row may end before that subscription is answered; more would be its own doing."""
 
@@ -70,7 +74,7 @@ class CodecFactory(Protocol):
 def paho_codec(settings: Settings, generation: int) -> Codec:
     """The default codec."""
     return PahoCodec(
-        client_id=settings.mqtt_client_id,
+        client_id=settings.client_id,
         version=settings.mqtt_version,
         generation=generation,
         keepalive=int(settings.mqtt_keepalive),
@@ -86,7 +90,7 @@ def mqtt5_codec(settings: Settings, generation: int) -> Codec:
     from traksense.mqtt.mqtt5_codec import Mqtt5Codec
 
     return Mqtt5Codec(
-        client_id=settings.mqtt_client_id,
+        client_id=settings.client_id,
         generation=generation,
         keepalive=int(settings.mqtt_keepalive),
         receive_maximum=settings.receive_maximum,
@@ -140,6 +144,7 @@ class Reader:
         health: Health,
         make_codec: CodecFactory | None = None,
         on_connected: Callable[[bool], None] = lambda _session_present: None,
+        topics: Sequence[str] | None = None,
     ) -> None:
         """Connect nothing yet.
 
@@ -150,6 +155,7 @@ class Reader:
             health: Where to say how the connection is.
             make_codec: Makes the codec of each connection. Default: the one that `MQTT_READER` names.
             on_connected: Told after each CONNACK whether the broker had our session.
+            topics: What to subscribe to instead of what the settings say; may be empty.
         """
         self._settings = settings
         self._intake = intake
@@ -159,13 +165,30 @@ class Reader:
         self._on_connected = on_connected
         self._tls = tls_context(settings)
         self._generation = 0
-        self._subscription = 0
+        self._connection: Connection | None = None
         self._drops_subscription = 0
         self._drops_unanswered = 0
         self._reading: trio.CancelScope | None = None
         self._stopping = trio.Event()
         self._closing = trio.Event()
+        self._subscriptions = Subscriptions(settings.topics if topics is None else topics, settings.mqtt_qos)
         self.statistics = SessionStatistics()
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether everything that is wanted was granted on the present connection."""
+        return self._subscriptions.answered and self._subscriptions.fault is None
+
+    async def unsubscribe(self, topics: Sequence[str]) -> frozenset[str]:
+        """Give up these filters; returns those for which the broker has confirmed it. What it has queued for them may
+        still come.
+        """
+        release = self._subscriptions.release(topics)
+        if release is None or self._connection is None:
+            return frozenset()
+        self._connection.wake()
+        await release.ended.wait()
+        return frozenset(release.confirmed)
 
     async def run(self) -> None:
         """Read until `stop_reading`, then keep the connection for the last PUBACKs until `close`.
@@ -221,7 +244,7 @@ class Reader:
             text += (
                 f"; {self.statistics.short_lived} connections in a row were accepted and soon lost: is another client "
             )
-            text += f"using the client id {self._settings.mqtt_client_id}?"
+            text += f"using the client id {self._settings.client_id}?"
         return text
 
     async def _connect_and_read(self) -> None:
@@ -232,6 +255,8 @@ class Reader:
         try:
             await connection.run(lambda: self._session(connection))
         finally:
+            self._connection = None
+            self._subscriptions.disconnected()
             self._acknowledger.disconnected()
 
     async def _session(self, connection: Connection) -> None:
@@ -240,9 +265,12 @@ class Reader:
         self.statistics.connections += 1
         self._on_connected(connected.session_present)
         self._acknowledger.connected(self._generation, connection.acknowledge)
-        self._subscription = connection.codec.subscribe(self._settings.mqtt_topics, self._settings.mqtt_qos)
+        self._connection = connection
+        self._subscriptions.connected(connection.codec)
         self._ask_for_drops(connection)
         connection.wake()
+        if self._subscriptions.answered:
+            self._note_subscribed(session_present=connected.session_present)
         with trio.CancelScope() as self._reading:
             while not self._stopping.is_set():
                 # Messages may have come in one piece with CONNACK, and before SUBACK: they are the session's backlog.
@@ -298,29 +326,22 @@ class Reader:
     def _handle(self, event: Event, *, session_present: bool) -> None:
         if isinstance(event, Subscribed) and event.packet_id == self._drops_subscription:
             self._drops_unanswered = 0
-        if not isinstance(event, Subscribed) or event.packet_id != self._subscription:
-            return
-        settings = self._settings
-        self._health.set("subscription", _subscription_fault(settings.mqtt_topics, event.reasons, settings.mqtt_qos))
+        if self._subscriptions.handle(event):
+            self._note_subscribed(session_present=session_present)
+
+    def _note_subscribed(self, *, session_present: bool) -> None:
+        settings, topics = self._settings, self._subscriptions.topics
+        self._health.set("subscription", self._subscriptions.fault)
         self._health.set("broker")
         logger.info(
             "subscribed",
             extra={
                 "traksense_broker": str(settings.broker),
-                "traksense_client_id": settings.mqtt_client_id,
-                "traksense_topics": list(settings.mqtt_topics),
+                "traksense_client_id": settings.client_id,
+                "traksense_topics": list(topics[:TOPICS_SHOWN]),
+                "traksense_topics_count": len(topics),
                 "traksense_qos": settings.mqtt_qos,
                 "traksense_session_present": session_present,
                 "traksense_receive_maximum": settings.receive_maximum,
             },
         )
-
-
-def _subscription_fault(filters: Sequence[str], granted: Sequence[int], qos: int) -> str | None:
-    refused = [topic for topic, code in zip(filters, granted, strict=False) if code >= 0x80]
-    if refused:
-        return f"the broker refuses the subscription to {', '.join(refused)}: give this user the right to read it"
-    lowered = [topic for topic, code in zip(filters, granted, strict=False) if code < qos]
-    if lowered:
-        return f"the broker granted QoS 0 instead of {qos} for {', '.join(lowered)}: messages can be lost"
-    return None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
 
-LATEST: Final = 6
+LATEST: Final = 7
 """The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 SERVER_MINIMUM: Final = 15

@@ -54,7 +54,7 @@ async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any,
         reset=_keep,
         init=on_connect,
         server_settings={
-            "application_name": f"traksense {settings.mqtt_client_id}"[:63],
+            "application_name": f"traksense {settings.client_id}"[:63],
             "statement_timeout": str(milliseconds),
             "lock_timeout": str(int(milliseconds * LOCK_SHARE)),
             "idle_in_transaction_session_timeout": str(milliseconds),

@@ -30,7 +30,7 @@ from traksense.store.sqlstate import translate
 from traksense.store.transaction import Transactor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime, timedelta
 
     from asyncpg.pool import PoolConnectionProxy
@@ -99,6 +99,30 @@ class PostgresStore:
         """See `ingest.ports.SessionLog.alive`. Trio-flavored."""
         await self._prepared.wait()
         await self._call(self._with_connection, sessions.alive, client_id, at)
+
+    async def subscriptions(self, client_id: str) -> tuple[frozenset[str], frozenset[str]]:
+        """See `ingest.handover.SubscriptionLog.subscriptions`. Trio-flavored."""
+        await self._prepared.wait()
+        found: tuple[frozenset[str], frozenset[str]] = await self._call(
+            self._with_connection, sessions.subscriptions, client_id
+        )
+        return found
+
+    async def claims_of_others(self, client_id: str, broker: str) -> frozenset[str]:
+        """See `ingest.handover.SubscriptionLog.claims_of_others`. Trio-flavored."""
+        await self._prepared.wait()
+        claims: frozenset[str] = await self._call(self._with_connection, sessions.claims_of_others, client_id, broker)
+        return claims
+
+    async def remember(self, client_id: str, held: Collection[str], claimed: Collection[str]) -> None:
+        """See `ingest.handover.SubscriptionLog.remember`. Trio-flavored."""
+        await self._prepared.wait()
+        await self._call(self._with_connection, sessions.remember, client_id, held, claimed)
+
+    async def forget(self, client_id: str) -> None:
+        """The session has been ended: its absence is no loss. Trio-flavored."""
+        await self._prepared.wait()
+        await self._call(self._with_connection, sessions.forget, client_id)
 
     async def run(self) -> None:
         """Connect, check, then keep the health of the database true and its partitions ahead, until cancelled.
@@ -243,7 +267,7 @@ class PostgresStore:
 
     async def _maintain(self, expire: bool) -> None:  # noqa: FBT001  (called through _call, by position)
         """On a connection of its own: writers and probes never wait for it. asyncio-flavored."""
-        name = f"traksense maintenance {self._settings.mqtt_client_id}"
+        name = f"traksense maintenance {self._settings.client_id}"
         connection = self._maintaining = await maintenance.connect(self._settings.database.dsn.reveal(), name)
         try:
             await maintenance.write_seen(connection, self._seen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from asyncpg.pool import PoolConnectionProxy
@@ -22,6 +23,21 @@ SET broker = excluded.broker, connected_at = excluded.connected_at, last_alive_a
 """
 
 _ALIVE: Final = "UPDATE traksense.ingest_session SET last_alive_at = $2 WHERE client_id = $1"
+
+_SUBSCRIPTIONS: Final = "SELECT held, claimed FROM traksense.ingest_session WHERE client_id = $1"
+
+_CLAIMS: Final = """
+SELECT DISTINCT unnest(claimed) FROM traksense.ingest_session
+WHERE client_id <> $1 AND broker = $2 AND last_alive_at > now() - make_interval(secs => $3)
+"""
+
+_REMEMBER: Final = "UPDATE traksense.ingest_session SET held = $2, claimed = $3 WHERE client_id = $1"
+
+_FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
+
+CLAIM_SECONDS: Final = 60.0
+"""A session that was not alive for so long claims nothing: six times the interval at which it says that it is
+(`ingest.session.ALIVE_EVERY_SECONDS`), which also allows for clocks that differ a little."""
 
 
 async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> datetime | None:
@@ -37,3 +53,26 @@ async def connected(connection: PoolConnectionProxy, client_id: str, broker: str
 async def alive(connection: PoolConnectionProxy, client_id: str, at: datetime) -> None:
     """Record that the session is alive. asyncio-flavored."""
     await connection.execute(_ALIVE, client_id, at)
+
+
+async def subscriptions(connection: PoolConnectionProxy, client_id: str) -> tuple[frozenset[str], frozenset[str]]:
+    """See `ingest.handover.SubscriptionLog.subscriptions`. asyncio-flavored."""
+    row = await connection.fetchrow(_SUBSCRIPTIONS, client_id)
+    return (frozenset(), frozenset()) if row is None else (frozenset(row["held"]), frozenset(row["claimed"]))
+
+
+async def claims_of_others(connection: PoolConnectionProxy, client_id: str, broker: str) -> frozenset[str]:
+    """See `ingest.handover.SubscriptionLog.claims_of_others`. asyncio-flavored."""
+    return frozenset(row[0] for row in await connection.fetch(_CLAIMS, client_id, broker, CLAIM_SECONDS))
+
+
+async def remember(
+    connection: PoolConnectionProxy, client_id: str, held: Iterable[str], claimed: Iterable[str]
+) -> None:
+    """See `ingest.handover.SubscriptionLog.remember`. asyncio-flavored."""
+    await connection.execute(_REMEMBER, client_id, sorted(held), sorted(claimed))
+
+
+async def forget(connection: PoolConnectionProxy, client_id: str) -> None:
+    """The session has been ended: its absence is no loss. asyncio-flavored."""
+    await connection.execute(_FORGET, client_id)

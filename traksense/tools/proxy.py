@@ -73,6 +73,7 @@ class _Link:
     Attributes:
         holed: Bytes of it were lost: the only way on is a reset.
         deaf: The answer that comes next is not for the client.
+        spent: It has brought the last byte that `cut_after` lets pass.
     """
 
     client: trio.SocketStream
@@ -81,6 +82,7 @@ class _Link:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     holed: bool = False
     deaf: bool = False
+    spent: bool = False
 
     def reset(self) -> None:
         """RST to both sides, at once."""
@@ -218,8 +220,7 @@ class Proxy:
                     await sink.send_all(data)
                 if self.rate is not None:
                     await trio.sleep(len(data) / self.rate)
-                if self._budget is not None and self._budget <= 0:
-                    self._budget = None
+                if link.spent and sink is link.client:
                     self._cut(link)
             await self._wait_passing(link)
             await sink.send_eof()
@@ -255,8 +256,10 @@ class Proxy:
             link.holed = True
             return b""
         if self._budget is not None:
+            link.spent = len(data) >= self._budget
             data = data[: self._budget]
-            self._budget -= len(data)
+            # At once: another connection may bring bytes while these are being sent, and would lose some.
+            self._budget = None if link.spent else self._budget - len(data)
         link.observer.from_server(data)
         return data
 

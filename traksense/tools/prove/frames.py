@@ -125,6 +125,24 @@ def session_present(frame: Frame) -> bool:
     return bool(frame.body[:1] and frame.body[0] & _SESSION_PRESENT)
 
 
+def client_id(frame: Frame) -> str:
+    """The client identifier in a CONNECT. Source: MQTT 5.0 §3.1.2 (name, level, flags, keep alive, properties), §3.1.3.
+
+    Raises:
+        MalformedError: It is too short.
+    """
+    try:
+        (length,) = struct.unpack_from("!H", frame.body)
+        position = 2 + length + 4
+        if protocol_level(frame) == MQTT_5:
+            properties, position = _variable_byte_integer(frame.body, position)
+            position += properties
+        (length,) = struct.unpack_from("!H", frame.body, position)
+    except (struct.error, IndexError):
+        raise MalformedError("a CONNECT that ends too early") from None
+    return frame.body[position + 2 : position + 2 + length].decode(errors="replace")
+
+
 def starts_clean(frame: Frame) -> bool:
     """Whether a CONNECT asks the broker to forget the session."""
     # Protocol name (length and text), protocol level, flags.

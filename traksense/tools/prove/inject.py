@@ -64,33 +64,48 @@ _UNDO: Final = (
 
 async def _kill(stage: Stage, injection: Injection) -> bool:
     await _wait_working(stage, injection)
-    await stage.keeper.kill()
+    await stage.replicas.hit_by(injection).kill()
     return True
 
 
 async def _restart(stage: Stage, injection: Injection) -> bool:
     await _wait_working(stage, injection)
-    await stage.keeper.restart()
+    await stage.replicas.hit_by(injection).restart()
     return True
 
 
 async def _freeze_service(stage: Stage, injection: Injection) -> bool:
     await _wait_working(stage, injection)
-    return await stage.keeper.freeze(injection.seconds)
+    return await stage.replicas.hit_by(injection).freeze(injection.seconds)
 
 
 async def _zombie(stage: Stage, injection: Injection) -> bool:
     await _wait_working(stage, injection)
     # Not long enough to connect again: two that fight for one client identifier are another matter.
-    return await stage.keeper.replace(injection.seconds, injection.draw / 1000 * OVERLAP_SECONDS)
+    return await stage.replicas.hit_by(injection).replace(injection.seconds, injection.draw / 1000 * OVERLAP_SECONDS)
+
+
+async def _lose(stage: Stage, injection: Injection) -> bool:
+    await _wait_working(stage, injection)
+    return await stage.replicas.hit_by(injection).lose(injection.seconds)
+
+
+async def _take_over(stage: Stage, injection: Injection) -> bool:
+    await _wait_working(stage, injection)
+    return await stage.replicas.hit_by(injection).take_over(injection.seconds)
+
+
+async def _reshard(stage: Stage, _injection: Injection) -> bool:
+    await stage.replicas.deal_again()
+    return True
 
 
 def _kill_at(point: str, *, afresh: bool = False) -> Callable[[Stage, Injection], Awaitable[bool]]:
     async def action(stage: Stage, injection: Injection) -> bool:
         if afresh:
             # Only a service that has just started comes by here.
-            await stage.keeper.kill()
-        return await stage.keeper.kill_at(point, 1 + injection.draw % (2 if afresh else 8))
+            await stage.replicas.hit_by(injection).kill()
+        return await stage.replicas.hit_by(injection).kill_at(point, 1 + injection.draw % (2 if afresh else 8))
 
     return action
 
@@ -100,7 +115,7 @@ async def _wait_working(stage: Stage, injection: Injection) -> None:
     if injection.draw % 4 == 0:
         return
     with trio.move_on_after(WORKING_SECONDS):
-        while not await stage.keeper.ready():
+        while not await stage.replicas.hit_by(injection).ready():
             await trio.sleep(POLL_SECONDS)
 
 
@@ -234,6 +249,9 @@ ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
     "service-restart": _restart,
     "service-freeze": _freeze_service,
     "service-zombie": _zombie,
+    "service-loss": _lose,
+    "service-takeover": _take_over,
+    "service-reshard": _reshard,
     "database-terminate": _terminate_backends,
     "database-kill-backend": _kill_backend,
     "database-kill": _kill_postmaster,

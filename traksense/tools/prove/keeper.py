@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from traksense.tools.prove.saboteur import BREAKAGES
 from traksense.tools.prove.witness import Remarks
 from traksense.tools.stack import ServiceProcess
 from traksense.tools.stack.processes import POLL_SECONDS
@@ -22,6 +24,9 @@ REACH_SECONDS: Final = 4.0
 
 SLACK_SECONDS: Final = 5.0
 """How much longer than its own deadline the service may take to end after SIGTERM, on a busy machine."""
+
+NOT_REPLACED: Final = "not-replaced"
+"""For `--break`: what is lost with its host stays away."""
 
 _SIGKILL: Final = signal.SIGKILL
 KILLED: Final = -_SIGKILL
@@ -43,13 +48,15 @@ class Keeper:
         self.unreached = 0
         self.misbehaved = Remarks()
         self.process: ServiceProcess | None = None
-        self._env = env
+        self._env = dict(env)
         self._directory = directory
         self._arm_file = directory / "armed"
         self._command = [sys.executable, "-P", "-m", "traksense.tools.prove.saboteur", str(self._arm_file)]
-        if breakage is not None:
+        if breakage in BREAKAGES:
             self._command += ["--break", breakage]
         self._deadline = float(env["INGEST_SHUTDOWN_SECONDS"]) + SLACK_SECONDS
+        self._replaces = breakage != NOT_REPLACED
+        self._absence = RESTART_SECONDS
         self._expected: tuple[int, ...] = ()
         self._finishing = False
         self._ended = trio.Event()
@@ -67,10 +74,15 @@ class Keeper:
                 with trio.CancelScope() as self._watching:
                     self._note_end(await self.process.wait())
                     if not self._finishing:
-                        await trio.sleep(RESTART_SECONDS)
+                        await trio.sleep(self._absence)
+                    self._absence = RESTART_SECONDS
         finally:
             if self.process is not None:
                 self.process.kill()
+
+    def configure(self, **variables: str) -> None:
+        """From the next start on."""
+        self._env |= variables
 
     def _note_end(self, status: int) -> None:
         if status not in self._expected:
@@ -92,6 +104,40 @@ class Keeper:
         ended = self._ended
         process.send_signal(_SIGKILL)
         await ended.wait()
+
+    async def lose(self, seconds: float) -> bool:
+        """SIGKILL, as if its host had died; another is in its place later. Says whether there was one to lose."""
+        if self._running() is None:
+            return False
+        self._absence = seconds if self._replaces else math.inf
+        await self.kill()
+        await trio.sleep(seconds)
+        return True
+
+    async def take_over(self, seconds: float) -> bool:
+        """Start another with the same client identifier while this one lives and works, and end this one later.
+
+        That is an orchestrator that starts before it stops. A broker that says so (0x8E) ends the first at once; with
+        Mosquitto 2.0.11, which does not, the two take the session from each other. Says whether there was a service.
+        """
+        process = self._running()
+        if process is None:
+            return False
+        starting = (await process.get("/healthz"))[0] == 0
+        # The first one is no longer looked after by `run`, which starts the second.
+        self._watching.cancel()
+        try:
+            await trio.sleep(seconds)
+            process.terminate()
+            with trio.move_on_after(self._deadline) as scope:
+                status = await process.wait()
+                if status not in (0, 1, -signal.SIGTERM if starting else 0):
+                    self.misbehaved.add(f"the service whose session was taken over ended with status {status}")
+            if scope.cancelled_caught:
+                self.misbehaved.add(f"the service had not ended {self._deadline:.0f} s after SIGTERM")
+        finally:
+            process.kill()
+        return True
 
     async def kill_at(self, point: str, passage: int) -> bool:
         """SIGKILL at the passage-th time that a point of `saboteur` is reached; says whether it was, in time."""

@@ -64,10 +64,16 @@ class Sent:
         return next(iter(self.rows))[0] == "dead"
 
 
+def tenant_count(replicas: int) -> int:
+    """How many tenants there are, so that each replica has one."""
+    return max(TENANTS, replicas)
+
+
 class Traffic:
     """Makes the messages of a run; the same seed makes the same ones, apart from the time."""
 
-    def __init__(self, seed: int, epoch_microseconds: int) -> None:
+    def __init__(self, seed: int, epoch_microseconds: int, *, tenants: int = TENANTS) -> None:
+        self._tenants = tenants
         self._random = Random(seed)  # noqa: S311  (repeatable, not secret)
         self._epoch = epoch_microseconds
         self._number = 0
@@ -81,7 +87,7 @@ class Traffic:
         number = self._number
         self._number += 1
         random = self._random
-        tenant, site = f"tenant-{random.randrange(TENANTS)}", f"site-{random.randrange(2)}"
+        tenant, site = f"tenant-{random.randrange(self._tenants)}", f"site-{random.randrange(2)}"
         where = (tenant, site, f"{site}-device-{random.randrange(DEVICES)}")
         sort: str = random.choice(_SORTS)
         ts = self._epoch + number * 1000
@@ -90,11 +96,11 @@ class Traffic:
         made: Sent = getattr(self, f"_{sort}")(number, where, ts)
         return made
 
-    def sentinel(self) -> Sent:
-        """The last one."""
+    def sentinel(self, tenant: int = 0) -> Sent:
+        """The last one of a tenant, by its number."""
         number = self._number
         self._number += 1
-        where = ("tenant-0", "site-0", "site-0-device-0")
+        where = (f"tenant-{tenant}", "site-0", "site-0-device-0")
         return _event(number, where, self._epoch + number * 1000, SENTINEL, f"sentinel-{number}")
 
     def _telemetry(self, number: int, where: Key, ts: int) -> Sent:

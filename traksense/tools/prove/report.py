@@ -101,7 +101,7 @@ class Lines:
         counters = run.publisher.counters
         text = (
             f"published {counters.published}, confirmed {counters.confirmed}, "
-            f"acknowledged {len(run.witness.acknowledged)}, kills {run.stage.keeper.kills}"
+            f"acknowledged {len(run.witness.acknowledged)}, kills {run.stage.replicas.kills}"
         )
         active = ", ".join(name for name, count in self._active.items() if count)
         return f"{text}; now: {active}" if active else text

@@ -11,10 +11,11 @@ import trio
 from traksense.config import Broker
 from traksense.tools.prove import audit, oracle
 from traksense.tools.prove.inject import heal, inject
-from traksense.tools.prove.messages import Traffic
+from traksense.tools.prove.keeper import NOT_REPLACED
+from traksense.tools.prove.messages import Traffic, tenant_count
 from traksense.tools.prove.schedule import make_schedule
-from traksense.tools.prove.stage import CLIENT_ID, open_stage, save_sessions
-from traksense.tools.prove.watch import LedgerWatch, PromiseWatch
+from traksense.tools.prove.stage import open_stage, save_sessions
+from traksense.tools.prove.watch import Ledgers, PromiseWatch
 from traksense.tools.prove.witness import Remarks, Witness
 from traksense.tools.publisher import open_publisher
 
@@ -42,6 +43,7 @@ class Options:
     seconds: float
     rate: float
     faults: tuple[str, ...]
+    replicas: int = 1
     breakage: str | None = None
 
 
@@ -82,12 +84,14 @@ class Run:
         self.stuck = Remarks()
         self.seconds = 0.0
         self.witness = Witness(self._number_of, self._on_acknowledged)
-        self.ledger: LedgerWatch | None = None
+        self.ledger: Ledgers | None = None
         self.promises: PromiseWatch | None = None
         self.publisher: Publisher | None = None
         self.stage: Stage | None = None
+        # It is known to be stuck then.
+        self._patience = 5.0 if options.breakage == NOT_REPLACED else PATIENCE_SECONDS
         self._numbers: dict[bytes, int] = {}
-        self._traffic = Traffic(seed, time.time_ns() // 1000)
+        self._traffic = Traffic(seed, time.time_ns() // 1000, tenants=tenant_count(options.replicas))
 
     async def run(self, directory: Path, postgres: PostgresProcess, progress: Progress) -> None:
         """Do all of it.
@@ -99,13 +103,18 @@ class Run:
         """
         started = trio.current_time()
         async with open_stage(
-            directory, postgres, self.witness, seed=self.seed, breakage=self.options.breakage
+            directory,
+            postgres,
+            self.witness,
+            seed=self.seed,
+            replicas=self.options.replicas,
+            breakage=self.options.breakage,
         ) as stage:
             self.stage = stage
-            self.ledger = LedgerWatch(stage.keeper)
+            self.ledger = Ledgers(stage.replicas.keepers)
             self.promises = PromiseWatch(stage.database, self.messages, self.seed)
             # The session must exist before anything is published: a broker queues for nobody.
-            await stage.keeper.wait_ready()
+            await stage.replicas.wait_ready()
             await save_sessions(stage.broker)
             progress.begin(self)
             async with trio.open_nursery() as watchers:
@@ -123,7 +132,7 @@ class Run:
                     await self._drain(stage, self.publisher)
                 watchers.cancel_scope.cancel()
             progress.phase("stopping the service, asking the broker what it still owes, reading the database")
-            await stage.keeper.finish()
+            await stage.replicas.finish()
             await self._judge(stage)
         self.seconds = trio.current_time() - started
 
@@ -187,10 +196,13 @@ class Run:
             await publisher.drain()
             # Acknowledgements go out in receive order: when the last message is acknowledged, all are. Even the last
             # one may be redelivered behind others after a reconnection, so the ledger has to agree.
-            sentinel = self._traffic.sentinel()
-            await self._publish_one(publisher, sentinel)
+            # One for each replica, whose session has an order of its own.
+            sentinels = [self._traffic.sentinel(tenant) for tenant in range(self.options.replicas)]
+            for sentinel in sentinels:
+                await self._publish_one(publisher, sentinel)
             await publisher.drain()
-            while sentinel.number not in self.witness.acknowledged or not await self._idle():
+            last = {sentinel.number for sentinel in sentinels}
+            while not (self.witness.acknowledged.issuperset(last) and await self._idle()):
                 await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
 
@@ -198,18 +210,19 @@ class Run:
         progress: tuple[int, ...] = ()
         while progress != (now := (len(self.witness.acknowledged), publisher.unconfirmed)):
             progress = now
-            await trio.sleep(PATIENCE_SECONDS)
-        self.stuck.add(await _why_stuck(stage, publisher))
+            await trio.sleep(self._patience)
+        self.stuck.add(f"no progress in {self._patience:.0f} s: {await _why_stuck(stage, publisher)}")
         scope.cancel()
 
     async def _idle(self) -> bool:
         assert self.ledger is not None
-        await self.ledger.scrape()
-        return self.ledger.idle
+        return await self.ledger.scrape()
 
     async def _judge(self, stage: Stage) -> None:
-        owed = await audit.owed(_broker(stage), CLIENT_ID, version=stage.environment["MQTT_VERSION"])
-        still = {self._numbers[payload] for payload in owed if payload in self._numbers}
+        still: set[int] = set()
+        for client_id in stage.replicas.client_ids:
+            owed = await audit.owed(_broker(stage), client_id, version=stage.environment["MQTT_VERSION"])
+            still.update(self._numbers[payload] for payload in owed if payload in self._numbers)
         for number, fate in self.fates.items():
             fate.acknowledged = number in self.witness.acknowledged
             fate.delivered = self.witness.delivered[number]
@@ -232,7 +245,7 @@ class Run:
             "acknowledged early": self.promises.early,
             "out of order": self.witness.disorder,
             "ledger mismatches": self.ledger.mismatches,
-            "misbehaved": self.stage.keeper.misbehaved,
+            "misbehaved": self.stage.replicas.misbehaved,
             "stuck": self.stuck,
             "sessions wiped": self._sessions_wiped(),
             "false conflicts": self._false_conflicts(),
@@ -262,8 +275,9 @@ def _broker(stage: Stage) -> Broker:
 
 
 async def _why_stuck(stage: Stage, publisher: Publisher) -> str:
-    process = stage.keeper.process
-    readiness: Any = await process.readiness() if process is not None else "no service"
-    return (
-        f"no progress in {PATIENCE_SECONDS:.0f} s: {publisher.unconfirmed} messages unconfirmed; /readyz: {readiness}"
-    )
+    answers: list[Any] = []
+    for keeper in stage.replicas.keepers:
+        process = keeper.process
+        there = process is not None and process.status is None
+        answers.append(await process.readiness() if process is not None and there else "no service")
+    return f"{publisher.unconfirmed} messages unconfirmed; /readyz: {'; '.join(map(str, answers))}"

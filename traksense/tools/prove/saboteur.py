@@ -1,4 +1,4 @@
-"""The service, with a bomb inside: `python -m traksense.tools.prove.saboteur ARM_FILE [--break ack-early]`.
+"""The service, with a bomb inside: `python -m traksense.tools.prove.saboteur ARM_FILE [--break WHAT]`.
 
 The code that ships has no failpoints. Here the methods at the interesting places are wrapped before the service starts;
 each passage looks whether ARM_FILE names its point, counts down, and at zero the process kills itself with SIGKILL, so
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from traksense import config, log, service
+from traksense.ingest.handover import Handover
 from traksense.ingest.intake import Intake
 from traksense.ingest.write import Writer
 from traksense.mqtt.connection import Connection
@@ -36,6 +37,7 @@ BEFORE_PUBACK: Final = "before-puback"
 MID_PUBACK: Final = "mid-puback"
 
 ACK_EARLY: Final = "ack-early"
+HASTY_HANDOVER: Final = "hasty-handover"
 
 
 class Bomb:
@@ -157,11 +159,23 @@ def break_ack_early() -> None:
     Writer._write = acknowledge_then_write  # type: ignore[method-assign,assignment]
 
 
+def break_handover() -> None:
+    """Give topics up at once, whoever reads them."""
+
+    def release_everything(handover: Handover, _claims: frozenset[str]) -> frozenset[str]:
+        return handover.kept
+
+    Handover._claimed_long_enough = release_everything  # type: ignore[method-assign,assignment]
+
+
+BREAKAGES: Final = {ACK_EARLY: break_ack_early, HASTY_HANDOVER: break_handover}
+
+
 def main(argv: list[str]) -> int:
     """Run the service."""
     plant(Bomb(argv[0]))
-    if argv[1:] == ["--break", ACK_EARLY]:
-        break_ack_early()
+    if argv[1:]:
+        BREAKAGES[argv[2]]()
     settings = config.load(os.environ)
     log.configure(settings.log_level, settings.log_format)
     trio.run(service.run, settings)

@@ -123,5 +123,5 @@ def _tell(request: Request, total: Total, kept: Path | None) -> None:
         return
     print(table(total))
     if kept is not None and total.failed:
-        print(f"Kept: {kept} (seed-*/traksense.log is the service's log)")
+        print(f"Kept: {kept} (traksense.log under seed-* is the service's log)")
     sys.stdout.flush()

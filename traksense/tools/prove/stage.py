@@ -1,4 +1,4 @@
-"""The stage of a run: broker, database, service, and the two links between them that can be broken.
+"""The stage of a run: broker, database, the service's replicas, and the two links between them that can be broken.
 
 publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── service ──▶ database link (Proxy) ──▶ database
 """
@@ -21,8 +21,9 @@ import trio
 from traksense.store.migrate import migrate
 from traksense.tools.prove.database import DROP_UNIQUE_KEY, PREPARE, Database
 from traksense.tools.prove.frames import CommitSpotter
-from traksense.tools.prove.keeper import Keeper
-from traksense.tools.prove.saboteur import ACK_EARLY
+from traksense.tools.prove.keeper import NOT_REPLACED
+from traksense.tools.prove.replicas import Replicas
+from traksense.tools.prove.saboteur import ACK_EARLY, HASTY_HANDOVER
 from traksense.tools.prove.schedule import Part
 from traksense.tools.proxy import Proxy
 from traksense.tools.stack import BrokerOptions, BrokerProcess, open_broker
@@ -48,7 +49,7 @@ saved for as long as that lasts. With `autosave_on_changes` at each change, seed
 them confirmed more than 5 s before the kill; with a save every second, 163."""
 
 NO_UNIQUE_KEY: Final = "no-unique-key"
-BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY)
+BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY, NOT_REPLACED, HASTY_HANDOVER)
 
 
 @attrs.define(eq=False)
@@ -60,7 +61,7 @@ class Stage:
     database: Database
     database_link: Proxy
     broker_link: Proxy
-    keeper: Keeper
+    replicas: Replicas
     environment: dict[str, str]
     broker_kills: list[float] = attrs.field(factory=list)
     turns: dict[Part, trio.Lock] = attrs.field(factory=lambda: {part: trio.Lock() for part in Part})
@@ -89,7 +90,7 @@ async def make_template(postgres: PostgresProcess) -> None:
 
 @asynccontextmanager
 async def open_stage(
-    directory: Path, postgres: PostgresProcess, witness: Witness, *, seed: int, breakage: str | None
+    directory: Path, postgres: PostgresProcess, witness: Witness, *, seed: int, replicas: int, breakage: str | None
 ) -> AsyncIterator[Stage]:
     """Set the stage: a fresh broker, a fresh database, the links, and the service on its way up.
 
@@ -109,12 +110,12 @@ async def open_stage(
         database_link = Proxy(postgres.port, observe=_DatabaseObserver)
         broker_link = Proxy(broker.port, observe=witness.observe)
         environment = _environment(seed, broker_link.port, _through(database.url.dsn.reveal(), database_link.port))
-        keeper = Keeper(environment, directory, breakage=breakage if breakage == ACK_EARLY else None)
+        services = Replicas(environment, directory, replicas, breakage=breakage)
         for link in (database_link, broker_link):
             await link.listen()
             nursery.start_soon(link.run)
-        nursery.start_soon(keeper.run)
-        yield Stage(postgres, broker, database, database_link, broker_link, keeper, environment)
+        nursery.start_soon(services.run)
+        yield Stage(postgres, broker, database, database_link, broker_link, services, environment)
         nursery.cancel_scope.cancel()
 
 
@@ -143,6 +144,7 @@ def _environment(seed: int, broker_port: int, dsn: str) -> dict[str, str]:
         "MQTT_CLIENT_ID": CLIENT_ID,
         "MQTT_VERSION": version,
         "MQTT_READER": random.choice(readers) if version == "5" else "paho",
+        "MQTT_HANDOVER_SECONDS": "1",
         "MQTT_KEEPALIVE": str(KEEPALIVE_SECONDS),
         "DATABASE_URL": dsn,
         "DB_STATEMENT_TIMEOUT": "2",

@@ -14,7 +14,7 @@ from traksense.tools.prove.witness import Remarks
 from traksense.tools.stack import StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from traksense.tools.prove.database import Database
     from traksense.tools.prove.keeper import Keeper
@@ -88,6 +88,46 @@ class LedgerWatch:
     def totals(self) -> dict[str, int]:
         """The sums over all processes so far."""
         return {name: int(self._finished[name] + self._last.get(name, 0)) for name in TOTALS}
+
+
+class Ledgers:
+    """The ledgers of all replicas.
+
+    Attributes:
+        books: One watch for each.
+    """
+
+    def __init__(self, keepers: Iterable[Keeper]) -> None:
+        self.books = [LedgerWatch(keeper) for keeper in keepers]
+
+    async def run(self) -> None:
+        """Scrape until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for book in self.books:
+                nursery.start_soon(book.run)
+
+    async def scrape(self) -> bool:
+        """Scrape each once; whether all of them are idle."""
+        for book in self.books:
+            await book.scrape()
+        return all(book.idle for book in self.books)
+
+    @property
+    def scrapes(self) -> int:
+        """How many were checked."""
+        return sum(book.scrapes for book in self.books)
+
+    @property
+    def mismatches(self) -> Remarks:
+        """Scrapes whose sides differ."""
+        found = Remarks()
+        for book in self.books:
+            found.extend(book.mismatches)
+        return found
+
+    def totals(self) -> dict[str, int]:
+        """The sums over all processes so far."""
+        return {name: sum(book.totals()[name] for book in self.books) for name in TOTALS}
 
 
 class PromiseWatch:

@@ -33,6 +33,11 @@ class Remarks:
         if len(self.texts) < REMARKS_MAX:
             self.texts.append(text)
 
+    def extend(self, others: Remarks) -> None:
+        """Those as well."""
+        self.count += others.count
+        self.texts = [*self.texts, *others.texts][:REMARKS_MAX]
+
 
 @attrs.define(eq=False)
 class Witness:
@@ -47,7 +52,8 @@ class Witness:
         disorder: PUBACKs out of the order of their PUBLISHes, or for nothing.
         clean_starts: Connections on which the service asked the broker to forget its session.
         connections: CONNACKs that said success.
-        sessions_lost: CONNACKs, after the first, without a session.
+        known: Client identifiers that were connected before.
+        sessions_lost: CONNACKs, after the first for their client identifier, without a session.
     """
 
     number_of: Callable[[bytes], int | None]
@@ -59,6 +65,7 @@ class Witness:
     clean_starts: int = 0
     connections: int = 0
     sessions_lost: int = 0
+    known: set[str] = attrs.field(factory=set)
 
     def observe(self) -> Connection:
         """An observer for a new connection."""
@@ -73,6 +80,7 @@ class Connection:
         self._to_broker = frames.MqttFrames()
         self._to_service = frames.MqttFrames()
         self._level = frames.MQTT_5
+        self._client_id = ""
         self._window: deque[tuple[int, int | None]] = deque()
 
     def from_client(self, data: bytes) -> bool:
@@ -83,6 +91,7 @@ class Connection:
                     self._acknowledge(*frames.read_puback(frame))
                 elif frame.kind == frames.CONNECT:
                     self._level = frames.protocol_level(frame)
+                    self._client_id = frames.client_id(frame)
                     self._witness.clean_starts += frames.starts_clean(frame)
         except frames.MalformedError as error:
             self._witness.disorder.add(f"the service sent {error}")
@@ -95,7 +104,8 @@ class Connection:
                 self._deliver(frames.read_publish(frame, level=self._level))
             elif frame.kind == frames.CONNACK:
                 witness = self._witness
-                witness.sessions_lost += witness.connections > 0 and not frames.session_present(frame)
+                witness.sessions_lost += self._client_id in witness.known and not frames.session_present(frame)
+                witness.known.add(self._client_id)
                 witness.connections += 1
 
     def _deliver(self, publish: frames.Publish) -> None:

@@ -11,6 +11,7 @@ import trio
 
 from traksense.errors import TraksenseError
 from traksense.model import Kind
+from traksense.shards import covers
 from traksense.tools.validate import payloads
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ class Target:
         return f"traksense/{tenant or self.tenant}/{SITE}/{device}/{kind}"
 
     def subscribed(self, kind: Kind) -> bool:
-        """Whether MQTT_TOPICS covers our topics of this kind."""
-        return any(covers(topic_filter, self.topic(kind)) for topic_filter in self.settings.mqtt_topics)
+        """Whether MQTT_TOPICS, or some shard's part of it, covers our topics of this kind."""
+        layout = self.settings.layout
+        topics = self.settings.mqtt_topics if layout is None else layout.overlapping(self.topic(kind))
+        return any(covers(topic_filter, self.topic(kind)) for topic_filter in topics)
 
     def need(self, kind: Kind) -> None:
         """Make sure that the service subscribes to this kind.
@@ -201,20 +204,6 @@ def in_flight(samples: Samples) -> str:
         f"queue {samples.value('ingest_queue_size'):.0f}, in flight {samples.value('ingest_in_flight_messages'):.0f}, "
         f"the oldest for {samples.value('ingest_oldest_unacknowledged_seconds'):.1f} s"
     )
-
-
-def covers(topic_filter: str, topic: str) -> bool:
-    """Whether a topic filter, shared or not, matches a topic. Source: MQTT 5.0 §4.7, §4.8.2."""
-    levels = topic_filter.split("/")
-    if levels[0] == "$share":
-        levels = levels[2:]
-    names = topic.split("/")
-    for place, level in enumerate(levels):
-        if level == "#":
-            return True
-        if place >= len(names) or level not in ("+", names[place]):
-            return False
-    return len(levels) == len(names)
 
 
 def utc_now() -> datetime:

@@ -1,0 +1,116 @@
+"""Subscriptions in as many packets as it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from traksense.mqtt.codec import Subscribed, Unsubscribed
+from traksense.mqtt.subscriptions import FILTERS_MAX, Subscriptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from traksense.mqtt.codec import Codec
+
+MANY = [f"traksense/tenant-{number}/#" for number in range(2 * FILTERS_MAX + 1)]
+
+
+class FakeCodec:
+    """Notes what is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def subscribe(self, filters: Sequence[str], _qos: int) -> int:
+        self.asked.append(list(filters))
+        return len(self.asked)
+
+    def unsubscribe(self, filters: Sequence[str]) -> int:
+        return self.subscribe(filters, 0)
+
+
+def connected(topics: Sequence[str]) -> tuple[Subscriptions, FakeCodec]:
+    subscriptions, codec = Subscriptions(topics, 1), FakeCodec()
+    subscriptions.connected(cast("Codec", codec))
+    return subscriptions, codec
+
+
+def test_many_filters_take_several_packets() -> None:
+    """All of them are asked for; they are answered when the last packet is."""
+    subscriptions, codec = connected(MANY)
+
+    assert [FILTERS_MAX, FILTERS_MAX, 1] == [len(part) for part in codec.asked]
+    assert MANY == [topic for part in codec.asked for topic in part]
+    done = [subscriptions.handle(Subscribed(n, (1,) * len(codec.asked[n - 1]))) for n in (2, 1, 3)]
+    assert [False, False, True] == done
+    assert subscriptions.answered
+    assert subscriptions.fault is None
+
+
+def test_a_refusal_in_any_packet_is_a_fault() -> None:
+    """The first three are named."""
+    subscriptions, codec = connected(MANY)
+    for n, part in enumerate(codec.asked, 1):
+        subscriptions.handle(Subscribed(n, (0x87,) * len(part) if n == 2 else (1,) * len(part)))
+
+    fault = subscriptions.fault or ""
+    assert f"traksense/tenant-{FILTERS_MAX}/#" in fault
+    assert f"and {FILTERS_MAX - 3} more" in fault
+
+
+def test_no_filters_are_answered_at_once() -> None:
+    """A shard without tenants, or a session that is being retired."""
+    subscriptions, codec = connected([])
+
+    assert [] == codec.asked
+    assert subscriptions.answered
+    assert subscriptions.fault is None
+
+
+def test_a_lost_connection_answers_nothing() -> None:
+    """What was asked for has to be asked for again."""
+    subscriptions, _ = connected(MANY)
+    subscriptions.disconnected()
+
+    assert not subscriptions.answered
+    assert not subscriptions.handle(Subscribed(1, (1,) * FILTERS_MAX)) or not subscriptions.answered
+
+
+async def test_release_tells_what_the_broker_confirmed() -> None:
+    """A filter that there was no subscription for is given up too; a refused one is not."""
+    subscriptions, _ = connected([])
+    release = subscriptions.release(["a", "b", "c"])
+    assert release is not None
+
+    subscriptions.handle(Unsubscribed(1, (0, 0x11, 0x87)))
+    with trio.fail_after(1):
+        await release.ended.wait()
+
+    assert {"a", "b"} == release.confirmed
+
+
+async def test_release_of_mqtt_3_has_no_reasons() -> None:
+    """UNSUBACK of MQTT 3.1.1 is empty: it means all."""
+    subscriptions, _ = connected([])
+    release = subscriptions.release(["a", "b"])
+    assert release is not None
+
+    subscriptions.handle(Unsubscribed(1, ()))
+
+    assert {"a", "b"} == release.confirmed
+    assert release.ended.is_set()
+
+
+async def test_release_ends_with_the_connection() -> None:
+    """Nobody waits for an answer that cannot come; and without a connection nothing is asked."""
+    subscriptions, _ = connected([])
+    release = subscriptions.release(MANY)
+    assert release is not None
+
+    subscriptions.disconnected()
+
+    assert release.ended.is_set()
+    assert set() == release.confirmed
+    assert subscriptions.release(["a"]) is None

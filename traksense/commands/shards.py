@@ -1,0 +1,75 @@
+"""`traksense shards`: several replicas, each with its part of the tenants."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The actions."""
+    parser.epilog = (
+        "The shards are in MQTT_TENANTS and MQTT_SHARD_COUNT; ops/scale-out.md tells how to grow, shrink and replace."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="say which shard has which tenants", description="Needs neither server.")
+    show.add_argument("--json", action="store_true", help="with client ids and topic filters, for machines")
+    check = actions.add_parser(
+        "check",
+        help="find tenants that no shard has",
+        description="Exit status 1 if there are tenants in the database, or at the broker, that no shard has.",
+    )
+    check.add_argument(
+        "--listen",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="also listen to all topics for so long, at QoS 0: tenants that are new are only seen so",
+    )
+    retire = actions.add_parser(
+        "retire",
+        help="store what a session still holds, then end it",
+        description=(
+            "Waits until other replicas read everything that the session is subscribed to, stores what it has queued, "
+            "and ends it at the broker. May be interrupted and repeated at any time."
+        ),
+    )
+    retire.add_argument("client_id", metavar="CLIENT_ID", help="of a replica that is stopped for good")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do the action."""
+    import json
+    import os
+    import sys
+
+    import trio
+
+    from traksense import config
+    from traksense.cli import DONE, FAILED, load_settings
+    from traksense.tools.shards import layout
+    from traksense.tools.shards.check import check
+    from traksense.tools.shards.retire import retire
+
+    if arguments.action == "show":
+        settings = config.load(os.environ)
+        print(json.dumps(layout.as_json(settings)) if arguments.json else "\n".join(layout.as_text(settings)))
+        return DONE
+    if arguments.action == "check":
+        unread = trio.run(check, config.load(os.environ), arguments.listen)
+        for name, where in sorted(unread.seen.items()):
+            print(f"in no shard: {name} ({where})")
+        return FAILED if unread.seen else DONE
+    ended = trio.run(retire, load_settings(), arguments.client_id)
+    print("the session is ended" if ended else "interrupted: the session is as it was, without what was stored")
+    sys.stdout.flush()
+    return DONE if ended else FAILED
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be 0-3600 seconds, not {text!r}")
+    return seconds

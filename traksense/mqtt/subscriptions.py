@@ -1,0 +1,113 @@
+"""What our session is subscribed to: asked for on every connection, in as many packets as it takes, and given up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from traksense.mqtt.codec import Subscribed, Unsubscribed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from traksense.mqtt.codec import Codec, Event
+
+FILTERS_MAX: Final = 500
+"""Topic filters in one packet: a shard of thousands of tenants stays far below any broker's packet limit.
+
+Chosen by guess."""
+
+
+@attrs.define(eq=False)
+class _Release:
+    """UNSUBSCRIBEs that belong together."""
+
+    pending: dict[int, Sequence[str]]
+    confirmed: set[str] = attrs.field(factory=set)
+    ended: trio.Event = attrs.field(factory=trio.Event)
+
+
+class Subscriptions:
+    """The topic filters of one session, over its connections.
+
+    Attributes:
+        topics: What we want; may be empty.
+    """
+
+    def __init__(self, topics: Sequence[str], qos: int) -> None:
+        self.topics = tuple(topics)
+        self._qos = qos
+        self._codec: Codec | None = None
+        self._pending: dict[int, Sequence[str]] = {}
+        self._granted: dict[str, int] = {}
+        self._releases: list[_Release] = []
+
+    @property
+    def answered(self) -> bool:
+        """Whether the broker has answered for all of them on this connection."""
+        return self._codec is not None and not self._pending
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with what was granted; None if nothing is."""
+        refused = [topic for topic, code in self._granted.items() if code >= 0x80]
+        if refused:
+            return f"the broker refuses the subscription to {_few(refused)}: give this user the right to read it"
+        lowered = [topic for topic, code in self._granted.items() if code < self._qos]
+        if lowered:
+            return f"the broker granted QoS 0 instead of {self._qos} for {_few(lowered)}: messages can be lost"
+        return None
+
+    def connected(self, codec: Codec) -> None:
+        """Queue the SUBSCRIBEs of a new connection."""
+        self._codec = codec
+        self._granted.clear()
+        self._pending = {codec.subscribe(part, self._qos): part for part in _parts(self.topics)}
+
+    def disconnected(self) -> None:
+        """What was not answered never will be."""
+        self._codec = None
+        for release in self._releases:
+            release.ended.set()
+        self._releases.clear()
+
+    def handle(self, event: Event) -> bool:
+        """Take an event; whether it is the SUBACK after which all are answered."""
+        if isinstance(event, Subscribed) and event.packet_id in self._pending:
+            self._granted.update(zip(self._pending.pop(event.packet_id), event.reasons, strict=False))
+            return not self._pending
+        if isinstance(event, Unsubscribed):
+            self._release(event)
+        return False
+
+    def release(self, topics: Sequence[str]) -> _Release | None:
+        """Queue UNSUBSCRIBE; `ended` of what is returned says when that is answered. None without a connection."""
+        if self._codec is None:
+            return None
+        release = _Release({self._codec.unsubscribe(part): part for part in _parts(topics)})
+        self._releases.append(release)
+        return release
+
+    def _release(self, event: Unsubscribed) -> None:
+        for release in self._releases:
+            if event.packet_id in release.pending:
+                part = release.pending.pop(event.packet_id)
+                # MQTT 3.1.1 has no reasons in UNSUBACK; 0x11 of MQTT 5 says that there was no such subscription.
+                reasons = event.reasons or (0,) * len(part)
+                release.confirmed.update(topic for topic, code in zip(part, reasons, strict=False) if code < 0x80)
+                if not release.pending:
+                    release.ended.set()
+                    self._releases.remove(release)
+                return
+
+
+def _parts(topics: Sequence[str]) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(topics), FILTERS_MAX):
+        yield topics[begin : begin + FILTERS_MAX]
+
+
+def _few(topics: Sequence[str]) -> str:
+    """Enough of them for people."""
+    return ", ".join(topics[:3]) + (f" and {len(topics) - 3} more" if len(topics) > 3 else "")
