@@ -91,14 +91,15 @@ class Metrics:
         One observation a message. A clock that is ahead, or a day behind, says nothing about latency: such messages are
         counted apart instead of bending the figures.
         """
-        now = self._now().timestamp()
+        now = self._now()
+        duplicates = result.duplicates
         for index, delivery in enumerate(deliveries):
-            if not delivery.items or index in result.duplicates:
+            if not delivery.items or index in duplicates:
                 continue
             item = delivery.items[0]
-            if not isinstance(item, (Telemetry, Event)):
+            if not isinstance(item, Telemetry | Event):
                 continue
-            seconds = now - item.ts.timestamp()
+            seconds = (now - item.ts).total_seconds()
             if seconds < 0:
                 self.latency_future += 1
             elif seconds > LATE_SECONDS:

@@ -38,15 +38,13 @@ class Batch:
     size: int = 0
     payload_bytes: int = 0
 
-    def add(self, delivery: Delivery) -> None:
-        """Append a delivery. The last one may overshoot the size: messages are not split."""
+    def add(self, delivery: Delivery) -> bool:
+        """Append a delivery; says whether the batch is full now, and must go. The last one may overshoot the size:
+        messages are not split.
+        """
         self.deliveries.append(delivery)
         self.size += delivery.points or MESSAGE_WEIGHT
         self.payload_bytes += len(delivery.message.payload)
-
-    @property
-    def full(self) -> bool:
-        """Whether the batch must go."""
         return self.size >= self.size_max or self.payload_bytes >= BATCH_MAX_BYTES
 
 
@@ -100,11 +98,11 @@ class Batcher:
     async def _collect(self) -> tuple[Batch, bool]:
         """Collect one batch; the second value is False once the channel is closed."""
         batch = Batch(self._size_max)
-        receive_nowait = self._messages_receive.receive_nowait
+        receive_nowait, decode = self._messages_receive.receive_nowait, self._decode
         try:
-            batch.add(self._decode(await self._messages_receive.receive()))
+            full = batch.add(decode(await self._messages_receive.receive()))
             with trio.move_on_after(self._wait_max) as lingering:
-                while not batch.full:
+                while not full:
                     try:
                         message = receive_nowait()
                     except trio.WouldBlock:
@@ -113,7 +111,7 @@ class Batcher:
                         # `receive` takes a message or is cancelled, never both.
                         self._lingering = lingering
                         message = await self._messages_receive.receive()
-                    batch.add(self._decode(message))
+                    full = batch.add(decode(message))
         except trio.EndOfChannel:
             return batch, False
         finally:
