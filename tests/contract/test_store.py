@@ -22,6 +22,7 @@ from traksense.errors import DataRefusedError, DeliveriesRefusedError
 from traksense.ingest.health import Health
 from traksense.ingest.ports import WriteResult
 from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+from traksense.store import dictionary
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.postgres import PostgresStore, open_store
 
@@ -218,6 +219,28 @@ async def test_store_large_meta_is_stored_with_each_point(database: str) -> None
     async with trio_asyncio.open_loop():
         sizes = await aio_as_trio(fetch)(database, "SELECT length(meta ->> 'log') FROM traksense.measure")
     assert [100_000] * 4 == [size for (size,) in sizes]
+
+
+@pytest.mark.parametrize("registered", [None, [("tenant", "site", f"device-{n}") for n in range(40)]])
+async def test_store_fleet_larger_than_its_memory(
+    monkeypatch: pytest.MonkeyPatch, database: str, registered: Devices | None
+) -> None:
+    """Devices that were forgotten to make room are looked up again, also those of the batch that needs the room: the
+    first one is in every batch, and the oldest.
+    """
+    monkeypatch.setattr(dictionary, "DEVICES_MAX", 16)
+    async with open_postgres_store(database, registered=registered) as store, trio.open_nursery() as nursery:
+
+        async def write(begin: int) -> None:
+            for second in range(begin, begin + 10):
+                batch = [
+                    delivery(telemetry(Point("a", 1.0, u="bar"), second=second), device=f"device-{n}")
+                    for n in (0, *(1 + k % 39 for k in range(5 * second, 5 * second + 7)))
+                ]
+                assert WriteResult(points_stored=8) == await store.write(batch)
+
+        nursery.start_soon(write, 0)
+        nursery.start_soon(write, 1000)
 
 
 async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:

@@ -64,11 +64,13 @@ class Device:
         layout: Its points.
         heads: How the rows of each of its series begin (`packing.pack_head`), one behind the other.
         novel_meta: How many new `meta` objects it has added to the dictionary.
+        used: Whether a batch has asked for it since room was last made.
     """
 
     layout: Layout = _NO_POINTS
     heads: bytes = b""
     novel_meta: int = 0
+    used: bool = True
 
 
 @attrs.define
@@ -95,32 +97,57 @@ class Dictionary:
 
     def device(self, route: Route) -> Device | None:
         """The device, if it is known to be registered."""
-        return self._devices.get(route.path)
+        device = self._devices.get(route.path)
+        if device is not None:
+            device.used = True
+        return device
 
     def meta(self, tenant: str, document: bytes) -> int | None:
         """The number of a `meta` object, if it is known."""
         return self._meta.get((tenant, document))
 
-    async def register(self, connection: PoolConnectionProxy, missing: Missing) -> None:
+    async def register(self, connection: PoolConnectionProxy, missing: Missing) -> set[str]:
         """Look up, then register what the database does not have either. asyncio-flavored.
 
-        With strict provisioning, devices are only looked up: those that stay missing are for the caller to refuse.
+        With strict provisioning, devices are only looked up; returns the paths of those that the database does not
+        have, for the caller to refuse.
         """
+        unknown: set[str] = set()
         # One at a time in this process: two batches of the same new fleet would only wait for each other's unique keys.
         async with self._registering:
             if missing.devices:
-                await self._register_devices(connection, missing.devices)
+                unknown = await self._register_devices(connection, missing.devices)
             if missing.series:
                 await self._register_series(connection, missing.series)
             if missing.meta:
                 await self._register_meta(connection, missing.meta)
+        return unknown
+
+    def make_room(self) -> None:
+        """When there are too many devices, forget some that have not been used since this was last needed; they are
+        looked up again by need.
+
+        Between batches, not while one is looked up: what is forgotten might be of it.
+        """
+        if len(self._devices) <= DEVICES_MAX:
+            return
+        excess = len(self._devices) - DEVICES_MAX + DEVICES_MAX // 10
+        for path in [*self._devices, *self._devices]:
+            device = self._devices.pop(path, None)
+            if device is not None and device.used:
+                device.used = False
+                self._devices[path] = device
+            elif device is not None:
+                excess -= 1
+                if not excess:
+                    return
 
     def forget(self) -> None:
         """Trust nothing: the database was restored or replaced under us."""
         self._devices.clear()
         self._meta.clear()
 
-    async def _register_devices(self, connection: PoolConnectionProxy, routes: dict[str, Route]) -> None:
+    async def _register_devices(self, connection: PoolConnectionProxy, routes: dict[str, Route]) -> set[str]:
         wanted = [(r.tenant, r.site, r.device) for r in routes.values() if r.path not in self._devices]
         columns = _columns(sorted(wanted), 3)
         if not self._strict:
@@ -133,9 +160,10 @@ class Dictionary:
         else:
             rows = await _fetch(connection, {tenant for tenant, _, _ in wanted}, _SELECT_DEVICES, *columns)
             found = [tuple(row) for row in rows]
-        self._make_room(len(wanted))
-        for tenant, site, device in found:
-            self._devices.setdefault(f"{tenant}/{site}/{device}", Device())
+        paths = {"/".join(names) for names in found}
+        for path in paths:
+            self._devices.setdefault(path, Device())
+        return {"/".join(names) for names in wanted} - paths
 
     async def _register_series(
         self, connection: PoolConnectionProxy, series: dict[tuple[str, PointKey], Route]
@@ -188,15 +216,6 @@ class Dictionary:
                 known = wanted.pop((row[1], row[2]))
                 self._meta[known] = row[0]
                 meta[known].novel_meta += statement is _INSERT_META
-
-    def _make_room(self, count: int) -> None:
-        """Forget the devices that were seen first, when there are too many. Their series are looked up again by
-        need.
-        """
-        excess = len(self._devices) + count - DEVICES_MAX
-        if excess > 0:
-            for path in list(self._devices)[: excess + DEVICES_MAX // 10]:
-                del self._devices[path]
 
 
 async def _fetch(

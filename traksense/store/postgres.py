@@ -25,7 +25,7 @@ from traksense.ingest.backoff import Backoff
 from traksense.store import maintenance, migrate, pool, sessions
 from traksense.store.dictionary import Dictionary
 from traksense.store.partitions import Partitions
-from traksense.store.rows import build, unknown_devices
+from traksense.store.rows import build, refuse_devices
 from traksense.store.sqlstate import translate
 from traksense.store.transaction import Transactor
 
@@ -191,17 +191,19 @@ class PostgresStore:
         if self._retention is not None and (refused := maintenance.too_old(batch, self._retention)):
             raise DeliveriesRefusedError(refused)
         async with self._acquire() as connection:
+            self._dictionary.make_room()
             # Not before: a new connection may have found that what the dictionary knows is of another database.
             rows, missing = build(batch, self._dictionary)
             if missing:
-                # Twice: series and meta hang on their device, whose number of new meta objects decides where they go.
-                for _ in range(2):
-                    await self._dictionary.register(connection, missing)
+                # Again: series and meta hang on their device, whose number of new meta objects decides where they go.
+                # And some more, if other writers make room meanwhile.
+                for _ in range(5):
+                    unknown = await self._dictionary.register(connection, missing)
+                    if refused := refuse_devices(batch, unknown):
+                        raise DeliveriesRefusedError(refused)
                     rows, missing = build(batch, self._dictionary)
                     if not missing:
                         break
-                    if refused := unknown_devices(batch, self._dictionary):
-                        raise DeliveriesRefusedError(refused)
                 else:
                     raise StoreUnavailableError("the series dictionary changed while it was being filled")
             await self._ensure_partitions(connection, rows.measures)

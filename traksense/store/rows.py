@@ -11,7 +11,7 @@ from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing,
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from datetime import datetime
 
     from traksense.model import Delivery, Route
@@ -92,12 +92,12 @@ def _topic_tenant(delivery: Delivery) -> str:
     return delivery.message.topic.split("/", 2)[1]
 
 
-def unknown_devices(batch: Sequence[Delivery], dictionary: Dictionary) -> dict[int, Rejection]:
-    """The deliveries whose device is still not known after registration: strict provisioning refuses them."""
+def refuse_devices(batch: Sequence[Delivery], unknown: Container[str]) -> dict[int, Rejection]:
+    """Rejections for the deliveries of devices that are not registered (strict provisioning), by their paths."""
     rejections = {}
     for index, delivery in enumerate(batch):
         route = delivery.message.route
-        if delivery.rejection is None and route is not None and dictionary.device(route) is None:
+        if delivery.rejection is None and route is not None and route.path in unknown:
             rejections[index] = Rejection(
                 Reason.UNKNOWN_DEVICE, f"{route.path} is not in traksense.device (INGEST_PROVISIONING=strict)"
             )
