@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from sys import intern
 from typing import TYPE_CHECKING, Final
 
 from traksense.adapters.base import Context
@@ -40,7 +39,10 @@ class Router:
     """
 
     def __init__(self) -> None:
-        self._routes: dict[str, Route | None] = {}
+        self._routes: dict[str, Route] = {}
+        # A fleet has many devices and few tenants and sites, which share their names here. (`sys.intern` would keep
+        # each name for ever on some releases of Python 3.12.)
+        self._names: dict[str, str] = {}
 
     def route(self, topic: str) -> Route | None:
         """What the topic says, or None if it is not one of ours."""
@@ -48,22 +50,33 @@ class Router:
             return self._routes[topic]
         except KeyError:
             pass
-        if len(self._routes) >= ROUTES_MAX:
-            self._routes.clear()
-        route = self._routes[topic] = read_topic(topic)
+        route = read_topic(topic, share=self._share)
+        # What is not ours may be long, and new each time.
+        if route is not None:
+            if len(self._routes) >= ROUTES_MAX:
+                self._routes.clear()
+                self._names.clear()
+            self._routes[topic] = route
         return route
 
+    def _share(self, name: str) -> str:
+        return self._names.setdefault(name, name)
 
-def read_topic(topic: str) -> Route | None:
-    """Read a topic; None if it is not `traksense/{tenant}/{site}/{device}/{kind}` with names of 1-128 characters."""
+
+def read_topic(topic: str, *, share: Callable[[str], str] = str) -> Route | None:
+    """Read a topic; None if it is not `traksense/{tenant}/{site}/{device}/{kind}` with names of 1-128 characters.
+
+    Args:
+        topic: Its text.
+        share: Returns one object for equal names of tenants and sites.
+    """
     levels = topic.split("/")
     if len(levels) != 5 or levels[0] != "traksense" or not all(0 < len(name) <= NAME_MAX for name in levels[1:4]):
         return None
     if "\x00" in topic or any("\ud800" <= character <= "\udfff" for character in topic):
         return None
     try:
-        # A fleet has many devices and few tenants and sites: they share their names.
-        return Route(intern(levels[1]), intern(levels[2]), levels[3], Kind(levels[4]))
+        return Route(share(levels[1]), share(levels[2]), levels[3], Kind(levels[4]))
     except ValueError:
         return None
 

@@ -24,7 +24,8 @@ class WriteResult:
         points_stored: Rows that are new.
         points_duplicate: Points whose key was there already with the same value.
         points_conflicting: Points whose key was there already with another value (the first one is kept).
-        duplicates: Indices of the deliveries of which nothing was new.
+        duplicates: Indices of the deliveries of which nothing was new. If deliveries of one batch share a new key, any
+            of them may be the one that brought it.
     """
 
     points_stored: int = 0

@@ -33,6 +33,10 @@ DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
 tracemalloc), so 60 MB when full."""
 
+DEVICE_POINTS_MAX: Final = 30_000
+"""How many points of one device are remembered. Three times what a message may have by default; a device that makes up
+names (a time in them, say) starts over here, since each new name costs a new list of all."""
+
 META_MAX: Final = 20_000
 """How many `meta` objects are remembered."""
 
@@ -188,6 +192,8 @@ class Dictionary:
             self._add_series(device, ids)
 
     def _add_series(self, device: Device, ids: dict[PointKey, int]) -> None:
+        if len(device.layout.places) + len(ids) > DEVICE_POINTS_MAX:
+            device.layout, device.heads = _NO_POINTS, b""
         # In one order, so that devices with the same points come to the same layout.
         added = sorted(ids, key=lambda key: key if isinstance(key, tuple) else (key, ""))
         keys = (*device.layout.places, *added)

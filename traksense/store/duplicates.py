@@ -72,13 +72,15 @@ class Staged:
 
 
 async def find_stored(connection: PoolConnectionProxy, measures: Sequence[PackedRows]) -> set[int]:
-    """The places of those whose first row is stored already, or came before in this list. asyncio-flavored."""
+    """The places of those whose first row is stored already, or came before in this list, or that name a point twice.
+    asyncio-flavored.
+    """
     seen: set[bytes] = set()
     found: set[int] = set()
     series: list[int] = []
     for place, rows in enumerate(measures):
         first = key(rows.packed)
-        if first in seen:
+        if first in seen or rows.repeats_itself:
             found.add(place)
         seen.add(first)
         series.append(rows.first_series)

@@ -100,6 +100,11 @@ class PackedRows(msgspec.Struct, gc=False):
         """The series of the first row."""
         return int.from_bytes(self.packed[_SERIES], "big")
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether a series occurs twice, and so a key."""
+        return len({row[_SERIES] for row in self.rows()}) < self.count
+
     def series(self) -> Iterator[int]:
         """The series of each row."""
         return (int.from_bytes(row[_SERIES], "big") for row in self.rows())
@@ -128,7 +133,6 @@ def pack_numbers(parts: Sequence[bytes | float], middle_bytes: int) -> bytes:
     most = 3 * POINTS_A_CALL
     if len(parts) <= most:
         return _packer(len(parts) // 3, middle_bytes)(*parts)
-    pieces = [parts[at : at + most] for at in range(0, len(parts), most)]
     pieces = [parts[at : at + most] for at in range(0, len(parts), most)]
     return b"".join([_packer(len(piece) // 3, middle_bytes)(*piece) for piece in pieces])
 

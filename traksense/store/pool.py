@@ -100,8 +100,9 @@ async def check_server(connection: PoolConnectionProxy, *, allow_unsafe: bool) -
 
 
 async def read_incarnation(connection: Any) -> str:
-    """What another database than before shows itself by: a restore needs a restart or a new database, and a standby
-    that was promoted has been started at another time. asyncio-flavored.
+    """What another database than before shows itself by: most restores need a restart or a new database, and a standby
+    that was promoted has been started at another time. Tables that are refilled in place are not noticed.
+    asyncio-flavored.
     """
     incarnation: str = await connection.fetchval(
         "SELECT pg_postmaster_start_time() || ' ' || oid FROM pg_database WHERE datname = current_database()"
