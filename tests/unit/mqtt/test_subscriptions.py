@@ -118,12 +118,13 @@ async def test_release_ends_with_the_connection() -> None:
 
 async def test_release_on_a_closed_connection_asks_nothing() -> None:
     """Paho may have read a DISCONNECT that the reader has not come to yet."""
-    subscriptions, codec = connected([])
 
-    def closed(_filters: Sequence[str]) -> int:
-        raise ProtocolError("UNSUBSCRIBE on a closed connection")
+    class ClosedCodec(FakeCodec):
+        def unsubscribe(self, _filters: Sequence[str]) -> int:
+            raise ProtocolError("UNSUBSCRIBE on a closed connection")
 
-    codec.unsubscribe = closed  # type: ignore[method-assign]
+    subscriptions = Subscriptions([], 1)
+    subscriptions.connected(cast("Codec", ClosedCodec()), session_present=True)
 
     assert subscriptions.release(["a"]) is None
 
