@@ -204,6 +204,9 @@ class Reader:
             return frozenset()
         self._connection.wake()
         await release.ended.wait()
+        if self._subscriptions.answered:
+            # What was refused and is not held any more is no fault any more.
+            self._health.set("subscription", self._subscriptions.fault)
         return frozenset(release.confirmed)
 
     async def run(self) -> None:

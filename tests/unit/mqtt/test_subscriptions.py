@@ -153,3 +153,7 @@ def test_a_refusal_of_what_was_kept_is_said_and_stops_nothing() -> None:
 
     assert subscriptions.granted
     assert "subscription to b" in (subscriptions.fault or "")
+    subscriptions.release(["b"])
+    subscriptions.handle(Unsubscribed(3, (0x11,)))
+    assert subscriptions.fault is None
+    assert frozenset() == subscriptions.kept
