@@ -154,12 +154,17 @@ class Pipeline:
         batches_receive.close()
         topics = () if retiring else settings.topics
         watch = SessionWatch(store, health, client_id=settings.client_id, broker=str(settings.broker), now=_now)
+
+        def connected(session_present: bool) -> None:  # noqa: FBT001  (the flag of CONNACK)
+            watch.connected(session_present)
+            handover.connected(session_present)
+
         reader = Reader(
             settings,
             intake=intake,
             acknowledger=acknowledger,
             health=health,
-            on_connected=watch.connected,
+            on_connected=connected,
             topics=topics,
         )
         handover = Handover(

@@ -79,13 +79,29 @@ class Layout:
 
     def overlapping(self, topic: str) -> list[str]:
         """The filters of any shard that match some topic which this filter matches too."""
-        levels = topic.split("/")
-        tenant = levels[1] if len(levels) > 1 and not _WILDCARDS & set(levels[0] + levels[1]) else None
+        tenant = _tenant(topic)
         if tenant is not None:
             candidates: Iterable[str] = self.by_tenant.get(tenant, ())
         else:
             candidates = (other for filters in self.by_tenant.values() for other in filters)
         return [other for other in candidates if overlap(topic, other)]
+
+    def parts(self, topic: str) -> list[str]:
+        """What this filter, shared or not, can bring of each entry: it, narrowed to the entry; none if it brings none
+        of any.
+        """
+        topic, tenant = unshared(topic), _tenant(topic)
+        entries = self.entries if tenant is None else self.entries_of.get(tenant, ())
+        levels = topic.split("/")
+        return [narrow(topic, entry) for entry in entries if _meets(levels, entry)]
+
+    @functools.cached_property
+    def entries_of(self) -> dict[str, list[Entry]]:
+        """The entries, by tenant."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.tenant, []).append(entry)
+        return found
 
     def faults(self) -> list[tuple[str, str]]:
         """What is wrong with it: the variable and a line for people."""
@@ -133,11 +149,45 @@ def narrow(topic: str, entry: Entry) -> str:
     for place, name in ((1, entry.tenant), (2, entry.site)):
         if name is None:
             break
-        if levels[place] == "#":
+        if levels[place - 1] == "#":
+            levels[place - 1 :] = ["+", name, "#"]
+        elif levels[place] == "#":
             levels[place:] = [name, "#"]
         else:
             levels[place] = name
     return "/".join(levels)
+
+
+def _meets(levels: list[str], entry: Entry) -> bool:
+    """Whether the filter of these levels matches some topic of the entry."""
+    for place, name in ((1, entry.tenant), (2, entry.site)):
+        if levels[place - 1 : place] == ["#"] or levels[place : place + 1] == ["#"]:
+            return True
+        if name is not None and levels[place : place + 1] not in ([name], ["+"]):
+            return False
+    return True
+
+
+class Filters:
+    """Filters to ask many questions of: by tenant, since a list of thousands is asked once for each of thousands."""
+
+    def __init__(self, filters: Iterable[str]) -> None:
+        self._by_tenant: dict[str | None, list[str]] = {}
+        for topic in filters:
+            self._by_tenant.setdefault(_tenant(topic), []).append(topic)
+
+    def cover(self, topic: str) -> bool:
+        """Whether one of them covers it."""
+        candidates = [*self._by_tenant.get(None, ())]
+        if (tenant := _tenant(topic)) is not None:
+            candidates += self._by_tenant.get(tenant, ())
+        return any(covers(one, topic) for one in candidates)
+
+
+def _tenant(topic: str) -> str | None:
+    """The tenant that the filter names, or None if it leaves it open."""
+    levels = unshared(topic).split("/")
+    return levels[1] if len(levels) > 1 and not _WILDCARDS & {*levels[:2]} else None
 
 
 def overlap(one: str, other: str) -> bool:

@@ -417,3 +417,27 @@ async def test_reader_holds_its_bounds_when_receive_maximum_is_overrun(
     assert [b"%d" % n for n in range(backlog)] == [payload.rstrip(b"x") for payload in seen]
     # The channel, one message at its door, one in our hand, and what one read of 64 KiB can bring.
     assert window + 2 + 64 >= held
+
+
+async def test_reader_asks_again_for_what_a_forgotten_session_kept(
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str
+) -> None:
+    """A broker that lost the session would send nothing of what is kept for a replica that is not there."""
+    broker = own_broker()
+    settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind)
+    kept = f"traksense/{unique('other')}/+/+/telem"
+    async with reading(settings) as bench:
+        bench.reader.keep([kept])
+        while not bench.reader.subscribed:
+            await trio.sleep(0.01)
+        await publish(broker, kept.replace("+/+", "s/d"), [b"1"])
+        await bench.receive(1)
+        broker.kill()
+        (broker.directory / "mosquitto.db").unlink(missing_ok=True)
+        await broker.start()
+        while len(bench.present) < 2 or not bench.reader.subscribed:
+            await trio.sleep(0.05)
+        await publish(broker, kept.replace("+/+", "s/d"), [b"2"])
+        messages = await bench.receive(1)
+
+    assert ([b"2"], [False, False]) == ([message.payload for message in messages], bench.present)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST: Final = OPS / "kubernetes" / "traksense.yaml"
+RETIRE: Final = OPS / "kubernetes" / "retire.yaml"
 TENANTS: Final = "acme,beta,gamma,delta,epsilon,zeta"
 
 
@@ -69,6 +70,12 @@ def test_template_unit_is_the_unit() -> None:
 
     assert one["Service"] == many["Service"]
     assert ["traksense.target"] == many["Install"]["WantedBy"] == many["Unit"]["PartOf"]
+
+
+def test_shards_start_at_boot() -> None:
+    """Who enables a shard enables the target that wants it, and what is reached at boot wants the target."""
+    assert ["traksense.target"] == unit("traksense@.service")["Install"]["Also"]
+    assert ["multi-user.target"] == unit("traksense.target")["Install"]["WantedBy"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not on this machine")
@@ -259,12 +266,30 @@ def test_images_are_this_release() -> None:
     assert {f"traksense:{__version__}"} == set(images)
 
 
+def test_the_job_that_retires_is_given_what_a_shard_is_given() -> None:
+    """But for the number: the same list, count, secrets, image and limits; and what it runs is a command."""
+    (job,) = yaml.safe_load_all(RETIRE.read_text(encoding="utf-8"))
+    spec = job["spec"]["template"]["spec"]
+    (only,) = spec["containers"]
+    mine = {variable["name"]: variable for variable in only["env"]}
+    shards = {variable["name"]: variable for variable in container()["env"]}
+
+    assert {"MQTT_SHARD", "DB_POOL_MAX"} == shards.keys() - mine.keys()
+    assert mine.items() <= shards.items()
+    for name in ("image", "securityContext", "volumeMounts"):
+        assert container()[name] == only[name]
+    for name in ("securityContext", "volumes", "terminationGracePeriodSeconds"):
+        assert pod()[name] == spec[name]
+    assert ["shards", "retire"] == only["args"][:2]
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("kubernetes_validate") is None, reason="kubernetes-validate is not installed"
 )
 @pytest.mark.parametrize("version", ["1.28", "1.31"])
-def test_kubernetes_accepts_the_manifest(version: str) -> None:
+@pytest.mark.parametrize("manifest", [MANIFEST, RETIRE], ids=["traksense", "retire"])
+def test_kubernetes_accepts_the_manifest(version: str, manifest: Path) -> None:
     """The schema of the oldest version that has what is used, and of one where it is no longer beta."""
-    said = run(sys.executable, "-m", "kubernetes_validate", "-k", version, "--strict", MANIFEST, cwd=OPS)
+    said = run(sys.executable, "-m", "kubernetes_validate", "-k", version, "--strict", manifest, cwd=OPS)
 
     assert "ERROR" not in said

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traksense.shards import Entry, Layout, covers, narrow, overlap, parse_entries
+from traksense.shards import Entry, Filters, Layout, covers, narrow, overlap, parse_entries
 
 DEFAULT = ("traksense/+/+/+/telem", "traksense/+/+/+/ack")
 NAMES = st.lists(st.text("abcdef-0123456789", min_size=1, max_size=12), min_size=1, max_size=40, unique=True)
@@ -139,6 +139,32 @@ def test_overlapping_misses_none(names: list[str], topic: str) -> None:
     every = [other for shard in (1, 2, 3) for other in divided.filters(shard)]
 
     assert sorted(other for other in every if overlap(topic, other)) == sorted(divided.overlapping(topic))
+    assert divided.overlapping(topic) == divided.overlapping(f"$share/group/{topic}")
+
+
+@pytest.mark.parametrize(
+    ("topic", "expected"),
+    [
+        ("traksense/+/+/+/telem", ["traksense/a/+/+/telem", "traksense/b/x/+/telem", "traksense/b/y/+/telem"]),
+        ("traksense/#", ["traksense/a/#", "traksense/b/x/#", "traksense/b/y/#"]),
+        ("#", ["+/a/#", "+/b/x/#", "+/b/y/#"]),
+        ("traksense/b/#", ["traksense/b/x/#", "traksense/b/y/#"]),
+        ("$share/g/traksense/b/y/+/ack", ["traksense/b/y/+/ack"]),
+        ("traksense/b/z/+/ack", []),
+        ("traksense/c/#", []),
+    ],
+)
+def test_parts_are_what_a_filter_brings_of_each_entry(topic: str, expected: list[str]) -> None:
+    """Of those that are listed: nobody can tell what else it brings."""
+    entries = (Entry("a"), Entry("b", "x"), Entry("b", "y"))
+
+    assert expected == Layout(DEFAULT, entries, 2).parts(topic)
+
+
+@given(claims=st.lists(FILTERS, max_size=5), topic=FILTERS)
+def test_filters_cover_what_any_of_them_covers(claims: list[str], topic: str) -> None:
+    """The index by tenant changes nothing."""
+    assert any(covers(claim, topic) for claim in claims) is Filters(claims).cover(topic)
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------

@@ -4,11 +4,17 @@ A session keeps its subscriptions at the broker when `MQTT_TOPICS` or the shards
 each replica writes into the database what its session holds, before it gives anything up, and what it claims: what its
 configuration wants and the broker has granted.
 
-# Invariant: a filter is given up only when everything that it could bring is claimed by a replica that lives.
+# Invariant: a filter is given up only when everything that it could bring of the tenants and sites in `MQTT_TENANTS`,
+# of every kind, is claimed by replicas that live.
 
 Until then the old replica reads on, and what both read is stored once. So replicas may be changed in any order, and a
-replica that never comes is a replica that the old one stands in for. What nobody will ever claim, since it is not
-wanted any more, has to be named in `MQTT_UNSUBSCRIBE`.
+replica that never comes is a replica that the old one stands in for; when the broker has forgotten the session, what
+was kept is asked for again. What nobody will ever claim, since it is not wanted any more, has to be named in
+`MQTT_UNSUBSCRIBE`. So has a filter with kinds that nobody claims: `traksense/acme/#`, and the others read
+`traksense/acme/+/+/telem`.
+
+A filter that leaves the tenant open is given up although tenants that are in no list have no other reader then:
+`traksense shards check --listen` finds them, before.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from traksense.errors import StoreError
-from traksense.shards import covers
+from traksense.shards import Filters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -35,6 +41,9 @@ up."""
 SOON_SECONDS: Final = 0.1
 """Between two looks whether we are subscribed. A process that ends before it has written down what its session holds
 leaves its successor in the dark: what that does not want it goes on to read, which costs work and loses nothing."""
+
+AGAIN_SECONDS: Final = 30.0
+"""Between two looks whether what is written down is still so: somebody else, such as a backup, may have changed it."""
 
 TOPICS_SHOWN: Final = 10
 """Filters in one log line."""
@@ -76,6 +85,15 @@ class Session(Protocol):
         """Whether everything that is wanted was granted on the present connection."""
         ...
 
+    @property
+    def refused(self) -> bool:
+        """Whether the broker has answered on the present connection, and not granted everything that is wanted."""
+        ...
+
+    def keep(self, topics: Collection[str]) -> None:
+        """What the session shall have besides what is wanted, should the broker have forgotten it. Never blocks."""
+        ...
+
     async def unsubscribe(self, topics: Sequence[str]) -> frozenset[str]:
         """Give up these filters; those for which the broker has confirmed it."""
         ...
@@ -86,7 +104,7 @@ class Handover:
 
     Attributes:
         kept: Filters that the session holds and the configuration does not want.
-        done: Set when there are none left.
+        done: Set when there were none left once.
     """
 
     def __init__(
@@ -126,27 +144,49 @@ class Handover:
         self._patience = patience
         self._claimed_since: dict[str, float] = {}
         self._told: frozenset[str] = frozenset()
+        self._lost = False
+        self._connected = trio.Event()
         self.kept: frozenset[str] = frozenset()
         self.done = trio.Event()
 
+    def connected(self, session_present: bool) -> None:  # noqa: FBT001  (the flag of CONNACK)
+        """CONNACK came, and said whether the broker had our session. Never blocks."""
+        self._lost = self._lost or not session_present
+        self._connected.set()
+
     async def run(self) -> None:
+        """Settle, and again from time to time and whenever a connection may have ended what was so, until cancelled."""
+        while True:
+            await self.settle()
+            self._connected = trio.Event()
+            with trio.move_on_after(AGAIN_SECONDS):
+                await self._connected.wait()
+
+    async def settle(self) -> None:
         """Until the session holds what the configuration wants and nothing else, which is so at once as a rule.
 
         Error handling: what the database or the broker does not do now is tried again.
         """
-        forced = self._unsubscribe
         while True:
             try:
+                if self._lost or self._session.refused:
+                    await self._claim_nothing()
                 if self._session.subscribed:
-                    released = await self._step(forced)
-                    forced -= released
-                    if not self.kept and await self._recorded():
+                    self._unsubscribe -= await self._step(self._unsubscribe)
+                    if not self.kept and not self._lost and await self._recorded():
                         self.done.set()
                         return
             except StoreError as error:
                 logger.debug("handover_failed", extra={"traksense_reason": str(error)})
                 await trio.sleep(CHECK_EVERY_SECONDS)
-            await trio.sleep(CHECK_EVERY_SECONDS if self.kept else SOON_SECONDS)
+            await trio.sleep(CHECK_EVERY_SECONDS if self.kept or self._session.refused else SOON_SECONDS)
+
+    async def _claim_nothing(self) -> None:
+        """The broker does not queue for us what we claimed: until it has granted it (again), nobody may rely on us."""
+        noted, claimed = await self._log.subscriptions(self._client_id)
+        if claimed:
+            await self._log.remember(self._client_id, noted, ())
+        self._lost = False
 
     async def _recorded(self) -> bool:
         """Whether the log says so too: the session itself may not have been recorded yet."""
@@ -162,8 +202,12 @@ class Handover:
             # forgotten.
             await self._log.remember(self._client_id, held, self._topics)
         if not self.kept:
+            self._session.keep(())
             return frozenset()
-        ready = forced | self._claimed_long_enough(await self._log.claims_of_others(self._client_id, self._broker))
+        claims = await self._log.claims_of_others(self._client_id, self._broker)
+        ready = forced | self._claimed_long_enough(claims)
+        # What others claim already need not be asked for again; what we only assume was perhaps never ours.
+        self._session.keep((self.kept & noted) - forced - self._claimed_since.keys())
         self._tell_kept(self.kept - ready)
         if not ready:
             return frozenset()
@@ -177,17 +221,16 @@ class Handover:
 
     def _claimed_long_enough(self, claims: frozenset[str]) -> frozenset[str]:
         now = trio.current_time()
-        claimed = {topic for topic in self.kept if self._taken_over(topic, claims | self._topics)}
+        read = Filters(claims | self._topics)
+        claimed = {topic for topic in self.kept if self._taken_over(topic, read)}
         self._claimed_since = {topic: self._claimed_since.get(topic, now) for topic in claimed}
         return frozenset(topic for topic, since in self._claimed_since.items() if now - since >= self._patience)
 
-    def _taken_over(self, topic: str, claims: frozenset[str]) -> bool:
-        if topic in claims:
+    def _taken_over(self, topic: str, read: Filters) -> bool:
+        if read.cover(topic):
             return True
-        successors = self._layout.overlapping(topic) if self._layout is not None else []
-        if successors:
-            return claims.issuperset(successors)
-        return any(covers(claim, topic) for claim in claims)
+        parts = self._layout.parts(topic) if self._layout is not None else []
+        return bool(parts) and all(read.cover(part) for part in parts)
 
     def _tell_kept(self, kept: frozenset[str]) -> None:
         """Once for each change."""

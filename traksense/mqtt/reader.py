@@ -20,7 +20,7 @@ import trio
 
 from traksense.errors import BrokerError, BrokerRefusedError, SessionTakenOverError
 from traksense.ingest.backoff import Backoff
-from traksense.mqtt.codec import Subscribed
+from traksense.mqtt.codec import ProtocolError, Subscribed
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
@@ -28,7 +28,7 @@ from traksense.mqtt.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from traksense.config import Settings
     from traksense.ingest.ack import Acknowledger
@@ -177,7 +177,23 @@ class Reader:
     @property
     def subscribed(self) -> bool:
         """Whether everything that is wanted was granted on the present connection."""
-        return self._subscriptions.answered and self._subscriptions.fault is None
+        return self._subscriptions.granted
+
+    @property
+    def refused(self) -> bool:
+        """Whether the broker has answered on the present connection, and not granted everything that is wanted."""
+        return self._subscriptions.answered and not self._subscriptions.granted
+
+    def keep(self, topics: Collection[str]) -> None:
+        """What the session may hold besides what is wanted: subscribed to again whenever the broker has forgotten it,
+        also on the present connection.
+        """
+        try:
+            asked = self._subscriptions.keep(topics)
+        except ProtocolError:
+            return  # the connection has ended: the next one asks for all of them
+        if asked and self._connection is not None:
+            self._connection.wake()
 
     async def unsubscribe(self, topics: Sequence[str]) -> frozenset[str]:
         """Give up these filters; returns those for which the broker has confirmed it. What it has queued for them may
@@ -188,6 +204,9 @@ class Reader:
             return frozenset()
         self._connection.wake()
         await release.ended.wait()
+        if self._subscriptions.answered:
+            # What was refused and is not held any more is no fault any more.
+            self._health.set("subscription", self._subscriptions.fault)
         return frozenset(release.confirmed)
 
     async def run(self) -> None:
@@ -266,7 +285,7 @@ class Reader:
         self._on_connected(connected.session_present)
         self._acknowledger.connected(self._generation, connection.acknowledge)
         self._connection = connection
-        self._subscriptions.connected(connection.codec)
+        self._subscriptions.connected(connection.codec, session_present=connected.session_present)
         self._ask_for_drops(connection)
         connection.wake()
         if self._subscriptions.answered:

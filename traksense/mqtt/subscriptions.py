@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from traksense.mqtt.codec import Subscribed, Unsubscribed
+from traksense.mqtt.codec import ProtocolError, Subscribed, Unsubscribed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from traksense.mqtt.codec import Codec, Event
 
@@ -34,11 +34,14 @@ class Subscriptions:
 
     Attributes:
         topics: What we want; may be empty.
+        kept: What the session may have besides, and shall have again if the broker has forgotten it.
     """
 
     def __init__(self, topics: Sequence[str], qos: int) -> None:
         self.topics = tuple(topics)
+        self.kept: frozenset[str] = frozenset()
         self._qos = qos
+        self._forgotten = False
         self._codec: Codec | None = None
         self._pending: dict[int, Sequence[str]] = {}
         self._granted: dict[str, int] = {}
@@ -48,6 +51,11 @@ class Subscriptions:
     def answered(self) -> bool:
         """Whether the broker has answered for all of them on this connection."""
         return self._codec is not None and not self._pending
+
+    @property
+    def granted(self) -> bool:
+        """Whether everything that we want was granted on this connection."""
+        return self.answered and all(self._qos <= self._granted.get(topic, 0x80) < 0x80 for topic in self.topics)
 
     @property
     def fault(self) -> str | None:
@@ -60,11 +68,26 @@ class Subscriptions:
             return f"the broker granted QoS 0 instead of {self._qos} for {_few(lowered)}: messages can be lost"
         return None
 
-    def connected(self, codec: Codec) -> None:
-        """Queue the SUBSCRIBEs of a new connection."""
+    def connected(self, codec: Codec, *, session_present: bool) -> None:
+        """Queue the SUBSCRIBEs of a new connection. To a session that is new also those for what it had besides."""
         self._codec = codec
         self._granted.clear()
-        self._pending = {codec.subscribe(part, self._qos): part for part in _parts(self.topics)}
+        self._pending.clear()
+        self._forgotten = not session_present
+        self._subscribe(self.topics if session_present else [*self.topics, *sorted(self.kept - {*self.topics})])
+
+    def keep(self, topics: Collection[str]) -> bool:
+        """See `kept`; whether SUBSCRIBE was queued for any, since the session of this connection lacks them."""
+        new = frozenset(topics) - self.kept - {*self.topics}
+        self.kept = frozenset(topics)
+        if self._codec is None or not self._forgotten or not new:
+            return False
+        self._subscribe(sorted(new))
+        return True
+
+    def _subscribe(self, topics: Sequence[str]) -> None:
+        if self._codec is not None:
+            self._pending |= {self._codec.subscribe(part, self._qos): part for part in _parts(topics)}
 
     def disconnected(self) -> None:
         """What was not answered never will be."""
@@ -86,7 +109,11 @@ class Subscriptions:
         """Queue UNSUBSCRIBE; `ended` of what is returned says when that is answered. None without a connection."""
         if self._codec is None:
             return None
-        release = _Release({self._codec.unsubscribe(part): part for part in _parts(topics)})
+        try:
+            release = _Release({self._codec.unsubscribe(part): part for part in _parts(topics)})
+        except ProtocolError:
+            # The peer has said goodbye, and who reads the connection has not come to it yet.
+            return None
         self._releases.append(release)
         return release
 
@@ -97,6 +124,9 @@ class Subscriptions:
                 # MQTT 3.1.1 has no reasons in UNSUBACK; 0x11 of MQTT 5 says that there was no such subscription.
                 reasons = event.reasons or (0,) * len(part)
                 release.confirmed.update(topic for topic, code in zip(part, reasons, strict=False) if code < 0x80)
+                for topic in release.confirmed.difference(self.topics):
+                    self._granted.pop(topic, None)
+                self.kept -= release.confirmed
                 if not release.pending:
                     release.ended.set()
                     self._releases.remove(release)

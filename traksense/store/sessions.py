@@ -14,15 +14,22 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
-_LAST_ALIVE: Final = "SELECT last_alive_at FROM traksense.ingest_session WHERE client_id = $1 AND broker = $2"
-
-_CONNECTED: Final = """
-INSERT INTO traksense.ingest_session (client_id, broker, connected_at, last_alive_at) VALUES ($1, $2, $3, $3)
-ON CONFLICT (client_id) DO UPDATE
-SET broker = excluded.broker, connected_at = excluded.connected_at, last_alive_at = excluded.last_alive_at
+_LAST_ALIVE: Final = """
+SELECT least(last_alive_at, $3) FROM traksense.ingest_session WHERE client_id = $1 AND broker = $2
 """
 
-_ALIVE: Final = "UPDATE traksense.ingest_session SET last_alive_at = $2 WHERE client_id = $1"
+_CONNECTED: Final = """
+INSERT INTO traksense.ingest_session AS known (client_id, broker, connected_at, last_alive_at)
+VALUES ($1, $2, $3, least($3, now()))
+ON CONFLICT (client_id) DO UPDATE
+SET broker = excluded.broker, connected_at = excluded.connected_at, last_alive_at = excluded.last_alive_at,
+    claimed = CASE WHEN known.broker = excluded.broker THEN known.claimed ELSE '{}' END
+"""
+# What was claimed at another broker is not granted here yet.
+
+_ALIVE: Final = "UPDATE traksense.ingest_session SET last_alive_at = now() WHERE client_id = $1"
+# Others compare it with now(): the clock of the replica, which may be minutes off, must not make a session look dead,
+# or alive for longer. A connection is recorded late if the database was away, so that keeps its own time, up to now.
 
 _SUBSCRIPTIONS: Final = "SELECT held, claimed FROM traksense.ingest_session WHERE client_id = $1"
 
@@ -37,7 +44,7 @@ _FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
 
 CLAIM_SECONDS: Final = 60.0
 """A session that was not alive for so long claims nothing: six times the interval at which it says that it is
-(`ingest.session.ALIVE_EVERY_SECONDS`), which also allows for clocks that differ a little."""
+(`ingest.session.ALIVE_EVERY_SECONDS`)."""
 
 
 async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> datetime | None:
@@ -45,14 +52,14 @@ async def connected(connection: PoolConnectionProxy, client_id: str, broker: str
     asyncio-flavored.
     """
     async with connection.transaction():
-        last_alive: datetime | None = await connection.fetchval(_LAST_ALIVE, client_id, broker)
+        last_alive: datetime | None = await connection.fetchval(_LAST_ALIVE, client_id, broker, at)
         await connection.execute(_CONNECTED, client_id, broker, at)
     return last_alive
 
 
-async def alive(connection: PoolConnectionProxy, client_id: str, at: datetime) -> None:
-    """Record that the session is alive. asyncio-flavored."""
-    await connection.execute(_ALIVE, client_id, at)
+async def alive(connection: PoolConnectionProxy, client_id: str, _at: datetime) -> None:
+    """Record that the session is alive now, by the database's clock. asyncio-flavored."""
+    await connection.execute(_ALIVE, client_id)
 
 
 async def subscriptions(connection: PoolConnectionProxy, client_id: str) -> tuple[frozenset[str], frozenset[str]]:

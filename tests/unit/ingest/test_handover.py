@@ -64,8 +64,13 @@ class FakeSession:
 
     def __init__(self) -> None:
         self.subscribed = True
+        self.refused = False
+        self.kept: frozenset[str] = frozenset()
         self.released: list[str] = []
         self.confirms = True
+
+    def keep(self, topics: Collection[str]) -> None:
+        self.kept = frozenset(topics)
 
     async def unsubscribe(self, topics: Sequence[str]) -> frozenset[str]:
         await trio.lowlevel.checkpoint()
@@ -98,7 +103,7 @@ async def test_handover_with_nothing_to_give_up_ends(autojump_clock: MockClock, 
     """A first start writes down what it holds and claims, and is done."""
     log, session = FakeLog(me=frozenset()), FakeSession()
 
-    await handover(log, session, of("a")).run()
+    await handover(log, session, of("a")).settle()
 
     assert (of("a"), of("a")) == (log.held["me"], log.claimed["me"])
     assert [] == session.released
@@ -190,7 +195,7 @@ async def test_handover_gives_up_what_it_is_told_to(autojump_clock: MockClock, n
     """`MQTT_UNSUBSCRIBE` needs no successor, and not to be remembered."""
     log, session = FakeLog(me=of("a")), FakeSession()
 
-    await handover(log, session, of("a"), unsubscribe=["traksense/+/+/+/event"]).run()
+    await handover(log, session, of("a"), unsubscribe=["traksense/+/+/+/event"]).settle()
 
     assert ["traksense/+/+/+/event"] == session.released
     assert of("a") == log.held["me"]
@@ -230,6 +235,74 @@ async def test_handover_without_a_recorded_session_gives_nothing_up(
 
     assert of("a") == log.claimed["me"]
     assert task.done.is_set()
+
+
+async def test_handover_stands_in_again_for_what_the_broker_has_forgotten(
+    autojump_clock: MockClock, nursery: trio.Nursery, layout: Layout
+) -> None:
+    """What the log says is held and nobody claims is asked for again; what is claimed or given up by order is not."""
+    gone = frozenset({"traksense/+/+/+/event"})
+    log, session = FakeLog(me=of("a", "b", "c") | gone, other=of("c")), FakeSession()
+    log.claimed["other"] = of("c")
+    session.confirms = False
+    task = handover(log, session, of("a"), layout=layout, unsubscribe=gone)
+    task.connected(False)
+
+    await after(5, task, nursery)
+
+    assert of("b") == session.kept
+
+
+async def test_handover_claims_nothing_while_it_is_refused(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Whatever was granted once: others must not give up for us what we do not get. Then it claims again."""
+    log, session = FakeLog(me=frozenset()), FakeSession()
+    task = handover(log, session, of("a"))
+    await after(5, task, nursery)
+    assert of("a") == log.claimed["me"]
+
+    session.subscribed, session.refused = False, True
+    task.connected(True)
+    await after(5, task, nursery, start=False)
+    assert frozenset() == log.claimed["me"]
+    assert of("a") == log.held["me"]
+    session.subscribed, session.refused = True, False
+    await after(5, task, nursery, start=False)
+
+    assert of("a") == log.claimed["me"]
+
+
+async def test_handover_claims_anew_after_the_session_was_lost(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Not before the broker has granted it again."""
+    log, session = FakeLog(me=frozenset()), FakeSession()
+    task = handover(log, session, of("a"))
+    await after(5, task, nursery)
+
+    session.subscribed = False
+    task.connected(False)
+    await after(5, task, nursery, start=False)
+    assert frozenset() == log.claimed["me"]
+    session.subscribed = True
+    await after(5, task, nursery, start=False)
+
+    assert of("a") == log.claimed["me"]
+
+
+@pytest.mark.parametrize(("others", "expected"), [(("telem",), False), (("telem", "ack"), False), (("#",), True)])
+@pytest.mark.parametrize("old", ["traksense/b/#", "traksense/#", "$share/group/traksense/b/#"])
+async def test_handover_keeps_kinds_that_nobody_claims(
+    old: str, others: tuple[str, ...], expected: bool, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """`#` brings more than the filters of a layout of single kinds."""
+    topics = tuple("traksense/#" if kind == "#" else f"traksense/+/+/+/{kind}" for kind in others)
+    divided = Layout(topics, (Entry("a", pinned=1), Entry("b", pinned=2)), 2)
+    log, session = FakeLog(me=frozenset({old})), FakeSession()
+    log.claimed["one"], log.claimed["two"] = frozenset(divided.filters(1)), frozenset(divided.filters(2))
+
+    await after(2 * PATIENCE, handover(log, session, frozenset(), layout=divided), nursery)
+
+    assert expected is bool(session.released)
 
 
 @given(

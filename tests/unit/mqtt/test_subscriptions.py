@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from traksense.mqtt.codec import Subscribed, Unsubscribed
+from traksense.mqtt.codec import ProtocolError, Subscribed, Unsubscribed
 from traksense.mqtt.subscriptions import FILTERS_MAX, Subscriptions
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class FakeCodec:
 
 def connected(topics: Sequence[str]) -> tuple[Subscriptions, FakeCodec]:
     subscriptions, codec = Subscriptions(topics, 1), FakeCodec()
-    subscriptions.connected(cast("Codec", codec))
+    subscriptions.connected(cast("Codec", codec), session_present=True)
     return subscriptions, codec
 
 
@@ -114,3 +114,46 @@ async def test_release_ends_with_the_connection() -> None:
     assert release.ended.is_set()
     assert set() == release.confirmed
     assert subscriptions.release(["a"]) is None
+
+
+async def test_release_on_a_closed_connection_asks_nothing() -> None:
+    """Paho may have read a DISCONNECT that the reader has not come to yet."""
+
+    class ClosedCodec(FakeCodec):
+        def unsubscribe(self, _filters: Sequence[str]) -> int:
+            raise ProtocolError("UNSUBSCRIBE on a closed connection")
+
+    subscriptions = Subscriptions([], 1)
+    subscriptions.connected(cast("Codec", ClosedCodec()), session_present=True)
+
+    assert subscriptions.release(["a"]) is None
+
+
+def test_a_session_that_was_forgotten_is_given_what_it_kept() -> None:
+    """At once if it is known by then, else when it is; a session that is there has it already."""
+    subscriptions, codec = connected(["a"])
+    subscriptions.keep(["b"])
+    assert [["a"]] == codec.asked
+    subscriptions.disconnected()
+
+    subscriptions.connected(cast("Codec", codec), session_present=False)
+    assert ["a", "b"] == codec.asked[-1]
+    assert not subscriptions.keep(["b"])
+    assert subscriptions.keep(["b", "c"])
+
+    assert ["c"] == codec.asked[-1]
+
+
+def test_a_refusal_of_what_was_kept_is_said_and_stops_nothing() -> None:
+    """What is wanted is granted: it may be claimed, and the rest given up."""
+    subscriptions, codec = connected(["a"])
+    subscriptions.keep(["b"])
+    subscriptions.connected(cast("Codec", codec), session_present=False)
+    subscriptions.handle(Subscribed(2, (1, 0x87)))
+
+    assert subscriptions.granted
+    assert "subscription to b" in (subscriptions.fault or "")
+    subscriptions.release(["b"])
+    subscriptions.handle(Unsubscribed(3, (0x11,)))
+    assert subscriptions.fault is None
+    assert frozenset() == subscriptions.kept

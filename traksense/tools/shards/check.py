@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from traksense.errors import BrokerError
 from traksense.ingest.decode import read_topic
+from traksense.mqtt.codec import Subscribed
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
@@ -21,6 +23,8 @@ from traksense.store.connection import open_connection
 from traksense.tools.shards.layout import layout_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from traksense.config import Settings
     from traksense.shards import Layout
 
@@ -93,14 +97,18 @@ async def _listen(settings: Settings, listed: dict[str, set[str] | None], unread
     )
     stream = await open_stream(settings.broker.host, settings.broker.port, tls_context(settings))
     connection = Connection(stream, codec, keepalive=KEEPALIVE_SECONDS)
+    answered = trio.Event()
 
     async def look() -> None:
         await connection.handshake()
-        codec.subscribe(settings.mqtt_topics, 0)
+        asked = codec.subscribe(settings.mqtt_topics, 0)
         connection.wake()
         with trio.move_on_after(seconds):
             while True:
-                await connection.receive()
+                for event in await connection.receive():
+                    if isinstance(event, Subscribed) and event.packet_id == asked:
+                        answered.set()
+                        _refuse_refusals(settings.mqtt_topics, event)
                 for message in codec.messages:
                     route = read_topic(message.topic)
                     if route is None:
@@ -110,6 +118,15 @@ async def _listen(settings: Settings, listed: dict[str, set[str] | None], unread
                     elif (sites := listed[route.tenant]) is not None and route.site not in sites:
                         unread.add(f"{route.tenant}/{route.site}", "at the broker")
                 codec.messages.clear()
+        if not answered.is_set():
+            raise BrokerError(f"the broker did not answer the subscription within {seconds:.0f} s: nobody was heard")
         await connection.close()
 
     await connection.run(look)
+
+
+def _refuse_refusals(topics: Sequence[str], answer: Subscribed) -> None:
+    """Who may not listen hears nobody, which would look like an all-clear."""
+    refused = [topic for topic, code in zip(topics, answer.reasons, strict=False) if code >= 0x80]
+    if refused:
+        raise BrokerError(f"the broker refuses the subscription to {', '.join(refused)}: give this user the right")

@@ -3,6 +3,11 @@
 For the shards that are too many after the count was lowered, for the one session there was before there were shards,
 and for any client id that nobody will use again. It is the service itself, with nothing that it wants: so `handover`
 gives up each filter when another replica reads it, and not before.
+
+# Invariant: a session is ended only after the broker has answered on a connection of its own, with nothing queued.
+
+Silence alone proves nothing: a broker that stalls is silent too. So after the silence something is asked that it has to
+answer behind all that it sends, and once more in a second connection, which is sent whatever is left.
 """
 
 from __future__ import annotations
@@ -14,9 +19,11 @@ import attrs
 import trio
 
 from traksense import service
-from traksense.errors import ConfigError
+from traksense.errors import BrokerError, ConfigError
+from traksense.mqtt.codec import Unsubscribed
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
+from traksense.mqtt.reader import DROPPED_TOPIC
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.store.connection import open_connection
 
@@ -27,8 +34,14 @@ if TYPE_CHECKING:
 APPLICATION: Final = "traksense shards"
 
 QUIET_SECONDS: Final = 5.0
-"""With no filter left and nothing received for so long, the queue is empty: brokers send what they have as fast as it
-is acknowledged. Chosen by guess."""
+"""With no filter left and nothing received for so long, the queue may be empty, and the broker is asked. Chosen by
+guess."""
+
+ANSWER_SECONDS: Final = 60.0
+"""For so long the broker may take to answer. Chosen by guess."""
+
+NOTHING: Final = "traksense/-/-/-/retired"
+"""A filter that nobody is subscribed to: to give it up changes nothing, and has to be answered."""
 
 POLL_SECONDS: Final = 0.1
 
@@ -55,10 +68,14 @@ async def retire(settings: Settings, client_id: str) -> bool:
     async with open_connection(settings.database, application=APPLICATION) as database:
         for (seconds,) in await database.fetch(IN_USE, client_id):
             raise ConfigError([f"a service uses {client_id}, {max(seconds, 0):.0f} s ago: stop it first @ CLIENT_ID"])
-    emptied = _Emptied()
-    await service.run(settings, retire=emptied.watch)
-    if not emptied.happened:
-        return False
+    while True:
+        emptied = _Emptied()
+        await service.run(settings, retire=emptied.watch)
+        if not emptied.happened:
+            return False
+        if await is_empty(settings):
+            break
+        print("the broker had more", file=sys.stderr)
     await _end_session(settings)
     async with open_connection(settings.database, application=APPLICATION) as database:
         await database.fetch(FORGET, client_id)
@@ -77,13 +94,65 @@ class _Emptied:
         print("nothing is subscribed any more; reading what is queued", file=sys.stderr)
         ledger = pipeline.ledger
         received, since = -1, trio.current_time()
-        while trio.current_time() - since < QUIET_SECONDS:
+        while True:
             busy = ledger.in_flight or not pipeline.health.holds("broker")
             if busy or received != ledger.received_total:
                 received, since = ledger.received_total, trio.current_time()
+            elif trio.current_time() - since >= QUIET_SECONDS:
+                answered = await pipeline.reader.unsubscribe([NOTHING])
+                if answered and received == ledger.received_total and not ledger.in_flight:
+                    break
+                received = -1
             await trio.sleep(POLL_SECONDS)
         self.happened = True
         pipeline.drain()
+
+
+async def is_empty(settings: Settings) -> bool:
+    """Connect to the session and see whether it has anything; nothing is acknowledged, so nothing is lost by it.
+
+    Raises:
+        BrokerError: The broker is not there, refuses, or does not answer.
+
+    Trio-flavored.
+    """
+    codec = PahoCodec(
+        client_id=settings.client_id,
+        version=settings.mqtt_version,
+        session_expiry=int(settings.mqtt_session_expiry),
+        username=settings.username,
+        password=settings.password,
+    )
+    stream = await open_stream(settings.broker.host, settings.broker.port, tls_context(settings))
+    connection = Connection(stream, codec, keepalive=30)
+
+    def something() -> bool:
+        # The broker's own count comes at QoS 0: it is never queued.
+        return any(message.topic != DROPPED_TOPIC for message in codec.messages)
+
+    async def look() -> None:
+        await connection.handshake()
+        with trio.move_on_after(QUIET_SECONDS):
+            while not something():
+                await connection.receive()
+        if not something():
+            await _ask(connection)
+        await connection.close()
+
+    await connection.run(look)
+    return not something()
+
+
+async def _ask(connection: Connection) -> None:
+    """Wait for an answer that comes behind everything that the broker had to send."""
+    number = connection.codec.unsubscribe([NOTHING])
+    connection.wake()
+    with trio.move_on_after(ANSWER_SECONDS):
+        while True:
+            for event in await connection.receive():
+                if isinstance(event, Unsubscribed) and event.packet_id == number:
+                    return
+    raise BrokerError(f"the broker does not answer for {ANSWER_SECONDS:.0f} s: the session is as it was")
 
 
 async def _end_session(settings: Settings) -> None:
