@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import trio
 import trio_asyncio
+from pglite_fixtures import bare, migrated, other_bare, pglite_directory, schema_server_module
 from schema_catalog import read_catalog
 from schema_servers import PRIVATE_TABLES, PUBLIC_RELATIONS, user_of
 from test_lifecycle import test_chunks_are_compressed_and_analyzed as test_lifecycle_compression
@@ -44,8 +45,14 @@ if TYPE_CHECKING:
     from traksense.ingest.ports import WriteResult
     from traksense.model import Delivery
 
+# Not as a plugin: these fixtures have the names of `schema_fixtures`, and a plugin's would serve all modules.
 __all__ = [
+    "bare",
     "first",
+    "migrated",
+    "other_bare",
+    "pglite_directory",
+    "schema_server_module",
     "test_lifecycle_compression",
     "test_lifecycle_duplicates",
     "test_lifecycle_policy",
@@ -53,7 +60,6 @@ __all__ = [
     "test_upgrade",
 ]
 
-pytest_plugins = ("pglite_fixtures",)
 pytestmark = pytest.mark.timeout(240)
 
 HOUR: Final = timedelta(hours=1)
