@@ -26,6 +26,7 @@ from traksense.ingest.ports import WriteResult
 from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
 from traksense.store import dictionary
 from traksense.store.asyncio_loop import open_asyncio_loop
+from traksense.store.packing import HEAD_BYTES
 from traksense.store.postgres import PostgresStore, open_store
 
 if TYPE_CHECKING:
@@ -253,6 +254,19 @@ async def test_store_fleet_larger_than_its_memory(
 
         nursery.start_soon(write, 0)
         nursery.start_soon(write, 1000)
+
+
+async def test_store_device_that_invents_points_starts_over(monkeypatch: pytest.MonkeyPatch, database: str) -> None:
+    """A device with more points than are remembered is stored all the same, and not remembered without bound."""
+    monkeypatch.setattr(dictionary, "DEVICE_POINTS_MAX", 5)
+    async with open_postgres_store(database) as store:
+        for second in range(4):
+            points = [Point(f"p-{n}", float(n)) for n in range(3 * second, 3 * second + 4)]
+            assert WriteResult(points_stored=4) == await store.write([delivery(telemetry(*points, second=second))])
+
+        (device,) = store._dictionary._devices.values()
+        assert len(device.layout.places) <= 5
+        assert len(device.heads) == HEAD_BYTES * len(device.layout.places)
 
 
 async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:

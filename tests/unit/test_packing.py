@@ -149,3 +149,23 @@ def test_sorted_rows_are_in_the_order_of_their_keys() -> None:
     rows = [pack_row(pack_head(series), ts, 1.0, None, 1) for series, ts in keys]
 
     assert rows == sorted(set(rows))
+
+
+def test_writers_meet_keys_in_one_order() -> None:
+    """Whatever order messages came in, COPY gets them sorted by key; those with a meta of their own come last."""
+    rows = [pack_row(pack_head(series), NOON, 1.0, None, 1) for series in (3, 1, 2)]
+    meta = pack_meta(b"{}")
+
+    plain = list(in_order([PackedRows(row, 1, len(row), NOON, n) for n, row in enumerate(rows)]))
+    described = list(in_order([PackedRows(row, 1, len(row), NOON, n, meta) for n, row in enumerate(rows)]))
+
+    assert sorted(rows) == plain
+    assert [row[:22] for row in sorted(rows)] == described[::3]
+
+
+def test_message_that_names_a_point_twice() -> None:
+    """It is known by its series, and others are not taken for one."""
+    heads = [pack_row(pack_head(series), NOON, float(series), None, None) for series in (1, 2, 1)]
+
+    assert PackedRows(b"".join(heads), 3, len(heads[0]), NOON, 0).repeats_itself
+    assert not PackedRows(b"".join(heads[:2]), 2, len(heads[0]), NOON, 0).repeats_itself

@@ -150,6 +150,19 @@ def test_decode_leaves_no_cycle_behind(payload: bytes) -> None:
         gc.enable()
 
 
+def test_router_remembers_only_our_topics() -> None:
+    """Foreign topics may be long, and new each time: they must not fill the memory."""
+    router = Router()
+
+    for number in range(3):
+        assert router.route(f"traksense/{'x' * 60_000}/{number}") is None
+        assert router.route(f"traksense/tenant/site/device-{number}/telem") is not None
+
+    assert 3 == len(router._routes)
+    tenants = {id(route.tenant) for route in router._routes.values()}
+    assert 1 == len(tenants)
+
+
 # --- ledger and intake ----------------------------------------------------------------------------------------------
 
 
