@@ -264,6 +264,11 @@ async def test_store_device_that_invents_points_starts_over(monkeypatch: pytest.
             points = [Point(f"p-{n}", float(n)) for n in range(3 * second, 3 * second + 4)]
             assert WriteResult(points_stored=4) == await store.write([delivery(telemetry(*points, second=second))])
 
+            # One batch may need more of them than are remembered from one to the next.
+            repeated = [delivery(telemetry(Point(f"p-{n}", float(n)), second=9)) for n in range(12)]
+            await store.write(repeated)
+
+        store._dictionary.make_room()
         (device,) = store._dictionary._devices.values()
         assert len(device.layout.places) <= 5
         assert len(device.heads) == HEAD_BYTES * len(device.layout.places)

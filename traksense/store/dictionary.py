@@ -97,6 +97,7 @@ class Dictionary:
         self._devices: dict[str, Device] = {}
         self._meta: dict[tuple[str, bytes], int] = {}
         self._layouts: WeakValueDictionary[tuple[PointKey, ...], Layout] = WeakValueDictionary()
+        self._outgrown: set[Device] = set()
         self._registering = asyncio.Lock()
 
     def device(self, route: Route) -> Device | None:
@@ -133,15 +134,18 @@ class Dictionary:
 
         Between batches, not while one is looked up: what is forgotten might be of it.
         """
+        while self._outgrown:
+            device = self._outgrown.pop()
+            device.layout, device.heads = _NO_POINTS, b""
         if len(self._devices) <= DEVICES_MAX:
             return
         excess = len(self._devices) - DEVICES_MAX + DEVICES_MAX // 10
         for path in [*self._devices, *self._devices]:
-            device = self._devices.pop(path, None)
-            if device is not None and device.used:
-                device.used = False
-                self._devices[path] = device
-            elif device is not None:
+            known = self._devices.pop(path, None)
+            if known is not None and known.used:
+                known.used = False
+                self._devices[path] = known
+            elif known is not None:
                 excess -= 1
                 if not excess:
                     return
@@ -192,8 +196,6 @@ class Dictionary:
             self._add_series(device, ids)
 
     def _add_series(self, device: Device, ids: dict[PointKey, int]) -> None:
-        if len(device.layout.places) + len(ids) > DEVICE_POINTS_MAX:
-            device.layout, device.heads = _NO_POINTS, b""
         # In one order, so that devices with the same points come to the same layout.
         added = sorted(ids, key=lambda key: key if isinstance(key, tuple) else (key, ""))
         keys = (*device.layout.places, *added)
@@ -201,6 +203,8 @@ class Dictionary:
         if layout is None:
             layout = self._layouts[keys] = Layout({key: n * HEAD_BYTES for n, key in enumerate(keys)})
         device.layout = layout
+        if len(keys) > DEVICE_POINTS_MAX:
+            self._outgrown.add(device)
         device.heads += b"".join([pack_head(ids[key]) for key in added])
 
     async def _register_meta(self, connection: PoolConnectionProxy, meta: dict[tuple[str, bytes], Device]) -> None:
