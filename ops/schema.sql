@@ -1,10 +1,13 @@
--- traksense: the whole schema, as migrations 1 to 7 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 10 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
 --     psql -v ON_ERROR_STOP=1 -f ops/schema.sql
 --
 -- Made by `python -m traksense.tools.schema`: do not edit.
+
+-- Functions come before the tables that they read.
+SET check_function_bodies = off;
 
 DO $$
 BEGIN
@@ -75,7 +78,89 @@ CREATE FUNCTION traksense.current_tenant() RETURNS text
 
 COMMENT ON FUNCTION traksense.current_tenant() IS 'The tenant that the session named with SET app.tenant_id, or null.';
 
+CREATE FUNCTION traksense.delete_points_of_series() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM traksense.measure m USING gone WHERE m.series_id = gone.series_id;
+    IF traksense.timescaledb_schema() IS NULL THEN
+        DELETE FROM traksense.rollup_1m r USING gone WHERE r.series_id = gone.series_id;
+        DELETE FROM traksense.rollup_5m r USING gone WHERE r.series_id = gone.series_id;
+        DELETE FROM traksense.rollup_1h r USING gone WHERE r.series_id = gone.series_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.delete_points_of_series() IS 'Deletes the points and aggregates of series that were deleted.';
+
+CREATE FUNCTION traksense.dictionary_changes() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    -- Before any row is touched: nobody who holds the dictionary waits for those rows.
+    LOCK TABLE traksense.dictionary_epoch IN EXCLUSIVE MODE;
+    UPDATE traksense.dictionary_epoch SET epoch = gen_random_uuid();
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.dictionary_changes() IS 'Waits for the transactions that hold the dictionary, and ends its epoch.';
+
+CREATE FUNCTION traksense.dictionary_token() RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    RETURN (
+        SELECT format('%s/%s/%s', epoch, 'traksense.series'::regclass::oid, pg_relation_filenode('traksense.series'::regclass))
+        FROM traksense.dictionary_epoch
+    );
+END
+$$;
+
+COMMENT ON FUNCTION traksense.dictionary_token() IS 'Stands for the present numbers of series, devices and meta objects: as long as it is the same, so are they.';
+
+CREATE FUNCTION traksense.differing_events(tenants text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) RETURNS SETOF bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT k.place - 1
+    FROM unnest(tenants, devices, ids, types, instants, contents) WITH ORDINALITY
+        AS k (tenant_id, device_id, event_id, event_type, ts, data, place)
+    JOIN public.device_event e ON e.tenant_id = k.tenant_id AND e.device_id = k.device_id
+        AND CASE
+            WHEN k.event_id IS NULL THEN e.event_id IS NULL AND (e.event_type, e.ts) = (k.event_type, k.ts)
+            ELSE e.event_id = k.event_id
+        END
+    WHERE k.tenant_id IN (SELECT traksense.ingest_tenants())
+        AND (e.event_type, e.ts, e.data) IS DISTINCT FROM (k.event_type, k.ts, k.data::jsonb)
+$$;
+
+COMMENT ON FUNCTION traksense.differing_events(tenants text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) IS 'The places, from 0, of those events that are stored with another type, time or content; of the tenants in app.tenant_ids.';
+
 CREATE FUNCTION traksense.drop_expired() RETURNS SETOF text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    level text;
+BEGIN
+    FOREACH level IN ARRAY ARRAY['raw', '1m', '5m', '1h'] LOOP
+        BEGIN
+            RETURN QUERY SELECT d FROM traksense.drop_expired(level) AS d;
+        EXCEPTION WHEN lock_not_available OR object_in_use OR object_not_in_prerequisite_state THEN
+            RAISE WARNING 'traksense: what has expired of % is dropped next time: %', level, SQLERRM;
+        END;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.drop_expired() IS 'The same for all levels, once: what releases before schema version 10 call.';
+
+CREATE FUNCTION traksense.drop_expired(level text) RETURNS SETOF text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
@@ -83,55 +168,134 @@ CREATE FUNCTION traksense.drop_expired() RETURNS SETOF text
     SET lock_timeout TO '3s'
     AS $_$
 DECLARE
-    level   text;
-    parent  regclass;
+    parent  constant regclass := CASE level WHEN 'raw' THEN 'traksense.measure' ELSE 'traksense.rollup_' || level END;
+    engine  constant name := traksense.timescaledb_schema();
     expired record;
     cut     timestamptz;
     grace   interval;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(1953653099, 4) THEN
-        RETURN;
+    PERFORM FROM traksense.work WHERE name = 'drop' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'another session is dropping what has expired' USING ERRCODE = 'object_in_use';
     END IF;
     SELECT value::interval INTO STRICT grace FROM traksense.setting WHERE name = 'retain_grace';
-    FOREACH level IN ARRAY ARRAY['raw', '1m', '5m', '1h'] LOOP
-        parent := CASE level WHEN 'raw' THEN 'traksense.measure' ELSE 'traksense.rollup_' || level END;
-        SELECT now() - nullif(value, '')::interval - grace INTO cut FROM traksense.setting WHERE name = 'retain_' || level;
-        CONTINUE WHEN cut IS NULL;
-        BEGIN
-            IF traksense.timescaledb_schema() IS NOT NULL THEN
-                RETURN QUERY EXECUTE format(
-                    'SELECT %I.drop_chunks(%L::regclass, older_than => %L::timestamptz)::text',
-                    traksense.timescaledb_schema(), parent, cut
-                );
-                CONTINUE;
+    SELECT now() - nullif(value, '')::interval - grace INTO STRICT cut FROM traksense.setting WHERE name = 'retain_' || level;
+    IF cut IS NULL THEN
+        RETURN;
+    END IF;
+    IF engine IS NOT NULL THEN
+        IF level = 'raw' THEN
+            IF (SELECT succeeded_at FROM traksense.step WHERE name = 'aggregate') < now() - grace / 2 THEN
+                RAISE EXCEPTION 'raw points that have expired are kept: the aggregates have not been refreshed for %', grace / 2
+                    USING ERRCODE = '55000';
             END IF;
-            FOR expired IN
-                SELECT c.oid::regclass AS partition, substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz AS upper
-                FROM pg_inherits i
-                JOIN pg_class c ON c.oid = i.inhrelid
-                CROSS JOIN LATERAL pg_get_expr(c.relpartbound, c.oid) AS bound
-                WHERE i.inhparent = parent AND substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz <= cut
-                    -- What has not been aggregated yet stays until it is.
-                    AND (level <> 'raw' OR NOT EXISTS (
-                        SELECT FROM traksense.dirty d WHERE d.low < substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz
-                    ))
-                ORDER BY 2
-            LOOP
-                IF level = 'raw' THEN
-                    UPDATE traksense.setting SET value = greatest(value::timestamptz, expired.upper)::text
-                    WHERE name = 'raw_dropped_before';
-                END IF;
-                EXECUTE format('DROP TABLE %s', expired.partition);
-                RETURN NEXT expired.partition::text;
-            END LOOP;
-        EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING 'traksense: % is in use: what has expired is dropped next time', parent;
-        END;
+            -- Refreshed once more, what has been dropped would be gone from the aggregates as well.
+            UPDATE traksense.setting SET value = greatest(value::timestamptz, cut)::text WHERE name = 'raw_dropped_before';
+        END IF;
+        RETURN QUERY EXECUTE format('SELECT %I.drop_chunks(%L::regclass, older_than => %L::timestamptz)::text', engine, parent, cut);
+        RETURN;
+    END IF;
+    FOR expired IN
+        SELECT c.oid::regclass AS partition, substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz AS upper
+        FROM pg_inherits i
+        JOIN pg_class c ON c.oid = i.inhrelid
+        CROSS JOIN LATERAL pg_get_expr(c.relpartbound, c.oid) AS bound
+        WHERE i.inhparent = parent AND substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz <= cut
+            -- What has not been aggregated yet stays until it is.
+            AND (level <> 'raw' OR NOT EXISTS (
+                SELECT FROM traksense.dirty d WHERE d.low < substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz
+            ))
+        ORDER BY 2 LIMIT 16
+    LOOP
+        IF level = 'raw' THEN
+            UPDATE traksense.setting SET value = greatest(value::timestamptz, expired.upper)::text
+            WHERE name = 'raw_dropped_before';
+        END IF;
+        EXECUTE format('DROP TABLE %s', expired.partition);
+        RETURN NEXT expired.partition::text;
     END LOOP;
 END
 $_$;
 
-COMMENT ON FUNCTION traksense.drop_expired() IS 'Drops the partitions or chunks of raw points and aggregates that are older than the policy keeps; returns their names.';
+COMMENT ON FUNCTION traksense.drop_expired(level text) IS 'Drops partitions or chunks of one level (raw, 1m, 5m, 1h) that are older than the policy keeps; returns their names. Call it until it returns none.';
+
+CREATE TABLE traksense.step (
+    name text NOT NULL,
+    succeeded_at timestamp with time zone DEFAULT now() NOT NULL,
+    failing_since timestamp with time zone,
+    error text
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE traksense.step IS 'The steps of the background work, and how each ended when it was last tried.';
+
+COMMENT ON COLUMN traksense.step.succeeded_at IS 'When it was last done; at first, when this was recorded first.';
+
+COMMENT ON COLUMN traksense.step.failing_since IS 'Since when each attempt has failed, or null.';
+
+COMMENT ON COLUMN traksense.step.error IS 'What the last attempt failed with, or null.';
+
+CREATE FUNCTION traksense.end_step(step text, failure text DEFAULT NULL::text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ UPDATE traksense.step s SET succeeded_at =
+         CASE
+             WHEN (end_step.failure IS NULL) THEN clock_timestamp()
+             ELSE s.succeeded_at
+         END, failing_since =
+         CASE
+             WHEN (end_step.failure IS NOT NULL) THEN COALESCE(s.failing_since, clock_timestamp())
+             ELSE NULL::timestamp with time zone
+         END, error = "left"(end_step.failure, 500)
+   WHERE (s.name = end_step.step);
+END;
+
+COMMENT ON FUNCTION traksense.end_step(step text, failure text) IS 'Records that a step of the background work was done, or what it failed with.';
+
+CREATE TABLE traksense.work (
+    name text NOT NULL,
+    holder integer,
+    holder_since timestamp with time zone
+);
+
+COMMENT ON TABLE traksense.work IS 'What one session does at a time: whoever does it holds the lock of the row. No application role may touch it.';
+
+COMMENT ON COLUMN traksense.work.holder IS 'On TimescaleDB, the process that refreshes the aggregates: that takes several transactions, which no row lock outlives.';
+
+COMMENT ON COLUMN traksense.work.holder_since IS 'When that process started, so that another with its number is not taken for it.';
+
+CREATE FUNCTION traksense.end_turn(what text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ UPDATE traksense.work SET holder = NULL::integer, holder_since = NULL::timestamp with time zone
+   WHERE ((work.name = end_turn.what) AND (work.holder = pg_backend_pid()));
+END;
+
+COMMENT ON FUNCTION traksense.end_turn(what text) IS 'Lets others have their turn.';
+
+CREATE FUNCTION traksense.ensure_partitions(instants timestamp with time zone[]) RETURNS SETOF tstzrange
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO, YMD'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM unnest(instants) AS i WHERE i IS NULL OR NOT isfinite(i)) THEN
+        RAISE EXCEPTION 'ensure_partitions: not an instant' USING ERRCODE = '22023';
+    END IF;
+    IF (SELECT relkind FROM pg_class WHERE oid = 'traksense.measure'::regclass) <> 'p' THEN
+        RETURN NEXT tstzrange(NULL, NULL);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT r FROM unnest(traksense.fill_partitions(
+        'measure', (SELECT coalesce(range_agg(tstzrange(i, i, '[]')), '{}') FROM unnest(instants) AS i), 'day', 16
+    )) AS r;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.ensure_partitions(instants timestamp with time zone[]) IS 'Makes up to sixteen of the partitions that these instants need; returns everything that is covered then. Call it until all instants are. Safe from several sessions.';
 
 CREATE FUNCTION traksense.ensure_partitions(from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS SETOF tstzrange
     LANGUAGE plpgsql SECURITY DEFINER
@@ -140,45 +304,18 @@ CREATE FUNCTION traksense.ensure_partitions(from_ts timestamp with time zone, to
     SET "DateStyle" TO 'ISO, YMD'
     AS $$
 DECLARE
-    wanted    tstzrange;
-    covered   tstzmultirange;
-    daily     tstzrange;
-    missing   timestamptz := from_ts;
-    whole     tstzrange;
-    partition text;
+    wanted  tstzrange;
+    covered tstzmultirange;
 BEGIN
     IF from_ts IS NULL OR to_ts IS NULL OR NOT isfinite(from_ts) OR NOT isfinite(to_ts) OR from_ts > to_ts THEN
         RAISE EXCEPTION 'ensure_partitions: not a finite range: % to %', from_ts, to_ts USING ERRCODE = '22023';
     END IF;
     wanted := tstzrange(from_ts, to_ts, CASE WHEN from_ts = to_ts THEN '[]' ELSE '[)' END);
-    SELECT range_agg(r) INTO covered FROM traksense.partition_ranges() AS r;
-    IF NOT coalesce(covered @> wanted, false) THEN
-        -- The second key is 2 here and 1 in traksense/store/migrate.py; the first spells "trak".
-        PERFORM pg_advisory_xact_lock(1953653099, 2);
-        -- Again, since whoever held the lock has made partitions.
-        SELECT coalesce(range_agg(r), '{}') INTO covered FROM traksense.partition_ranges() AS r;
-        SELECT tstzrange(now() - value::interval, now() + value::interval) INTO STRICT daily
-            FROM traksense.setting WHERE name = 'partition_daily_within';
-        WHILE wanted @> missing LOOP
-            SELECT r INTO whole FROM unnest(covered) AS r WHERE r @> missing;
-            IF NOT FOUND THEN
-                whole := tstzrange(date_trunc('month', missing), date_trunc('month', missing) + interval '1 month');
-                partition := to_char(missing, '"measure_y"YYYY"m"MM');
-                IF daily @> missing OR covered && whole THEN
-                    whole := tstzrange(date_trunc('day', missing), date_trunc('day', missing) + interval '1 day');
-                    partition := to_char(missing, '"measure_y"YYYY"m"MM"d"DD');
-                END IF;
-                EXECUTE format('CREATE TABLE traksense.%I (LIKE traksense.measure INCLUDING ALL)', partition);
-                PERFORM traksense.keep_no_statistics(format('traksense.%I', partition)::regclass);
-                EXECUTE format(
-                    'ALTER TABLE traksense.measure ATTACH PARTITION traksense.%I FOR VALUES FROM (%L) TO (%L)',
-                    partition, lower(whole), upper(whole)
-                );
-                covered := covered + whole::tstzmultirange;
-            END IF;
-            missing := upper(whole);
-        END LOOP;
+    IF (SELECT relkind FROM pg_class WHERE oid = 'traksense.measure'::regclass) <> 'p' THEN
+        RETURN NEXT tstzrange(NULL, NULL);
+        RETURN;
     END IF;
+    covered := traksense.fill_partitions('measure', wanted::tstzmultirange, 'day', 1000000);
     RETURN QUERY SELECT r FROM unnest(covered) AS r WHERE r && wanted;
 END
 $$;
@@ -188,43 +325,105 @@ COMMENT ON FUNCTION traksense.ensure_partitions(from_ts timestamp with time zone
 CREATE FUNCTION traksense.ensure_rollup_partitions(wanted tstzmultirange) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET "TimeZone" TO 'UTC'
-    SET "DateStyle" TO 'ISO, YMD'
     AS $$
-DECLARE
-    whole     tstzrange;
-    level     text;
-    partition text;
-    first     timestamptz;
-    last      timestamptz;
 BEGIN
-    FOR whole IN SELECT r FROM traksense.partition_ranges() AS r WHERE r && wanted LOOP
-        FOREACH level IN ARRAY ARRAY['1m', '5m', '1h'] LOOP
-            first := lower(whole);
-            last := upper(whole);
-            partition := CASE
-                WHEN last - first > interval '1 day' THEN to_char(first, '"y"YYYY"m"MM')
-                ELSE to_char(first, '"y"YYYY"m"MM"d"DD')
-            END;
-            IF level <> '1m' THEN
-                first := date_trunc('month', first);
-                last := first + interval '1 month';
-                partition := to_char(first, '"y"YYYY"m"MM');
-            END IF;
-            partition := format('rollup_%s_%s', level, partition);
-            CONTINUE WHEN to_regclass(format('traksense.%I', partition)) IS NOT NULL;
-            EXECUTE format('CREATE TABLE traksense.%I (LIKE traksense.%I INCLUDING ALL)', partition, 'rollup_' || level);
-            PERFORM traksense.keep_no_statistics(format('traksense.%I', partition)::regclass);
-            EXECUTE format(
-                'ALTER TABLE traksense.%I ATTACH PARTITION traksense.%I FOR VALUES FROM (%L) TO (%L)',
-                'rollup_' || level, partition, first, last
-            );
-        END LOOP;
-    END LOOP;
+    PERFORM traksense.fill_partitions('rollup_1m', wanted, 'day', 1000000);
+    PERFORM traksense.fill_partitions('rollup_5m', wanted, 'month', 1000000);
+    PERFORM traksense.fill_partitions('rollup_1h', wanted, 'month', 1000000);
 END
 $$;
 
 COMMENT ON FUNCTION traksense.ensure_rollup_partitions(wanted tstzmultirange) IS 'Makes sure that the aggregates of these times can be stored (plain PostgreSQL).';
+
+CREATE FUNCTION traksense.fill_partitions(parent text, wanted tstzmultirange, finest text, most integer) RETURNS tstzmultirange
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO, YMD'
+    AS $$
+DECLARE
+    table_ constant regclass := format('traksense.%I', parent)::regclass;
+    covered tstzmultirange := traksense.ranges_of(table_);
+    missing tstzmultirange := wanted - covered;
+    days    interval;
+    months  interval;
+    instant timestamptz;
+    unit    text;
+    first   timestamptz;
+    whole   tstzrange;
+    base    text;
+    name    text;
+BEGIN
+    IF isempty(missing) THEN
+        RETURN covered;
+    END IF;
+    PERFORM FROM traksense.work w WHERE w.name = 'partitions' FOR UPDATE;
+    -- Again, since whoever held the lock has made partitions.
+    covered := traksense.ranges_of(table_);
+    missing := wanted - covered;
+    SELECT value::interval INTO STRICT days FROM traksense.setting s WHERE s.name = 'partition_daily_within';
+    SELECT value::interval INTO STRICT months FROM traksense.setting s WHERE s.name = 'partition_monthly_within';
+    WHILE NOT isempty(missing) AND most > 0 LOOP
+        instant := lower(missing);
+        unit := CASE
+            WHEN finest = 'day' AND instant BETWEEN now() - days AND now() + days THEN 'day'
+            WHEN instant BETWEEN now() - months AND now() + months THEN 'month'
+            ELSE 'year'
+        END;
+        first := date_trunc(unit, instant);
+        SELECT tstzrange(first, first + ('1 ' || unit)::interval) * gap INTO STRICT whole
+            FROM unnest('{(,)}'::tstzmultirange - covered) AS gap WHERE gap @> instant;
+        base := parent || to_char(first, CASE unit
+            WHEN 'day' THEN '"_y"YYYY"m"MM"d"DD' WHEN 'month' THEN '"_y"YYYY"m"MM' ELSE '"_y"YYYY'
+        END);
+        name := base;
+        -- Two parts of one year, or a table that somebody has detached and kept.
+        FOR n IN 2..1000 LOOP
+            EXIT WHEN to_regclass(format('traksense.%I', name)) IS NULL;
+            name := base || '_' || n;
+        END LOOP;
+        -- A table of its own, then attached: that takes SHARE UPDATE EXCLUSIVE on the parent, which running INSERTs and COPYs do
+        -- not notice (PARTITION OF would take ACCESS EXCLUSIVE and wait for them).
+        EXECUTE format('CREATE TABLE traksense.%I (LIKE %s INCLUDING ALL)', name, table_);
+        PERFORM traksense.keep_no_statistics(format('traksense.%I', name)::regclass);
+        EXECUTE format(
+            'ALTER TABLE %s ATTACH PARTITION traksense.%I FOR VALUES FROM (%L) TO (%L)', table_, name, lower(whole), upper(whole)
+        );
+        covered := covered + whole::tstzmultirange;
+        missing := missing - whole::tstzmultirange;
+        most := most - 1;
+    END LOOP;
+    RETURN covered;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.fill_partitions(parent text, wanted tstzmultirange, finest text, most integer) IS 'Makes partitions for what is wanted, a number at most; returns all that is covered then. The finest is a day or a month.';
+
+CREATE PROCEDURE traksense.hold_dictionary(IN token text, IN session text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF current_setting('traksense.session', true) IS DISTINCT FROM session THEN
+        RAISE EXCEPTION 'a connection pooler gives each transaction another server process; set its pool_mode to session'
+            USING ERRCODE = 'TK002';
+    END IF;
+    -- Weak locks of tables: they cost no write, and a role without rights in this schema cannot hold their opposites. In the
+    -- order in which TRUNCATE traksense.measure, traksense.series takes them, so that neither waits for the other.
+    LOCK TABLE ONLY traksense.measure IN ROW EXCLUSIVE MODE;
+    LOCK TABLE traksense.dictionary_epoch IN ROW SHARE MODE;
+    IF NOT EXISTS (
+        SELECT FROM traksense.dictionary_epoch
+        WHERE token = format(
+            '%s/%s/%s', epoch, 'traksense.series'::regclass::oid, pg_relation_filenode('traksense.series'::regclass)
+        )
+    ) THEN
+        RAISE EXCEPTION 'tenants, devices, series or meta objects were deleted, renamed or restored' USING ERRCODE = 'TK001';
+    END IF;
+END
+$$;
+
+COMMENT ON PROCEDURE traksense.hold_dictionary(IN token text, IN session text) IS 'Keeps the dictionary as it is until the end of the transaction; fails if it is not what the token stands for (TK001) or if the session is not the one that set traksense.session (TK002).';
 
 CREATE FUNCTION traksense.ingest_tenants() RETURNS SETOF text
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -271,27 +470,94 @@ COMMENT ON FUNCTION traksense.keep_no_statistics(relation regclass) IS 'Makes AN
 CREATE PROCEDURE traksense.lifecycle_job(IN job_id integer, IN config jsonb)
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    level   text;
+    failure text;
 BEGIN
-    WHILE traksense.compress_next() IS NOT NULL LOOP
+    FOREACH level IN ARRAY ARRAY['raw', '1m', '5m', '1h'] LOOP
+        BEGIN
+            PERFORM traksense.drop_expired(level);
+        EXCEPTION WHEN lock_not_available OR object_not_in_prerequisite_state THEN
+            failure := pg_catalog.concat(level, ': ', SQLERRM);
+        WHEN object_in_use THEN
+            NULL;
+        END;
         COMMIT;
     END LOOP;
-    PERFORM traksense.drop_expired();
+    PERFORM traksense.end_step('drop', failure);
     COMMIT;
     WHILE traksense.purge_expired() OPERATOR(pg_catalog.>) 0 LOOP
         COMMIT;
     END LOOP;
+    PERFORM traksense.end_step('purge');
+    COMMIT;
+    WHILE traksense.compress_next() IS NOT NULL LOOP
+        PERFORM traksense.end_step('compress');
+        COMMIT;
+    END LOOP;
+    PERFORM traksense.end_step('compress');
+    COMMIT;
 END
 $$;
 
 COMMENT ON PROCEDURE traksense.lifecycle_job(IN job_id integer, IN config jsonb) IS 'Carries out the policy: compresses, drops and purges (a job of TimescaleDB).';
 
+CREATE FUNCTION traksense.maintenance_state() RETURNS TABLE(step text, succeeded_at timestamp with time zone, failing_since timestamp with time zone, error text, waiting bigint, waiting_since timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+DECLARE
+    jobs text;
+BEGIN
+    IF traksense.timescaledb_schema() IS NULL THEN
+        RETURN QUERY
+            SELECT s.name, s.succeeded_at, s.failing_since, s.error, d.marks, d.oldest
+            FROM traksense.step s
+            LEFT JOIN (
+                -- A look at so many is enough to know that there are many.
+                SELECT count(*) AS marks, min(marked_at) AS oldest FROM (SELECT marked_at FROM traksense.dirty LIMIT 100000) AS m
+            ) AS d ON s.name = 'aggregate';
+        RETURN;
+    END IF;
+    -- What the scheduler says of the jobs explains why a step is not done; whether it is done they say themselves.
+    RETURN QUERY EXECUTE $sql$
+        SELECT s.name, s.succeeded_at, s.failing_since, coalesce(s.error, (
+            SELECT coalesce(e.err_message, j.job_status || ', next start ' || j.next_start)
+            FROM timescaledb_information.job_stats j
+            LEFT JOIN LATERAL (
+                SELECT err_message FROM timescaledb_information.job_errors e
+                WHERE e.job_id = j.job_id AND j.last_run_status = 'Failed' ORDER BY e.finish_time DESC LIMIT 1
+            ) AS e ON true
+            JOIN timescaledb_information.jobs k ON k.job_id = j.job_id
+            WHERE k.proc_schema = 'traksense'
+                AND k.proc_name = CASE s.name WHEN 'aggregate' THEN 'refresh_aggregates' ELSE 'lifecycle_job' END
+            LIMIT 1
+        )), NULL::bigint, NULL::timestamptz
+        FROM traksense.step s
+    $sql$;
+END
+$_$;
+
+COMMENT ON FUNCTION traksense.maintenance_state() IS 'The steps of the background work: when each was last done, since when it fails and with what; of the aggregates on plain PostgreSQL how many marks wait (100,000 at most are counted), and since when.';
+
 CREATE TABLE traksense.dirty (
     series_id integer,
     low timestamp with time zone NOT NULL,
-    high timestamp with time zone NOT NULL
+    high timestamp with time zone NOT NULL,
+    series integer[],
+    marked_at timestamp with time zone DEFAULT now() NOT NULL
 );
+ALTER TABLE ONLY traksense.dirty ALTER COLUMN low SET STATISTICS 0;
+ALTER TABLE ONLY traksense.dirty ALTER COLUMN high SET STATISTICS 0;
+ALTER TABLE ONLY traksense.dirty ALTER COLUMN series SET STATISTICS 0;
+ALTER TABLE ONLY traksense.dirty ALTER COLUMN series SET STORAGE EXTERNAL;
+ALTER TABLE ONLY traksense.dirty ALTER COLUMN marked_at SET STATISTICS 0;
 
-COMMENT ON TABLE traksense.dirty IS 'What was written since the last roll-up: times from low to high, both included, of one series or (null) of all. Not used on TimescaleDB.';
+COMMENT ON TABLE traksense.dirty IS 'What was written since the last roll-up: times from low to high, both included, of the series named, or of all if none is. Not used on TimescaleDB.';
+
+COMMENT ON COLUMN traksense.dirty.series_id IS 'As releases before schema version 10 name a series.';
+
+COMMENT ON COLUMN traksense.dirty.marked_at IS 'When what is to be computed was written.';
 
 CREATE FUNCTION traksense.mark_dirty(from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS void
     LANGUAGE sql
@@ -379,7 +645,8 @@ DECLARE
     purged bigint := 0;
     one    bigint;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(1953653099, 5) THEN
+    PERFORM FROM traksense.work WHERE name = 'purge' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         RETURN 0;
     END IF;
     FOREACH kind IN ARRAY ARRAY['events', 'acks', 'errors'] LOOP
@@ -408,62 +675,196 @@ $_$;
 
 COMMENT ON FUNCTION traksense.purge_expired(rows_max integer) IS 'Deletes acks, events and dead letters that are older than the policy keeps, a number at most; returns how many. Call it until it returns 0.';
 
+CREATE FUNCTION traksense.ranges_of(parent regclass) RETURNS tstzmultirange
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO, YMD'
+    AS $_$
+    SELECT coalesce(range_agg(tstzrange(
+        substring(bound FROM $re$FROM \('([^']+)'\)$re$)::timestamptz,  -- null if it is MINVALUE
+        substring(bound FROM $re$TO \('([^']+)'\)$re$)::timestamptz
+    )), '{}')
+    FROM pg_inherits i
+    JOIN pg_class c ON c.oid = i.inhrelid
+    CROSS JOIN LATERAL pg_get_expr(c.relpartbound, c.oid) AS bound
+    WHERE i.inhparent = parent AND NOT i.inhdetachpending AND bound LIKE 'FOR VALUES FROM %'
+$_$;
+
+COMMENT ON FUNCTION traksense.ranges_of(parent regclass) IS 'The times that a partitioned table can store.';
+
+CREATE TABLE traksense.setting (
+    name text NOT NULL,
+    value text NOT NULL
+);
+
+COMMENT ON TABLE traksense.setting IS 'What the functions of this schema can be told; changed with UPDATE by the owner.';
+
+CREATE FUNCTION traksense.refreshed_from() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT NULLIF(GREATEST(( SELECT ((now() - (NULLIF(setting.value, ''::text))::interval) - ( SELECT ((setting_1.value)::interval / (2)::double precision)
+                    FROM traksense.setting setting_1
+                   WHERE (setting_1.name = 'retain_grace'::text)))
+            FROM traksense.setting
+           WHERE (setting.name = 'retain_raw'::text)), ( SELECT (setting.value)::timestamp with time zone AS value
+            FROM traksense.setting
+           WHERE (setting.name = 'raw_dropped_before'::text))), '-infinity'::timestamp with time zone) AS "nullif";
+END;
+
+COMMENT ON FUNCTION traksense.refreshed_from() IS 'The start of what is refreshed, or null if it is everything (TimescaleDB).';
+
+CREATE FUNCTION traksense.refuse_nameless_points() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM traksense.measure) THEN
+        RAISE EXCEPTION 'traksense.measure has points that nobody could read without their series'
+            USING ERRCODE = '2BP01', HINT = 'Truncate traksense.measure first, or in the same statement.';
+    END IF;
+    -- With RESTART IDENTITY, the next series have the numbers of those that are gone: they may be another tenant's.
+    IF traksense.timescaledb_schema() IS NULL THEN
+        TRUNCATE traksense.rollup_1m, traksense.rollup_5m, traksense.rollup_1h;
+    ELSE
+        TRUNCATE traksense.rollup_1m;
+        TRUNCATE traksense.rollup_5m;
+        TRUNCATE traksense.rollup_1h;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.refuse_nameless_points() IS 'Refuses to truncate the series of points that are stored; truncates the aggregates of those that were.';
+
+CREATE FUNCTION traksense.replace_points(series integer[], instants timestamp with time zone[], numbers double precision[], truths boolean[], texts text[], quals smallint[], meta_ids integer[], metas jsonb[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    low  constant timestamptz := (SELECT min(i) FROM unnest(instants) AS i);
+    high constant timestamptz := (SELECT max(i) FROM unnest(instants) AS i);
+BEGIN
+    UPDATE traksense.measure m
+    SET v_num = k.v_num, v_bool = k.v_bool, v_text = k.v_text, qual = k.qual, meta_id = k.meta_id, meta = k.meta
+    FROM unnest(series, instants, numbers, truths, texts, quals, meta_ids, metas)
+        AS k (series_id, ts, v_num, v_bool, v_text, qual, meta_id, meta)
+    WHERE m.series_id = k.series_id AND m.ts = k.ts AND m.ts >= low AND m.ts <= high;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.replace_points(series integer[], instants timestamp with time zone[], numbers double precision[], truths boolean[], texts text[], quals smallint[], meta_ids integer[], metas jsonb[]) IS 'Gives stored points other values: for the service, when the newest value is to win (INGEST_CONFLICTS=replace).';
+
 CREATE FUNCTION traksense.roll_up(marks_max integer DEFAULT 20000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
     AS $$
 DECLARE
-    whole_day constant interval := interval '1 day';
-    known  tstzmultirange;
-    common tstzmultirange;
-    series int[];
-    ranges tstzrange[];
-    marks  bigint;
-    level  text;
+    reach     constant interval := interval '31 days';
+    hour      constant interval := interval '1 hour';
+    kept_from timestamptz;
+    newest    timestamptz;
+    fleet     bigint;
+    common    tstzmultirange;
+    part      tstzrange;
+    waited    timestamptz;
+    series_   int[];
+    ranges    tstzrange[];
+    marks     bigint;
+    level     text;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(1953653099, 3) THEN
+    PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         RETURN -1;
     END IF;
-    WITH taken AS (
-        DELETE FROM traksense.dirty
-        WHERE ctid = ANY (ARRAY(SELECT ctid FROM traksense.dirty LIMIT marks_max))
-        RETURNING series_id, tstzrange(low, high, '[]') AS span
-    )
-    SELECT count(*), range_agg(span) FILTER (WHERE series_id IS NULL),
-        array_agg(series_id) FILTER (WHERE series_id IS NOT NULL), array_agg(span) FILTER (WHERE series_id IS NOT NULL)
-    INTO marks, common, series, ranges
-    FROM taken;
-    IF marks = 0 THEN
+    SELECT high INTO newest FROM traksense.dirty WHERE high <= now() + hour ORDER BY high DESC LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT high INTO newest FROM traksense.dirty ORDER BY high LIMIT 1;
+    END IF;
+    IF newest IS NULL THEN
         RETURN 0;
     END IF;
     -- Where raw points have been dropped the aggregates stay as they are.
-    SELECT coalesce(range_agg(r), '{}') * tstzmultirange(tstzrange(
-        (SELECT value::timestamptz FROM traksense.setting WHERE name = 'raw_dropped_before'), NULL
-    )) INTO known FROM traksense.partition_ranges() AS r;
-    INSERT INTO traksense.dirty (low, high)
-        SELECT lower(r) + whole_day, upper(r) FROM unnest(common * known) AS r WHERE upper(r) - lower(r) > whole_day;
-    SELECT series || array_agg(NULL::int), ranges || array_agg(tstzrange(
-            lower(r), least(upper(r), lower(r) + whole_day), CASE WHEN lower(r) = upper(r) THEN '[]' ELSE '[)' END
+    SELECT value::timestamptz INTO STRICT kept_from FROM traksense.setting WHERE name = 'raw_dropped_before';
+
+    WITH taken AS (
+        DELETE FROM traksense.dirty
+        WHERE ctid = ANY (ARRAY(
+            SELECT ctid
+            FROM (
+                -- A busy service names the same series again and again: many marks become few entries.
+                SELECT d.ctid, sum(d.entries) OVER (ORDER BY d.high DESC, d.ctid) - d.entries AS before
+                FROM (
+                    SELECT d.ctid, coalesce(cardinality(d.series), 1) AS entries, d.high FROM traksense.dirty d
+                    WHERE d.high <= newest AND d.high > newest - reach
+                    ORDER BY d.high DESC LIMIT marks_max
+                ) AS d
+            ) AS d
+            WHERE before < 200 * marks_max
         ))
-        INTO series, ranges
-        FROM (
-            SELECT r FROM unnest(common * known) AS r
-        ) AS c;
-    SELECT array_agg(k.series_id), array_agg(tstzrange(lower(part), upper(part) + interval '1 microsecond'))
-        INTO series, ranges
-        FROM unnest(series, ranges) AS k (series_id, span) CROSS JOIN LATERAL unnest(known * tstzmultirange(k.span)) AS part;
-    IF series IS NOT NULL THEN
-        PERFORM traksense.ensure_rollup_partitions((SELECT range_agg(r) FROM unnest(ranges) AS r));
+        RETURNING series, series_id, low, high, marked_at
+    ), entry AS (
+        SELECT id, date_trunc('hour', low) AS at, min(low) AS low, max(high) AS high, min(marked_at) AS marked_at,
+            row_number() OVER (ORDER BY date_trunc('hour', low) DESC, id) AS place
+        FROM taken CROSS JOIN LATERAL unnest(coalesce(series, ARRAY[series_id])) AS id
+        WHERE id IS NOT NULL
+        GROUP BY 1, 2
+    ), rest AS (
+        INSERT INTO traksense.dirty (series, low, high, marked_at)
+        SELECT array_agg(id), min(low), max(high), min(marked_at)
+        FROM entry WHERE place > marks_max GROUP BY at, place / marks_max
+    ), chosen AS (
+        SELECT id, tstzrange(low, high + interval '1 microsecond') * tstzrange(kept_from, NULL) AS span
+        FROM entry WHERE place <= marks_max
+    )
+    SELECT (SELECT count(*) FROM taken),
+        (SELECT array_agg(id) FROM chosen WHERE NOT isempty(span)), (SELECT array_agg(span) FROM chosen WHERE NOT isempty(span)),
+        range_agg(tstzrange(low, high, '[]')), min(marked_at)
+    INTO marks, series_, ranges, common, waited
+    FROM taken WHERE series IS NULL AND series_id IS NULL;
+
+    IF common IS NOT NULL THEN
+        -- Of all series: the newest part now, the rest is marked again.
+        SELECT count(*) INTO fleet FROM traksense.series;
+        common := common * tstzmultirange(tstzrange(greatest(kept_from, timestamptz 'epoch'), NULL))
+            * (SELECT coalesce(range_agg(r), '{}') FROM traksense.partition_ranges() AS r);
+        IF NOT isempty(common) AND fleet > 0 THEN
+            SELECT r INTO STRICT part FROM unnest(common) AS r ORDER BY r DESC LIMIT 1;
+            part := part * tstzrange(
+                least(upper(part), now() + interval '100 years') - least(greatest(marks_max / fleet, 1) * hour, reach), NULL
+            );
+            IF fleet <= marks_max THEN
+                SELECT series_ || array_agg(series_id), ranges || array_agg(tstzrange(
+                        lower(part), upper(part) + CASE WHEN upper_inc(part) THEN interval '1 microsecond' ELSE '0' END
+                    ))
+                    INTO series_, ranges FROM traksense.series;
+            ELSE
+                INSERT INTO traksense.dirty (series, low, high, marked_at)
+                SELECT array_agg(series_id), lower(part), upper(part), waited
+                FROM (SELECT series_id, row_number() OVER () / marks_max AS share FROM traksense.series) AS s GROUP BY share;
+            END IF;
+            INSERT INTO traksense.dirty (low, high, marked_at)
+                SELECT lower(r), upper(r), waited FROM unnest(common - part::tstzmultirange) AS r;
+        END IF;
+    END IF;
+
+    IF series_ IS NOT NULL THEN
+        PERFORM traksense.ensure_rollup_partitions((
+            SELECT range_agg(tstzrange(date_bin(hour, lower(r), 'epoch'), date_bin(hour, upper(r), 'epoch') + hour))
+            FROM unnest(ranges) AS r
+        ));
         FOREACH level IN ARRAY ARRAY['1m', '5m', '1h'] LOOP
-            PERFORM traksense.roll_up_level(level, series, ranges);
+            PERFORM traksense.roll_up_level(level, series_, ranges);
         END LOOP;
     END IF;
     RETURN marks;
 END
 $$;
 
-COMMENT ON FUNCTION traksense.roll_up(marks_max integer) IS 'Brings the aggregates up to date with what was written (plain PostgreSQL); returns how many marks were worked off, 0 if there is nothing to do, -1 if another session is at it. Call it until it returns less than 1.';
+COMMENT ON FUNCTION traksense.roll_up(marks_max integer) IS 'Brings the aggregates up to date with what was written, a piece at a time, the most recent first (plain PostgreSQL); returns how many marks were worked off or split, 0 if there is nothing to do, -1 if another session is at it. Call it until it returns less than 1, each time in a transaction of its own.';
 
 CREATE FUNCTION traksense.roll_up_level(level text, series integer[], ranges tstzrange[]) RETURNS bigint
     LANGUAGE plpgsql
@@ -475,8 +876,12 @@ CREATE FUNCTION traksense.roll_up_level(level text, series integer[], ranges tst
     AS $_$
 DECLARE
     width constant interval := CASE level WHEN '1m' THEN interval '1 minute' WHEN '5m' THEN '5 minutes' ELSE '1 hour' END;
+    first timestamptz;
+    last  timestamptz;
     buckets bigint;
 BEGIN
+    SELECT date_bin(width, min(lower(r)), 'epoch'), date_bin(width, max(upper(r)), 'epoch') + width INTO first, last
+    FROM unnest(ranges) AS r;
     EXECUTE format(
         $sql$
         INSERT INTO traksense.%1$I AS t (series_id, bucket, v_sum, v_min, v_max, v_count)
@@ -484,23 +889,19 @@ BEGIN
         FROM (
             SELECT m.series_id, unnest(m.whole) AS span
             FROM (
-                SELECT s.series_id, range_agg(tstzrange(
+                SELECT k.series_id, range_agg(tstzrange(
                     date_bin(%2$L, lower(k.span), 'epoch'),
                     date_bin(%2$L, upper(k.span) - interval '1 microsecond', 'epoch') + %2$L
                 )) AS whole
                 FROM unnest($1, $2) AS k (series_id, span)
-                CROSS JOIN LATERAL (
-                    SELECT k.series_id WHERE k.series_id IS NOT NULL
-                    UNION ALL
-                    SELECT a.series_id FROM traksense.series a WHERE k.series_id IS NULL
-                ) AS s
                 GROUP BY 1
             ) AS m
         ) AS k
         CROSS JOIN LATERAL (
             SELECT date_bin(%2$L, %3$I, timestamptz 'epoch'), %4$s
             FROM traksense.%5$I AS m
-            WHERE m.series_id = k.series_id AND %3$I >= lower(k.span) AND %3$I < upper(k.span) %6$s
+            WHERE m.series_id = k.series_id AND %3$I >= lower(k.span) AND %3$I < upper(k.span)
+                AND %3$I >= %7$L AND %3$I < %8$L %6$s
             GROUP BY 1
         ) AS r
         ON CONFLICT (series_id, bucket) DO UPDATE
@@ -516,7 +917,9 @@ BEGIN
             ELSE 'sum(m.v_sum), min(m.v_min), max(m.v_max), sum(m.v_count)'
         END,
         CASE level WHEN '1m' THEN 'measure' WHEN '5m' THEN 'rollup_1m' ELSE 'rollup_5m' END,
-        CASE level WHEN '1m' THEN 'AND m.v_num IS NOT NULL' ELSE '' END
+        CASE level WHEN '1m' THEN 'AND m.v_num IS NOT NULL' ELSE '' END,
+        first,
+        last
     ) USING series, ranges;
     GET DIAGNOSTICS buckets = ROW_COUNT;
     RETURN buckets;
@@ -524,6 +927,28 @@ END
 $_$;
 
 COMMENT ON FUNCTION traksense.roll_up_level(level text, series integer[], ranges tstzrange[]) IS 'Computes marked buckets of one aggregate from the level below (plain PostgreSQL).';
+
+CREATE FUNCTION traksense.take_turn(what text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    -- First, so that what follows is decided by what the last holder has committed.
+    PERFORM FROM traksense.work w WHERE w.name = what FOR UPDATE;
+    -- Who holds it is at it for as long as its process runs a statement. What may not be seen of another role's is null.
+    UPDATE traksense.work w
+    SET holder = pg_backend_pid(),
+        holder_since = (SELECT a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid())
+    WHERE w.name = what AND NOT EXISTS (
+        SELECT FROM pg_stat_activity a
+        WHERE a.pid = w.holder AND a.pid <> pg_backend_pid() AND coalesce(a.state, 'active') = 'active'
+            AND coalesce(a.backend_start = w.holder_since, true)
+    );
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.take_turn(what text) IS 'Whether this session may do now what one does at a time, over several transactions; it is at it from then on.';
 
 CREATE FUNCTION traksense.tenant_high() RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -680,13 +1105,6 @@ COMMENT ON TABLE traksense.device IS 'The devices seen or registered. With INGES
 
 COMMENT ON COLUMN traksense.device.last_seen_at IS 'When a message of the device was last received (our clock), or null.';
 
-CREATE TABLE traksense.setting (
-    name text NOT NULL,
-    value text NOT NULL
-);
-
-COMMENT ON TABLE traksense.setting IS 'What the functions of this schema can be told; changed with UPDATE by the owner.';
-
 CREATE VIEW public.device_status WITH (security_barrier='true') AS
  SELECT tenant_id,
     site_id,
@@ -808,34 +1226,47 @@ COMMENT ON TABLE traksense.series IS 'One row for each point of a device in one 
 COMMENT ON COLUMN traksense.series.unit IS 'Null if the device gave none, which is one series like any other unit.';
 
 CREATE VIEW public.latest WITH (security_barrier='true') AS
- SELECT s.tenant_id,
-    s.site_id,
-    s.device_id,
-    s.point_id,
-    m.ts,
-    traksense.opaque(m.v_num) AS v_num,
-    traksense.opaque(m.v_bool) AS v_bool,
-    traksense.opaque(m.v_text) AS v_text,
-    s.unit,
-    traksense.opaque(COALESCE(m.qual, (0)::smallint)) AS qual,
-    COALESCE(m.meta, d.doc) AS meta
-   FROM ((traksense.series s
-     CROSS JOIN LATERAL ( SELECT l.series_id,
-            l.meta_id,
-            l.ts,
-            l.v_num,
-            l.v_bool,
-            l.v_text,
-            l.qual,
-            l.meta
-           FROM traksense.measure l
-          WHERE (l.series_id = s.series_id)
-          ORDER BY l.ts DESC
-         LIMIT 1) m)
-     LEFT JOIN traksense.meta d ON (((d.meta_id = m.meta_id) AND (d.tenant_id = s.tenant_id))))
-  WHERE ((s.tenant_id >= (traksense.tenant_low() COLLATE "C")) AND (s.tenant_id <= (traksense.tenant_high() COLLATE "C")));
+ SELECT n.tenant_id,
+    n.site_id,
+    n.device_id,
+    n.point_id,
+    n.ts,
+    traksense.opaque(n.v_num) AS v_num,
+    traksense.opaque(n.v_bool) AS v_bool,
+    traksense.opaque(n.v_text) AS v_text,
+    n.unit,
+    traksense.opaque(COALESCE(n.qual, (0)::smallint)) AS qual,
+    COALESCE(n.meta, d.doc) AS meta
+   FROM (( SELECT DISTINCT ON (s.tenant_id, s.site_id, s.device_id, s.point_id) s.tenant_id,
+            s.site_id,
+            s.device_id,
+            s.point_id,
+            s.unit,
+            m.ts,
+            m.v_num,
+            m.v_bool,
+            m.v_text,
+            m.qual,
+            m.meta,
+            m.meta_id
+           FROM (traksense.series s
+             CROSS JOIN LATERAL ( SELECT l.series_id,
+                    l.meta_id,
+                    l.ts,
+                    l.v_num,
+                    l.v_bool,
+                    l.v_text,
+                    l.qual,
+                    l.meta
+                   FROM traksense.measure l
+                  WHERE (l.series_id = s.series_id)
+                  ORDER BY l.ts DESC
+                 LIMIT 1) m)
+          WHERE ((s.tenant_id >= (traksense.tenant_low() COLLATE "C")) AND (s.tenant_id <= (traksense.tenant_high() COLLATE "C")))
+          ORDER BY s.tenant_id, s.site_id, s.device_id, s.point_id, m.ts DESC, s.series_id DESC) n
+     LEFT JOIN traksense.meta d ON (((d.meta_id = n.meta_id) AND (d.tenant_id = n.tenant_id))));
 
-COMMENT ON VIEW public.latest IS 'The newest value of each point and unit, by the device''s time.';
+COMMENT ON VIEW public.latest IS 'The newest value of each point, by the device''s time, whatever its unit.';
 
 COMMENT ON COLUMN public.latest.ts IS 'The device''s time.';
 
@@ -994,6 +1425,14 @@ COMMENT ON VIEW public.ts_measure_5m IS 'The numbers of public.ts_measure by 5 m
 
 COMMENT ON COLUMN public.ts_measure_5m.unit IS 'The unit of the values, or null: a point in two units has two rows for each bucket.';
 
+CREATE TABLE traksense.dictionary_epoch (
+    one boolean DEFAULT true NOT NULL,
+    epoch uuid DEFAULT gen_random_uuid() NOT NULL,
+    CONSTRAINT dictionary_epoch_one_check CHECK (one)
+);
+
+COMMENT ON TABLE traksense.dictionary_epoch IS 'One row; its epoch changes with every deletion, renaming or truncation of tenants, devices, series and meta objects.';
+
 CREATE TABLE traksense.ingest_session (
     client_id text NOT NULL,
     broker text NOT NULL,
@@ -1079,6 +1518,9 @@ ALTER TABLE ONLY public.ingest_errors
 ALTER TABLE ONLY traksense.device
     ADD CONSTRAINT device_pkey PRIMARY KEY (tenant_id, site_id, device_id);
 
+ALTER TABLE ONLY traksense.dictionary_epoch
+    ADD CONSTRAINT dictionary_epoch_pkey PRIMARY KEY (one);
+
 ALTER TABLE ONLY traksense.ingest_session
     ADD CONSTRAINT ingest_session_pkey PRIMARY KEY (client_id);
 
@@ -1100,11 +1542,17 @@ ALTER TABLE ONLY traksense.series
 ALTER TABLE ONLY traksense.setting
     ADD CONSTRAINT setting_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY traksense.step
+    ADD CONSTRAINT step_pkey PRIMARY KEY (name);
+
 ALTER TABLE ONLY traksense.tenant
     ADD CONSTRAINT tenant_pkey PRIMARY KEY (tenant_id);
 
 ALTER TABLE ONLY traksense.tenant_retention
     ADD CONSTRAINT tenant_retention_pkey PRIMARY KEY (tenant_id, kind);
+
+ALTER TABLE ONLY traksense.work
+    ADD CONSTRAINT work_pkey PRIMARY KEY (name);
 
 CREATE INDEX cmd_ack_updated_idx ON public.cmd_ack USING btree (tenant_id, updated_at);
 
@@ -1120,7 +1568,31 @@ CREATE INDEX ingest_errors_tenant_idx ON public.ingest_errors USING btree (tenan
 
 CREATE INDEX ingest_errors_ts_idx ON public.ingest_errors USING btree (ts);
 
+CREATE INDEX dirty_high_idx ON traksense.dirty USING btree (high);
+
 CREATE INDEX series_tenant_idx ON traksense.series USING btree (tenant_id, device_id, site_id);
+
+CREATE TRIGGER delete_points AFTER DELETE ON traksense.series REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION traksense.delete_points_of_series();
+
+ALTER TABLE traksense.series ENABLE ALWAYS TRIGGER delete_points;
+
+CREATE TRIGGER dictionary_changes BEFORE DELETE OR UPDATE OF tenant_id, site_id, device_id OR TRUNCATE ON traksense.device FOR EACH STATEMENT EXECUTE FUNCTION traksense.dictionary_changes();
+
+ALTER TABLE traksense.device ENABLE ALWAYS TRIGGER dictionary_changes;
+
+CREATE TRIGGER dictionary_changes BEFORE DELETE OR UPDATE OF tenant_id, digest OR TRUNCATE ON traksense.meta FOR EACH STATEMENT EXECUTE FUNCTION traksense.dictionary_changes();
+
+ALTER TABLE traksense.meta ENABLE ALWAYS TRIGGER dictionary_changes;
+
+CREATE TRIGGER dictionary_changes BEFORE DELETE OR UPDATE OF tenant_id, site_id, device_id, point_id, unit OR TRUNCATE ON traksense.series FOR EACH STATEMENT EXECUTE FUNCTION traksense.dictionary_changes();
+
+ALTER TABLE traksense.series ENABLE ALWAYS TRIGGER dictionary_changes;
+
+CREATE TRIGGER dictionary_changes BEFORE DELETE OR UPDATE OF tenant_id OR TRUNCATE ON traksense.tenant FOR EACH STATEMENT EXECUTE FUNCTION traksense.dictionary_changes();
+
+ALTER TABLE traksense.tenant ENABLE ALWAYS TRIGGER dictionary_changes;
+
+CREATE TRIGGER refuse_nameless_points AFTER TRUNCATE ON traksense.series FOR EACH STATEMENT EXECUTE FUNCTION traksense.refuse_nameless_points();
 
 ALTER TABLE ONLY traksense.device
     ADD CONSTRAINT device_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES traksense.tenant(tenant_id);
@@ -1129,7 +1601,7 @@ ALTER TABLE ONLY traksense.meta
     ADD CONSTRAINT meta_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES traksense.tenant(tenant_id);
 
 ALTER TABLE ONLY traksense.series
-    ADD CONSTRAINT series_tenant_id_site_id_device_id_fkey FOREIGN KEY (tenant_id, site_id, device_id) REFERENCES traksense.device(tenant_id, site_id, device_id);
+    ADD CONSTRAINT series_device_fkey FOREIGN KEY (tenant_id, site_id, device_id) REFERENCES traksense.device(tenant_id, site_id, device_id) ON UPDATE CASCADE ON DELETE CASCADE;
 
 ALTER TABLE public.cmd_ack ENABLE ROW LEVEL SECURITY;
 
@@ -1181,11 +1653,31 @@ ALTER TABLE traksense.tenant_retention ENABLE ROW LEVEL SECURITY;
 
 REVOKE ALL ON FUNCTION traksense.compress_next() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION traksense.delete_points_of_series() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.dictionary_changes() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.dictionary_token() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.differing_events(tenants text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION traksense.drop_expired() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.drop_expired(level text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.end_step(step text, failure text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.end_turn(what text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.ensure_partitions(instants timestamp with time zone[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.ensure_partitions(from_ts timestamp with time zone, to_ts timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.ensure_rollup_partitions(wanted tstzmultirange) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.fill_partitions(parent text, wanted tstzmultirange, finest text, most integer) FROM PUBLIC;
+
+REVOKE ALL ON PROCEDURE traksense.hold_dictionary(IN token text, IN session text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.ingest_tenants() FROM PUBLIC;
 
@@ -1193,15 +1685,27 @@ REVOKE ALL ON FUNCTION traksense.keep_no_statistics(relation regclass) FROM PUBL
 
 REVOKE ALL ON PROCEDURE traksense.lifecycle_job(IN job_id integer, IN config jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION traksense.maintenance_state() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION traksense.mark_dirty(from_ts timestamp with time zone, to_ts timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.partition_ranges() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.purge_expired(rows_max integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION traksense.ranges_of(parent regclass) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.refreshed_from() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.refuse_nameless_points() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.replace_points(series integer[], instants timestamp with time zone[], numbers double precision[], truths boolean[], texts text[], quals smallint[], meta_ids integer[], metas jsonb[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION traksense.roll_up(marks_max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.roll_up_level(level text, series integer[], ranges tstzrange[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.take_turn(what text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.timescaledb_schema() FROM PUBLIC;
 
@@ -1236,10 +1740,67 @@ BEGIN
 END
 $$;
 
+DO $$
+DECLARE
+    timescaledb constant name := traksense.timescaledb_schema();
+    level text;
+BEGIN
+    INSERT INTO traksense.work (name) VALUES ('partitions'), ('aggregate'), ('drop'), ('purge');
+    IF timescaledb IS NULL THEN
+        INSERT INTO traksense.step (name) VALUES ('aggregate'), ('partitions'), ('drop'), ('purge');
+        RETURN;
+    END IF;
+    INSERT INTO traksense.step (name) VALUES ('aggregate'), ('drop'), ('purge'), ('compress');
+    FOREACH level IN ARRAY ARRAY['1m', '5m', '1h'] LOOP
+        EXECUTE format(
+            'SELECT %I.remove_continuous_aggregate_policy(%L::regclass, if_exists => true)', timescaledb, 'traksense.rollup_' || level
+        );
+    END LOOP;
+    EXECUTE format(
+        $sql$
+        CREATE PROCEDURE traksense.refresh_aggregates(job_id int DEFAULT NULL, config jsonb DEFAULT NULL)
+            LANGUAGE plpgsql
+        AS $body$
+        DECLARE
+            start timestamptz;
+        BEGIN
+            WHILE NOT traksense.take_turn('aggregate') LOOP
+                COMMIT;
+                PERFORM pg_catalog.pg_sleep(0.2);
+            END LOOP;
+            COMMIT;
+            start := traksense.refreshed_from();
+            -- What a level has changed is known to the next one when it is committed.
+            CALL %1$I.refresh_continuous_aggregate('traksense.rollup_1m', start, NULL);
+            COMMIT;
+            CALL %1$I.refresh_continuous_aggregate('traksense.rollup_5m', start, NULL);
+            COMMIT;
+            CALL %1$I.refresh_continuous_aggregate('traksense.rollup_1h', start, NULL);
+            COMMIT;
+            PERFORM traksense.end_step('aggregate');
+            PERFORM traksense.end_turn('aggregate');
+            COMMIT;
+        END
+        $body$
+        $sql$,
+        timescaledb
+    );
+    COMMENT ON PROCEDURE traksense.refresh_aggregates IS
+        'Brings the aggregates up to date, level by level; waits for a session that is at it (a job of TimescaleDB).';
+    REVOKE ALL ON PROCEDURE traksense.refresh_aggregates(int, jsonb) FROM PUBLIC;
+    -- In fixed slots: a job that fails is then tried again in the next one, not later and later.
+    EXECUTE format(
+        'SELECT %I.add_job(''traksense.refresh_aggregates'', interval ''1 minute'', fixed_schedule => true, initial_start => now())',
+        timescaledb
+    );
+END
+$$;
+
 INSERT INTO traksense.setting (name, value) VALUES ('compress_after', '7 days');
 INSERT INTO traksense.setting (name, value) VALUES ('compress_aggregates_after', '7 days');
 INSERT INTO traksense.setting (name, value) VALUES ('online_within', '5 minutes');
 INSERT INTO traksense.setting (name, value) VALUES ('partition_daily_within', '40 days');
+INSERT INTO traksense.setting (name, value) VALUES ('partition_monthly_within', '2 years');
 INSERT INTO traksense.setting (name, value) VALUES ('raw_dropped_before', '-infinity');
 INSERT INTO traksense.setting (name, value) VALUES ('retain_1h', '');
 INSERT INTO traksense.setting (name, value) VALUES ('retain_1m', '');
@@ -1256,6 +1817,10 @@ INSERT INTO traksense.schema_version (version, name) VALUES (4, 'lifecycle');
 INSERT INTO traksense.schema_version (version, name) VALUES (5, 'latest');
 INSERT INTO traksense.schema_version (version, name) VALUES (6, 'compressed_rollups');
 INSERT INTO traksense.schema_version (version, name) VALUES (7, 'subscriptions');
+INSERT INTO traksense.schema_version (version, name) VALUES (8, 'dictionary_under_change');
+INSERT INTO traksense.schema_version (version, name) VALUES (9, 'latest_of_a_point');
+INSERT INTO traksense.schema_version (version, name) VALUES (10, 'bounded_background_work');
+INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.
 --
@@ -1314,9 +1879,14 @@ BEGIN
     GRANT SELECT ON traksense.schema_version, traksense.setting TO traksense_ingest;
     GRANT SELECT, INSERT, UPDATE, DELETE ON traksense.ingest_session TO traksense_ingest;
     GRANT EXECUTE ON FUNCTION
-        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants(),
-        traksense.roll_up(int), traksense.drop_expired(), traksense.purge_expired(int)
+        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz),
+        traksense.ensure_partitions(timestamptz[]), traksense.ingest_tenants(),
+        traksense.roll_up(int), traksense.drop_expired(), traksense.drop_expired(text), traksense.purge_expired(int),
+        traksense.end_step(text, text), traksense.maintenance_state(), traksense.dictionary_token(),
+        traksense.differing_events(text[], text[], text[], text[], timestamptz[], text[]),
+        traksense.replace_points(int[], timestamptz[], double precision[], boolean[], text[], smallint[], int[], jsonb[])
         TO traksense_ingest;
+    GRANT EXECUTE ON PROCEDURE traksense.hold_dictionary(text, text) TO traksense_ingest;
     GRANT INSERT ON traksense.dirty TO traksense_ingest;
 
     -- Of measurements it reads what it must to tell a duplicate from a conflict: not their quality or meta. TimescaleDB 2.28

@@ -55,9 +55,14 @@ BEGIN
     GRANT SELECT ON traksense.schema_version, traksense.setting TO traksense_ingest;
     GRANT SELECT, INSERT, UPDATE, DELETE ON traksense.ingest_session TO traksense_ingest;
     GRANT EXECUTE ON FUNCTION
-        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz), traksense.ingest_tenants(),
-        traksense.roll_up(int), traksense.drop_expired(), traksense.purge_expired(int)
+        traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz),
+        traksense.ensure_partitions(timestamptz[]), traksense.ingest_tenants(),
+        traksense.roll_up(int), traksense.drop_expired(), traksense.drop_expired(text), traksense.purge_expired(int),
+        traksense.end_step(text, text), traksense.maintenance_state(), traksense.dictionary_token(),
+        traksense.differing_events(text[], text[], text[], text[], timestamptz[], text[]),
+        traksense.replace_points(int[], timestamptz[], double precision[], boolean[], text[], smallint[], int[], jsonb[])
         TO traksense_ingest;
+    GRANT EXECUTE ON PROCEDURE traksense.hold_dictionary(text, text) TO traksense_ingest;
     GRANT INSERT ON traksense.dirty TO traksense_ingest;
 
     -- Of measurements it reads what it must to tell a duplicate from a conflict: not their quality or meta. TimescaleDB 2.28

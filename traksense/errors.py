@@ -38,7 +38,15 @@ class BrokerError(TraksenseError):
 
 
 class BrokerRefusedError(BrokerError):
-    """The broker refuses what we are configured to do (credentials, client id, protocol version)."""
+    """The broker refuses what we are configured to do; `variable` says where to look."""
+
+    def __init__(self, message: str, variable: str = "MQTT_URL") -> None:
+        self.variable = variable
+        super().__init__(message)
+
+
+class ConnectionLostError(BrokerError):
+    """The connection ended, and the broker did not say why."""
 
 
 class SessionTakenOverError(BrokerError):
@@ -63,6 +71,20 @@ class StoreMisconfiguredError(StoreError):
     """An operator's to mend: a missing relation, column or right, an older schema. Wait and say so; dead-letter
     nothing.
     """
+
+
+class ServerUnfitError(StoreMisconfiguredError):
+    """The server, or a pooler before it, cannot keep what a COMMIT promises. At the start that is a wrong
+    configuration; later, after a failover perhaps, it is waited for.
+    """
+
+
+class PoolBusyError(StoreUnavailableError):
+    """Others of this process have all of its connections: that says nothing about the database."""
+
+
+class DictionaryChangedError(StoreUnavailableError):
+    """The numbers of series, devices or meta objects are not what was remembered: forget them, then write again."""
 
 
 class SchemaNewerError(StoreMisconfiguredError):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from traksense.model import Delivery
+    from traksense.model import Delivery, Rejection
 
     SendPubacks = Callable[[Sequence[int]], None]
     """Queue PUBACKs for these packet identifiers, in this order, on the connection they belong to. Never blocks."""
@@ -23,15 +23,18 @@ class WriteResult:
     Attributes:
         points_stored: Rows that are new.
         points_duplicate: Points whose key was there already with the same value.
-        points_conflicting: Points whose key was there already with another value (the first one is kept).
+        points_conflicting: Points whose key was there already with another value.
         duplicates: Indices of the deliveries of which nothing was new. If deliveries of one batch share a new key, any
             of them may be the one that brought it.
+        rejected: Deliveries that became dead letters in this transaction, by their index: a point of theirs has another
+            value than the one that is stored. What else they brought is stored.
     """
 
     points_stored: int = 0
     points_duplicate: int = 0
     points_conflicting: int = 0
     duplicates: frozenset[int] = frozenset()
+    rejected: Mapping[int, Rejection] = attrs.field(factory=dict)
 
 
 class Store(Protocol):
@@ -71,8 +74,8 @@ class SessionLog(Protocol):
         """
         ...
 
-    async def alive(self, client_id: str, at: datetime) -> None:
-        """Record that the session is alive.
+    async def alive(self, client_id: str) -> None:
+        """Record that the session is alive, by the store's clock.
 
         Raises:
             StoreError: It was not recorded.

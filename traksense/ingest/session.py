@@ -64,7 +64,7 @@ class SessionWatch:
                     if last_alive is not None and not session_present:
                         self._report(last_alive, at)
                 if self._health.holds("broker"):
-                    await self._log.alive(self._client_id, self._now())
+                    await self._log.alive(self._client_id)
             except StoreError as error:
                 logger.debug("session_log_failed", extra={"traksense_reason": str(error)})
 

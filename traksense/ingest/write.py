@@ -58,6 +58,7 @@ class Writer:
         acknowledger: Acknowledger,
         health: Health,
         on_committed: Callable[[Sequence[Delivery], WriteResult], None] = lambda _deliveries, _result: None,
+        name: str = "writer",
     ) -> None:
         self._batches_receive = batches_receive
         self._store = store
@@ -66,6 +67,7 @@ class Writer:
         self._acknowledger = acknowledger
         self._health = health
         self._on_committed = on_committed
+        self._name = name
         self.retries = 0
 
     async def run(self) -> None:
@@ -109,7 +111,7 @@ class Writer:
             except (StoreUnavailableError, StoreMisconfiguredError) as error:
                 await self._pause(error, backoff)
             else:
-                self._health.set("database")
+                self._health.set("database", voice=self._name)
                 return result
 
     async def _write_alone(self, delivery: Delivery, error: StoreError) -> None:
@@ -121,24 +123,36 @@ class Writer:
                 delivery.reject(Rejection(Reason.DATABASE_REFUSED, f"SQLSTATE {error.sqlstate or 'none'}: {error}"))
             else:
                 await self._pause(error, backoff)
+            if not await self._probe(backoff):
+                # It took no other write either: what it said before says nothing about the delivery.
+                tries = 0
             try:
-                await self._store.probe()
                 result = await self._write_when_possible([delivery])
             except DeliveriesRefusedError as refused:
                 delivery.reject(refused.rejections[0])
             except (DataRefusedError, UnclassifiedStoreError) as again:
                 error = again
                 tries += 1
-            except StoreError as away:
-                # The probe failed: this says nothing about the delivery.
-                error, tries = away, 0
             else:
                 self._settle([delivery], result)
                 return
 
+    async def _probe(self, backoff: Backoff) -> bool:
+        """Wait until the database takes other writes; whether it did at once."""
+        at_once = True
+        while True:
+            try:
+                await self._store.probe()
+            except StoreError as error:
+                # Whatever it says, the class that would condemn a delivery included: nothing was said about one.
+                at_once = False
+                await self._pause(error, backoff)
+            else:
+                return at_once
+
     @staticmethod
     def _is_poison(delivery: Delivery, error: StoreError, tries: int) -> bool:
-        if delivery.rejection is not None:
+        if delivery.rejection is not None and not delivery.items:
             # Not even the dead letter is taken: there is no further place to put it, so it waits, unacknowledged.
             return False
         return isinstance(error, DataRefusedError) or (
@@ -147,7 +161,7 @@ class Writer:
 
     async def _pause(self, error: StoreError, backoff: Backoff) -> None:
         self.retries += 1
-        self._health.set("database", str(error))
+        self._health.set("database", str(error), voice=self._name)
         await trio.sleep(backoff.next())
 
     def _settle(self, part: Sequence[Delivery], result: WriteResult) -> None:
@@ -159,6 +173,7 @@ class Writer:
         ledger.points_duplicate += result.points_duplicate
         ledger.points_conflicting += result.points_conflicting
         for index, delivery in enumerate(part):
+            delivery.rejection = result.rejected.get(index, delivery.rejection)
             if delivery.rejection is not None:
                 ledger.dead += 1
                 ledger.dead_reasons[delivery.rejection.reason] += 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 import trio_asyncio
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 logger = logging.getLogger(__name__)
+
+_RESETTING: Final = "Resetting connection with an active transaction"
+_ENDED: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @asynccontextmanager
@@ -34,10 +38,14 @@ async def open_asyncio_loop() -> AsyncIterator[None]:
 
 def _log(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    logger.warning(
+    message = str(context.get("message", "")).split("\n", 1)[0]
+    # What comes of a connection that has ended is no news: whoever used it has an error, and health says it in words.
+    expected = message.startswith(_RESETTING) if error is None else isinstance(error, _ENDED)
+    logger.log(
+        logging.DEBUG if expected else logging.WARNING,
         "asyncio_complained",
         extra={
-            "traksense_message": str(context.get("message", "")).split("\n", 1)[0],
+            "traksense_message": message,
             "traksense_reason": "" if error is None else f"{type(error).__name__}: {error}",
         },
     )

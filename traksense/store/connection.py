@@ -13,6 +13,7 @@ import trio
 from trio_asyncio import aio_as_trio
 
 from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.store import session_settings
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.sqlstate import fault, translate
 
@@ -112,15 +113,12 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
 async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asyncpg.Record]:
     try:
         return await _call(
-            asyncpg.connect,
+            session_settings.connect,
             url.dsn.reveal(),
-            timeout=CONNECT_SECONDS,
-            command_timeout=STATEMENT_SECONDS + GRACE_SECONDS,
-            server_settings={
-                "application_name": application,
-                "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
-                "timezone": "UTC",
-            },
+            application=application,
+            settings=session_settings.wanted(STATEMENT_SECONDS),
+            connect_seconds=CONNECT_SECONDS,
+            statement_seconds=STATEMENT_SECONDS + GRACE_SECONDS,
         )
     except StoreError as error:
         cause = error.__cause__

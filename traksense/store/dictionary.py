@@ -4,18 +4,23 @@ A row of measurements names its series by a number; names are stored once (ops/d
 are cached here, in bounded dictionaries; what is not in the cache is looked up, and what is not in the database is
 registered, in bulk, in a transaction of its own: an entry without measurements harms nobody, and other batches do not
 wait for this one.
+
+Whoever deletes, renames or restores entries in the database changes its token. What is cached here is of one token;
+every transaction that uses it checks that it still holds (`hold`), and keeps it from changing (ops/decisions/0035).
 """
 
 from __future__ import annotations
 
 import asyncio
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
 import attrs
 
-from traksense.store.packing import HEAD_BYTES, pack_head
+from traksense.errors import DictionaryChangedError
+from traksense.names import canonical_point, canonical_unit
+from traksense.store.digests import digest
+from traksense.store.packing import HEAD_BYTES, pack_head, series_of
 from traksense.store.roles import name_tenants
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from traksense.model import Route
 
 PointKey: TypeAlias = str | tuple[str, str]
-"""A point within its device: its name or, if it has a unit, name and unit."""
+"""A point within its device, as the device writes it: its name or, if it has a unit, name and unit."""
 
 DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
@@ -90,9 +95,15 @@ class Missing:
 
 
 class Dictionary:
-    """The cache and its registrations. One for the process."""
+    """The cache and its registrations. One for the process.
+
+    Attributes:
+        token: What the database called its dictionary before the first entry was looked up; empty if nothing is cached.
+    """
 
     def __init__(self, *, strict: bool) -> None:
+        self.token = ""
+        self._forgotten = 0
         self._strict = strict
         self._devices: dict[str, Device] = {}
         self._meta: dict[tuple[str, bytes], int] = {}
@@ -111,11 +122,42 @@ class Dictionary:
         """The number of a `meta` object, if it is known."""
         return self._meta.get((tenant, document))
 
+    def names(self, route: Route) -> dict[int, str]:
+        """What the series of a device are called, by their numbers, as far as they are remembered."""
+        device = self._devices.get(route.path, Device())
+        return {
+            series_of(device.heads[place : place + HEAD_BYTES]): key if isinstance(key, str) else f"{key[0]} ({key[1]})"
+            for key, place in device.layout.places.items()
+        }
+
+    async def begin(self, connection: PoolConnectionProxy) -> None:
+        """Ask what the database calls its dictionary, unless that is known. asyncio-flavored."""
+        if not self.token:
+            token: str = await connection.fetchval("SELECT traksense.dictionary_token()")
+            # Another batch may have been quicker, and may have looked something up since.
+            self.token = self.token or token
+
+    def forget(self, token: str | None = None) -> None:
+        """Trust nothing: entries were changed in the database, or it was restored or replaced under us.
+
+        Args:
+            token: What has turned out to be out of date; nothing happens if another batch has noticed that before.
+        """
+        if token in (None, self.token):
+            self.token = ""
+            self._forgotten += 1
+            self._devices.clear()
+            self._meta.clear()
+
     async def register(self, connection: PoolConnectionProxy, missing: Missing) -> set[str]:
         """Look up, then register what the database does not have either. asyncio-flavored.
 
         With strict provisioning, devices are only looked up; returns the paths of those that the database does not
         have, for the caller to refuse.
+
+        Raises:
+            asyncpg.PostgresError: TK001 among others: see `hold`.
+            DictionaryChangedError: Another batch has found that it has changed.
         """
         unknown: set[str] = set()
         # One at a time in this process: two batches of the same new fleet would only wait for each other's unique keys.
@@ -150,23 +192,32 @@ class Dictionary:
                 if not excess:
                     return
 
-    def forget(self) -> None:
-        """Trust nothing: the database was restored or replaced under us."""
-        self._devices.clear()
-        self._meta.clear()
+    async def _fetch(
+        self, connection: PoolConnectionProxy, tenants: Iterable[str], statement: str, *columns: list[Any]
+    ) -> list[asyncpg.Record]:
+        """Run one statement for these tenants, in a transaction of its own: committed when its rows go into the cache,
+        which is still of the same token then.
+        """
+        token, forgotten = self.token, self._forgotten
+        async with connection.transaction():
+            await hold(connection, token)
+            await name_tenants(connection, tenants)
+            rows = await connection.fetch(statement, *columns)
+        # Not by the token alone: the old primary's may be the new one's.
+        if forgotten != self._forgotten:
+            raise DictionaryChangedError("the dictionary was changed while it was looked up")
+        return rows
 
     async def _register_devices(self, connection: PoolConnectionProxy, routes: dict[str, Route]) -> set[str]:
         wanted = [(r.tenant, r.site, r.device) for r in routes.values() if r.path not in self._devices]
         columns = _columns(sorted(wanted), 3)
         if not self._strict:
             tenants = {tenant for tenant, _, _ in wanted}
-            async with connection.transaction():
-                await name_tenants(connection, tenants)
-                await connection.execute(_INSERT_TENANTS, sorted(tenants))
-                await connection.execute(_INSERT_DEVICES, *columns)
+            await self._fetch(connection, tenants, INSERT_TENANTS, sorted(tenants))
+            await self._fetch(connection, tenants, INSERT_DEVICES, *columns)
             found: Iterable[tuple[str, str, str]] = wanted
         else:
-            rows = await _fetch(connection, {tenant for tenant, _, _ in wanted}, _SELECT_DEVICES, *columns)
+            rows = await self._fetch(connection, {tenant for tenant, _, _ in wanted}, SELECT_DEVICES, *columns)
             found = [tuple(row) for row in rows]
         paths = {"/".join(names) for names in found}
         for path in paths:
@@ -176,22 +227,25 @@ class Dictionary:
     async def _register_series(
         self, connection: PoolConnectionProxy, series: dict[tuple[str, PointKey], Route]
     ) -> None:
-        wanted: dict[tuple[str, str, str, str, str | None], tuple[Device, PointKey]] = {}
+        # What a device calls a point or a unit in several ways is one series (ops/decisions/0040). The cache knows each
+        # way, so that nothing has to be normalized for a point that is known.
+        wanted: dict[tuple[str, str, str, str, str | None], list[tuple[Device, PointKey]]] = {}
         for (path, key), route in series.items():
             device = self._devices.get(path)
             if device is None or key in device.layout.places:
                 continue
             name, unit = key if isinstance(key, tuple) else (key, None)
-            wanted[(route.tenant, route.site, route.device, name, unit)] = (device, key)
+            names = (route.tenant, route.site, route.device, canonical_point(name), canonical_unit(unit))
+            wanted.setdefault(names, []).append((device, key))
         found: dict[Device, dict[PointKey, int]] = {}
-        for statement in (_SELECT_SERIES, _INSERT_SERIES, _SELECT_SERIES):
+        for statement in (SELECT_SERIES, INSERT_SERIES, SELECT_SERIES):
             if not wanted:
                 break
             # Sorted, so that two replicas that register the same fleet cannot deadlock.
             columns = _columns(sorted(wanted, key=lambda names: (*names[:4], names[4] or "")), 5)
-            for row in await _fetch(connection, {names[0] for names in wanted}, statement, *columns):
-                device, key = wanted.pop(tuple(row)[1:])
-                found.setdefault(device, {})[key] = row[0]
+            for row in await self._fetch(connection, {names[0] for names in wanted}, statement, *columns):
+                for device, key in wanted.pop(tuple(row)[1:]):
+                    found.setdefault(device, {})[key] = row[0]
         for device, ids in found.items():
             self._add_series(device, ids)
 
@@ -215,35 +269,32 @@ class Dictionary:
         }
         if len(self._meta) + len(wanted) > META_MAX:
             self._meta.clear()
-        for statement in (_SELECT_META, _INSERT_META, _SELECT_META):
+        for statement in (SELECT_META, INSERT_META, SELECT_META):
             if not wanted:
                 return
             keys = sorted(wanted)
             columns: list[list[object]] = [[tenant for tenant, _ in keys], [d for _, d in keys]]
-            if statement is _INSERT_META:
+            if statement is INSERT_META:
                 columns.append([wanted[key][1].decode() for key in keys])
-            for row in await _fetch(connection, {tenant for tenant, _ in keys}, statement, *columns):
+            for row in await self._fetch(connection, {tenant for tenant, _ in keys}, statement, *columns):
                 known = wanted.pop((row[1], row[2]))
                 self._meta[known] = row[0]
-                meta[known].novel_meta += statement is _INSERT_META
+                meta[known].novel_meta += statement is INSERT_META
 
 
-async def _fetch(
-    connection: PoolConnectionProxy, tenants: Iterable[str], statement: str, *columns: list[object]
-) -> list[asyncpg.Record]:
-    """Run one statement for these tenants, in a transaction of its own: committed when its rows go into the cache."""
-    async with connection.transaction():
-        await name_tenants(connection, tenants)
-        return await connection.fetch(statement, *columns)
+async def hold(connection: PoolConnectionProxy, token: str) -> None:
+    """Keep the database's dictionary as it is until the end of the transaction. asyncio-flavored.
+
+    Raises:
+        asyncpg.PostgresError: TK001 if it is not the one of the token, TK002 if the session is not ours.
+    """
+    await connection.execute(hold_statement(connection, token))
 
 
-def digest(*parts: bytes) -> bytes:
-    """A 16-byte key for content; parts cannot run into each other."""
-    hasher = blake2b(digest_size=16)
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
-    return hasher.digest()
+def hold_statement(connection: PoolConnectionProxy, token: str) -> str:
+    """What `hold` executes, with its values inside, so that it can be part of a longer message."""
+    marker: str = connection.marker  # type: ignore[attr-defined]  # a ServiceConnection's, through the pool's proxy
+    return f"CALL traksense.hold_dictionary('{token}', '{marker}')"
 
 
 def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[list[object]]:
@@ -251,22 +302,22 @@ def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[list[object
     return columns or [[] for _ in range(width)]
 
 
-_INSERT_TENANTS: Final = """
+INSERT_TENANTS: Final = """
 INSERT INTO traksense.tenant (tenant_id) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING
 """
 
-_INSERT_DEVICES: Final = """
+INSERT_DEVICES: Final = """
 INSERT INTO traksense.device (tenant_id, site_id, device_id)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ON CONFLICT DO NOTHING
 """
 
-_SELECT_DEVICES: Final = """
+SELECT_DEVICES: Final = """
 SELECT d.tenant_id, d.site_id, d.device_id
 FROM unnest($1::text[], $2::text[], $3::text[]) AS k (tenant_id, site_id, device_id)
 JOIN traksense.device d USING (tenant_id, site_id, device_id)
 """
 
-_SELECT_SERIES: Final = """
+SELECT_SERIES: Final = """
 SELECT s.series_id, s.tenant_id, s.site_id, s.device_id, s.point_id, s.unit
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
     AS k (tenant_id, site_id, device_id, point_id, unit)
@@ -275,19 +326,19 @@ JOIN traksense.series s
     AND s.unit IS NOT DISTINCT FROM k.unit
 """
 
-_INSERT_SERIES: Final = """
+INSERT_SERIES: Final = """
 INSERT INTO traksense.series (tenant_id, site_id, device_id, point_id, unit)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
 ON CONFLICT DO NOTHING
 RETURNING series_id, tenant_id, site_id, device_id, point_id, unit
 """
 
-_SELECT_META: Final = """
+SELECT_META: Final = """
 SELECT m.meta_id, m.tenant_id, m.digest
 FROM unnest($1::text[], $2::bytea[]) AS k (tenant_id, digest) JOIN traksense.meta m USING (tenant_id, digest)
 """
 
-_INSERT_META: Final = """
+INSERT_META: Final = """
 INSERT INTO traksense.meta (tenant_id, digest, doc)
 SELECT tenant_id, digest, doc::jsonb FROM unnest($1::text[], $2::bytea[], $3::text[]) AS k (tenant_id, digest, doc)
 ON CONFLICT DO NOTHING

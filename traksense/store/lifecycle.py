@@ -115,42 +115,16 @@ async def apply(connection: Any, policy: Policy) -> list[Change]:
             await connection.execute(
                 f"SELECT {schema}.set_chunk_time_interval('traksense.measure', $1::interval)", policy.chunk_interval
             )
-            for level in LEVELS:
-                await _set_refresh(connection, schema, level, policy.retain_raw)
     return changes
 
 
 async def _catch_up(connection: Any, retain_raw: timedelta | None) -> None:
     """Aggregate all that was looked at so far, before less is: what goes out of sight may be dropped next.
-
-    Not more than that: of what has been dropped already, a refresh would remove the aggregates. asyncio-flavored.
+    asyncio-flavored.
     """
-    schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
-    for level in LEVELS:
-        start = await connection.fetchval(_REFRESH_START, f"rollup_{level}")
-        if retain_raw is not None and start != _stored(retain_raw + GRACE / 2):
-            begin = "NULL"
-            if start:
-                begin = await connection.fetchval("SELECT quote_literal(now() - $1::text::interval)", start)
-            await call_when_free(
-                connection, f"CALL {schema}.refresh_continuous_aggregate('traksense.rollup_{level}', {begin}, NULL)"
-            )
-
-
-async def _set_refresh(connection: Any, schema: str, level: str, retain_raw: timedelta | None) -> None:
-    """Late points are taken in for as long as they are accepted; what has been dropped is never looked at again."""
-    # Half the grace: longer than points are accepted, shorter than they are kept.
-    start = None if retain_raw is None else retain_raw + GRACE / 2
-    if await connection.fetchval(_REFRESH_START, f"rollup_{level}") == _stored(start):
-        return
-    name = f"traksense.rollup_{level}"
-    await connection.execute(f"SELECT {schema}.remove_continuous_aggregate_policy($1::regclass)", name)
-    await connection.execute(
-        f"SELECT {schema}.add_continuous_aggregate_policy($1::regclass, start_offset => $2::interval,"
-        " end_offset => NULL, schedule_interval => interval '1 minute')",
-        name,
-        start,
-    )
+    now = await connection.fetchval("SELECT value FROM traksense.setting WHERE name = 'retain_raw'")
+    if retain_raw is not None and now != _stored(retain_raw):
+        await call_when_free(connection, "CALL traksense.refresh_aggregates()")
 
 
 async def _differences(connection: Any, policy: Policy, engine: str) -> list[Change]:
@@ -290,17 +264,6 @@ SELECT time_interval FROM timescaledb_information.dimensions
 WHERE hypertable_schema = 'traksense' AND hypertable_name = 'measure'
 """
 
-_REFRESH_START: Final = """
-SELECT coalesce(j.config ->> 'start_offset', '')
-FROM timescaledb_information.jobs j
-JOIN timescaledb_information.continuous_aggregates a
-    ON (a.view_schema, a.view_name) = ('traksense', $1::text)
-    AND (j.hypertable_schema, j.hypertable_name) IN (
-        (a.view_schema, a.view_name), (a.materialization_hypertable_schema, a.materialization_hypertable_name)
-    )
-WHERE j.proc_name = 'policy_refresh_continuous_aggregate'
-"""
-
 _COMPRESSION: Final = f"""
 SELECT h.relation, s.number_compressed_chunks AS chunks, s.before_compression_total_bytes::bigint AS bytes_before,
     s.after_compression_total_bytes::bigint AS bytes_after
@@ -313,5 +276,5 @@ _JOBS: Final = """
 SELECT j.job_id, j.proc_name::text AS name, j.hypertable_name::text AS relation, s.next_start, s.last_run_status,
     s.total_failures
 FROM timescaledb_information.jobs j LEFT JOIN timescaledb_information.job_stats s USING (job_id)
-WHERE j.proc_schema = 'traksense' OR j.proc_name = 'policy_refresh_continuous_aggregate' ORDER BY 1
+WHERE j.proc_schema = 'traksense' ORDER BY 1
 """

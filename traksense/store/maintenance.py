@@ -1,40 +1,62 @@
 """What has to be done from time to time: aggregates, retention, partitions ahead, when devices were last seen.
 
-The service does it in a task of its own on a connection of its own, so that writers and probes never wait for it;
-advisory locks in the database's functions see to it that of several replicas one does the work. `traksense maintain`
-does the same once, for cron. On TimescaleDB the jobs of its own scheduler aggregate, compress and drop.
+The service does it in a task of its own (`store/upkeep.py`) on a connection of its own, so that writers and probes
+never wait for it; locks in the database's functions see to it that of several replicas one does the work. `traksense
+maintain` does the same once, for cron. On TimescaleDB the jobs of its own scheduler aggregate, compress and drop.
+
+Each step is on its own: one that fails keeps no other from being done, and leaves what it failed with in
+`traksense.step`, where everybody finds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 import attrs
 
-from traksense.model import Reason, Rejection, Telemetry
-from traksense.store import migrate
-from traksense.store.partitions import AHEAD
+from traksense.model import Event, Kind, Reason, Rejection, Telemetry
+from traksense.store import migrate, session_settings
+from traksense.store.fault_words import describe
+from traksense.store.partitions import Partitions
 from traksense.store.roles import name_tenants
-from traksense.store.rollup import roll_up
+from traksense.store.rollup import Busy, RollUp
 from traksense.store.sqlstate import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from datetime import datetime, timedelta
 
     from traksense.model import Delivery, Route
 
+    More: TypeAlias = Callable[[], bool]
+
 T = TypeVar("T")
+
+
+def always() -> bool:
+    """Go on to the end."""
+    return True
+
 
 CONNECT_SECONDS: Final = 10.0
 STATEMENT_SECONDS: Final = 600.0
-"""For one step: a roll-up of at most a day of the fleet, or one chunk to compress. Chosen by guess."""
+"""For one statement: one chunk to compress, or a refresh of TimescaleDB. Chosen by guess."""
+
+PIECE_SECONDS: Final = 60.0
+"""For one statement on plain PostgreSQL, where all work is in pieces of a second or two. Chosen by guess."""
 
 JOB_WAIT_SECONDS: Final = 300.0
 """How long a job that the scheduler is running is waited for. Chosen by guess."""
+
+WORD_BYTES: Final = 128
+"""A longer payload is more than a word."""
+
+SEEN_MAX: Final = 400_000
+"""How many devices are noted at most, should nothing be written down for long. Twice what the dictionary remembers."""
 
 SEEN_ROWS: Final = 5_000
 """Devices in one UPDATE: a short transaction."""
@@ -51,33 +73,49 @@ WHERE (d.tenant_id, d.site_id, d.device_id) = (k.tenant_id, k.site_id, k.device_
 
 _RETAIN_RAW: Final = "SELECT nullif(value, '')::interval FROM traksense.setting WHERE name = 'retain_raw'"
 
-_JOBS: Final = """
-SELECT job_id FROM timescaledb_information.jobs
-WHERE proc_schema = 'traksense'
-    OR (hypertable_schema, hypertable_name) IN (
-        SELECT view_schema, view_name FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'traksense'
-        UNION ALL
-        SELECT materialization_hypertable_schema, materialization_hypertable_name
-        FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'traksense'
-    )
-ORDER BY job_id
-"""
-# Created in the order of the levels, and each needs the one before.
+_JOBS: Final = ("CALL traksense.refresh_aggregates()", "CALL traksense.lifecycle_job(0, NULL)")
+
+_LEVELS: Final = ("raw", "1m", "5m", "1h")
+
+_CONNECTION_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
+
+
+def _words(texts: Iterable[str]) -> frozenset[str]:
+    """Each in one spelling: devices write `connection_lost` and `Connection-Lost`."""
+    return frozenset(text.casefold().replace("-", "_").replace(" ", "_") for text in texts)
 
 
 @attrs.define
 class Seen:
     """When each device was last heard, until it is written down."""
 
+    gone_words: frozenset[str] = attrs.field(converter=_words)
     _at: dict[str, tuple[Route, datetime]] = attrs.field(factory=dict)
 
     def add(self, batch: Sequence[Delivery]) -> None:
-        """Note the devices of a batch, whatever came of their messages."""
+        """Note the devices of a batch, whatever came of their messages.
+
+        What the broker had retained says nothing about now, and what says that the device is gone, such as a last will,
+        is no sign of life.
+        """
         at = self._at
         for delivery in batch:
             message = delivery.message
-            if message.route is not None:
-                at[message.route.path] = (message.route, message.received_at)
+            route = message.route
+            if route is None or message.retain:
+                continue
+            if (route.kind is Kind.EVENT or delivery.rejection is not None) and self._is_gone(delivery):
+                continue
+            at[route.path] = (route, message.received_at)
+        if len(at) > SEEN_MAX:
+            at.clear()
+
+    def _is_gone(self, delivery: Delivery) -> bool:
+        """On the wire a last will is a message like any other: only its words tell."""
+        words = [item.event_type for item in delivery.items if isinstance(item, Event)]
+        if delivery.rejection is not None and len(delivery.message.payload) <= WORD_BYTES:
+            words.append(delivery.message.payload.decode(errors="replace").strip().strip('"'))
+        return not self.gone_words.isdisjoint(_words(words))
 
     def take(self) -> list[tuple[Route, datetime]]:
         """What has been noted; it is forgotten here."""
@@ -90,7 +128,7 @@ class Seen:
             self._at.setdefault(route.path, (route, at))
 
 
-@attrs.frozen
+@attrs.define
 class Report:
     """What one round of maintenance did.
 
@@ -99,25 +137,26 @@ class Report:
         dropped: Partitions or chunks that had expired.
         purged: Acks, events and dead letters that had expired.
         jobs: Jobs of TimescaleDB that were run.
+        failed: The steps that failed, and what with.
     """
 
     marks: int = 0
-    dropped: tuple[str, ...] = ()
+    dropped: int = 0
     purged: int = 0
     jobs: int = 0
+    failed: dict[str, BaseException] = attrs.field(factory=dict)
 
 
-async def connect(dsn: str, application: str) -> asyncpg.Connection[asyncpg.Record]:
-    """A connection for maintenance: with time for its statements. asyncio-flavored."""
-    return await asyncpg.connect(
+async def connect(
+    dsn: str, application: str, *, seconds: float = STATEMENT_SECONDS
+) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection for maintenance, with time for its statements. asyncio-flavored."""
+    return await session_settings.connect(
         dsn,
-        timeout=CONNECT_SECONDS,
-        command_timeout=STATEMENT_SECONDS + CONNECT_SECONDS,
-        server_settings={
-            "application_name": application[:63],
-            "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
-            "timezone": "UTC",
-        },
+        application=application,
+        settings=session_settings.wanted(seconds, lock_timeout=0),
+        connect_seconds=CONNECT_SECONDS,
+        statement_seconds=seconds + CONNECT_SECONDS,
     )
 
 
@@ -157,38 +196,69 @@ async def write_seen(connection: Any, seen: Seen) -> None:
         noted = rest
 
 
-async def maintain(connection: Any, *, expire: bool = True, jobs: bool = False) -> Report:
-    """One round.
+class Maintainer:
+    """Does the steps, on a connection that is given for a round. asyncio-flavored."""
+
+    def __init__(self) -> None:
+        self._roll_up = RollUp()
+
+    async def aggregate(self, connection: Any, report: Report, more: More = always) -> None:
+        """Work marks into the aggregates, piece by piece (plain PostgreSQL)."""
+        async with step("aggregate", connection, report):
+            report.marks += await self._roll_up.run(connection, more)
+
+    async def expire(self, connection: Any, report: Report, more: More = always) -> None:
+        """Partitions ahead, and what is no longer kept (plain PostgreSQL)."""
+        async with step("partitions", connection, report):
+            await Partitions().ensure_ahead(connection)
+        async with step("drop", connection, report):
+            for level in _LEVELS:
+                while more() and (dropped := await connection.fetch("SELECT traksense.drop_expired($1)", level)):
+                    report.dropped += len(dropped)
+        async with step("purge", connection, report):
+            while more() and (purged := await connection.fetchval("SELECT traksense.purge_expired()")):
+                report.purged += purged
+
+
+@asynccontextmanager
+async def step(name: str, connection: Any, report: Report) -> AsyncIterator[None]:
+    """One step: its end is recorded in the database, and what it fails with goes no further. asyncio-flavored.
+
+    Raises:
+        asyncpg.PostgresError, OSError: The connection is lost: nothing can be done any more, or recorded.
+    """
+    try:
+        yield
+    except _CONNECTION_LOST:
+        raise
+    except (Busy, asyncpg.ObjectInUseError):
+        pass  # whoever is at it records how it ends
+    except asyncpg.PostgresError as error:
+        report.failed[name] = error
+        await connection.execute("SELECT traksense.end_step($1, $2)", name, describe(error))
+    else:
+        await connection.execute("SELECT traksense.end_step($1)", name)
+
+
+async def maintain(connection: Any, *, jobs: bool = False) -> Report:
+    """One round of everything, until all is done.
 
     Args:
         connection: From `connect`.
-        expire: Whether to make partitions and to drop and purge what has expired, too.
         jobs: Whether to run TimescaleDB's jobs, for a server whose scheduler is switched off. The owner may.
 
     asyncio-flavored.
     """
-    timescaledb = await migrate.read_engine(connection) == "timescaledb"
-    marks = 0 if timescaledb else max(0, await roll_up(connection))
-    dropped: tuple[str, ...] = ()
-    purged = run = 0
-    if expire:
-        now = datetime.now(UTC)
-        await connection.execute("SELECT traksense.ensure_partitions($1, $2)", now - timedelta(days=1), now + AHEAD)
-    if timescaledb and jobs:
-        for row in await connection.fetch(_JOBS):
-            await _run_job(connection, row["job_id"])
-            run += 1
-    elif expire and not timescaledb:
-        dropped = tuple(row[0] for row in await connection.fetch("SELECT traksense.drop_expired()"))
-        while rows := await connection.fetchval("SELECT traksense.purge_expired()"):
-            purged += rows
-    return Report(marks, dropped, purged, run)
-
-
-async def _run_job(connection: Any, number: int) -> None:
-    """asyncio-flavored."""
-    schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
-    await call_when_free(connection, f"CALL {schema}.run_job({number})")
+    report = Report()
+    if await migrate.read_engine(connection) == "timescaledb":
+        for job in _JOBS if jobs else ():
+            await call_when_free(connection, job)
+            report.jobs += 1
+        return report
+    maintainer = Maintainer()
+    await maintainer.aggregate(connection, report)
+    await maintainer.expire(connection, report)
+    return report
 
 
 async def call_when_free(connection: Any, statement: str) -> None:
@@ -211,15 +281,26 @@ async def read_retention(connection: Any) -> timedelta | None:
     return value
 
 
-def too_old(batch: Sequence[Delivery], retention: timedelta) -> dict[int, Rejection]:
-    """The deliveries with points that are older than what is kept: they would be dropped in silence."""
-    horizon = datetime.now(UTC) - retention
-    return {
-        index: Rejection(
+def too_old(batch: Sequence[Delivery], now: datetime, retention: timedelta | None) -> dict[int, Rejection]:
+    """Find the points that are older than what is kept by the database's clock: they would be dropped in silence.
+
+    Where a delivery has others as well, those are kept, and what is too old is rejected beside them. Returns the
+    rejections of the deliveries of which nothing is left.
+    """
+    refused: dict[int, Rejection] = {}
+    if retention is None:
+        return refused
+    horizon = now - retention
+    for index, delivery in enumerate(batch):
+        kept = [item for item in delivery.items if not isinstance(item, Telemetry) or item.ts >= horizon]
+        if len(kept) == len(delivery.items):
+            continue
+        rejection = Rejection(
             Reason.TIMESTAMP_OUT_OF_WINDOW,
             f"older than {horizon.isoformat(timespec='seconds')}: points are kept for {retention.days} days",
         )
-        for index, delivery in enumerate(batch)
-        if delivery.rejection is None
-        and any(isinstance(item, Telemetry) and item.ts < horizon for item in delivery.items)
-    }
+        if kept:
+            delivery.reject_all_but(kept, rejection)
+        else:
+            refused[index] = rejection
+    return refused

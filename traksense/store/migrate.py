@@ -1,4 +1,4 @@
-"""Brings the database schema up to date: numbered SQL files, each in a transaction, under an advisory lock.
+"""Brings the database schema up to date: numbered SQL files, each in a transaction, one session at a time.
 
 The files are plain SQL that psql can run too. Each ends by recording its own version; we add its checksum, so
 that a file that was edited after it was applied is noticed. asyncio-flavored throughout.
@@ -6,7 +6,6 @@ that a file that was edited after it was applied is noticed. asyncio-flavored th
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib.resources
 import os
@@ -23,11 +22,14 @@ import attrs
 
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import roles as role_file
+from traksense.store import session_settings
+from traksense.store.migration_lock import schema_exists, take_turn
 from traksense.store.sqlstate import fault
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
     from importlib.resources.abc import Traversable
 
     from asyncpg.pool import PoolConnectionProxy
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
 
-LATEST: Final = 7
+LATEST: Final = 10
 """The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 SERVER_MINIMUM: Final = 15
@@ -46,14 +48,7 @@ SERVER_MINIMUM: Final = 15
 TIMESCALEDB_MINIMUM: Final = (2, 19, 1)
 """Before, ON CONFLICT DO NOTHING into a compressed chunk could lose rows. Source: timescaledb issue 7672."""
 
-ADVISORY_LOCK: Final = (0x7472616B, 1)
-"""The first key spells "trak"; 2 as the second is `traksense.ensure_partitions`."""
-
 CONNECT_SECONDS: Final = 15.0
-LOCK_POLL_SECONDS: Final = 0.25
-LOCK_WAIT_SECONDS: Final = 600.0
-"""How long another replica's migration is waited for. Chosen by guess: longer than a migration takes."""
-
 STATEMENT_SECONDS: Final = 900.0
 TABLE_LOCK_SECONDS: Final = 30.0
 """How long a statement waits for a table that is in use: everybody else queues behind it, so it gives up."""
@@ -137,8 +132,6 @@ def roles_sql() -> str:
 async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
     """Bring the schema to `LATEST`; safe to run twice and from several replicas at once.
 
-    Needs a session of its own: a pooler in transaction mode would lose the advisory lock between statements.
-
     Args:
         dsn: The connection string of a role that may create schemas and tables, and shall own them.
         log: Where each applied migration, and a wait for another replica, is told.
@@ -156,16 +149,16 @@ async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
     connection = await _connect(dsn)
     try:
         await _check_server(connection)
-        await _lock(connection, log)
         report = await _apply(connection, wanted, log)
         if roles:
-            missing = await role_file.apply_roles(connection, roles_sql(), log=log)
+            async with take_turn(connection, log):
+                missing = await role_file.apply_roles(connection, roles_sql(), log=log)
             report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise _translated(error, _where(dsn)) from error
     finally:
-        # Ending the session releases the advisory lock. After close() this does nothing; it cannot block.
+        # After close() this does nothing; it cannot block.
         connection.terminate()
     return report
 
@@ -185,13 +178,7 @@ async def read_version(connection: Connection) -> int | None:
 
 
 async def _read_applied(connection: Connection) -> dict[int, _Applied]:
-    # The catalog rather than to_regclass(), which raises if the role may not use the schema.
-    exists = await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = 'traksense' AND c.relname = 'schema_version')"
-    )
-    if not exists:
+    if not await schema_exists(connection):
         return {}
     rows = await connection.fetch("SELECT version, name, checksum FROM traksense.schema_version")
     return {row["version"]: _Applied(row["name"], row["checksum"]) for row in rows}
@@ -216,29 +203,6 @@ async def _check_server(connection: Connection) -> None:
         )
 
 
-async def _lock(connection: Connection, log: Log) -> None:
-    """Take the session's advisory lock.
-
-    By polling: a session that waits inside pg_advisory_lock() holds a snapshot all the while, for which VACUUM
-    and CREATE INDEX CONCURRENTLY in other sessions would wait, and it could not say that it waits.
-    """
-    started = time.monotonic()
-    waiting = False
-    while not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", *ADVISORY_LOCK):
-        waited = time.monotonic() - started
-        if waited > LOCK_WAIT_SECONDS:
-            raise StoreUnavailableError(
-                f"another migration of this database has been running for {waited:.0f} s", sqlstate="55P03"
-            )
-        if not waiting:
-            log.info("migration_lock_waited_for", extra={"traksense_limit_seconds": LOCK_WAIT_SECONDS})
-            waiting = True
-        await asyncio.sleep(LOCK_POLL_SECONDS)
-    if waiting:
-        waited = time.monotonic() - started
-        log.info("migration_lock_taken", extra={"traksense_waited_seconds": round(waited, 3)})
-
-
 async def _apply(
     connection: Connection,
     wanted: Sequence[Migration],
@@ -250,11 +214,24 @@ async def _apply(
     names = []
     for migration in wanted:
         known = applied.get(migration.version)
+        if known is not None and known.checksum is not None:
+            continue
+        try:
+            async with take_turn(connection, log):
+                # Again, since whoever had the turn before may have applied it.
+                known = (await _read_applied(connection)).get(migration.version)
+                if known is None:
+                    started = time.monotonic()
+                    await connection.execute(migration.sql)
+                    await _record_checksum(connection, migration)
+                elif known.checksum is None:
+                    await _record_checksum(connection, migration)
+        except (asyncpg.DuplicateSchemaError, asyncpg.UniqueViolationError):
+            # The name of the schema was given to another session in the meantime; is it ours that it made?
+            if applied or migration.version not in await _read_applied(connection):
+                raise
+            continue
         if known is None:
-            started = time.monotonic()
-            async with connection.transaction():
-                await connection.execute(migration.sql)
-                await _record_checksum(connection, migration)
             names.append(str(migration))
             log.info(
                 "migration_applied",
@@ -264,7 +241,6 @@ async def _apply(
                 },
             )
         elif known.checksum is None:
-            await _record_checksum(connection, migration)
             log.info("migration_by_psql_adopted", extra={"traksense_migration": str(migration)})
     return MigrationReport(
         from_version=from_version,
@@ -311,6 +287,15 @@ async def read_engine(connection: Connection) -> Engine:
     return "postgresql" if partitioned else "timescaledb"
 
 
+async def read_chunk_interval(connection: Connection) -> timedelta:
+    """How much time a new chunk of the measurements holds, on TimescaleDB."""
+    interval: timedelta = await connection.fetchval(
+        "SELECT time_interval FROM timescaledb_information.dimensions "
+        "WHERE hypertable_schema = 'traksense' AND hypertable_name = 'measure' AND time_interval IS NOT NULL"
+    )
+    return interval
+
+
 def _sql_directory() -> Traversable:
     """`traksense/sql` of the installed package, or `sql/` of the repository that this file is in."""
     packaged = importlib.resources.files("traksense") / "sql"
@@ -331,30 +316,19 @@ def _server_version(connection: Connection) -> str:
 
 async def _connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
     try:
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+        connection = await session_settings.connect(
             dsn,
-            timeout=CONNECT_SECONDS,
+            application="traksense migrate",
+            settings=session_settings.wanted(STATEMENT_SECONDS, lock_timeout=TABLE_LOCK_SECONDS)
+            | {"default_transaction_read_only": "off"},
+            connect_seconds=CONNECT_SECONDS,
             # Behind the server's own limit, for a server that went silent.
-            command_timeout=STATEMENT_SECONDS + TABLE_LOCK_SECONDS,
+            statement_seconds=STATEMENT_SECONDS + TABLE_LOCK_SECONDS,
             statement_cache_size=0,  # DDL would make the cached plans stale
-            server_settings={
-                "application_name": "traksense migrate",
-                "search_path": "pg_catalog",
-                "client_min_messages": "warning",
-                "default_transaction_isolation": "read committed",
-                "default_transaction_read_only": "off",
-                "statement_timeout": _milliseconds(STATEMENT_SECONDS),
-                "lock_timeout": _milliseconds(TABLE_LOCK_SECONDS),
-                "idle_in_transaction_session_timeout": _milliseconds(STATEMENT_SECONDS),
-            },
         )
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         raise _translated(error, _where(dsn)) from error
     return connection
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(int(seconds * 1000))
 
 
 def _where(dsn: str) -> str:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from traksense.model import Exact
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
@@ -98,16 +100,20 @@ class PackedRows(msgspec.Struct, gc=False):
     @property
     def first_series(self) -> int:
         """The series of the first row."""
-        return int.from_bytes(self.packed[_SERIES], "big")
+        return series_of(self.packed)
 
     @property
     def repeats_itself(self) -> bool:
         """Whether a series occurs twice, and so a key."""
         return len({row[_SERIES] for row in self.rows()}) < self.count
 
-    def series(self) -> Iterator[int]:
+    def series(self) -> Iterable[int]:
         """The series of each row."""
-        return (int.from_bytes(row[_SERIES], "big") for row in self.rows())
+        if self.count == 1:
+            return (self.first_series,)
+        if self.row_bytes:
+            return chain.from_iterable(_series_reader(self.row_bytes).iter_unpack(self.packed))
+        return map(series_of, self.rows())
 
 
 def pack_head(series_id: int) -> bytes:
@@ -138,7 +144,8 @@ def pack_numbers(parts: Sequence[bytes | float], middle_bytes: int) -> bytes:
 
 
 def pack_row(head: bytes, ts: datetime, value: Value, quality: int | None, meta_id: int | None) -> bytes:
-    """One row of any kind."""
+    """One row of any kind. A number that its double does not say has its digits in `v_text`."""
+    text = value.digits if isinstance(value, Exact) else value
     fields = [
         head,
         _pack_length(8),
@@ -147,7 +154,7 @@ def pack_row(head: bytes, ts: datetime, value: Value, quality: int | None, meta_
         _pack_smallint_field(2, quality) if quality is not None else _NULL,
         _pack_int_field(4, meta_id) if meta_id is not None else _NULL,
         _bytes_field(b"\x01" if value else b"\x00") if isinstance(value, bool) else _NULL,
-        _bytes_field(value.encode()) if isinstance(value, str) else _NULL,
+        _bytes_field(text.encode()) if isinstance(text, str) else _NULL,
         _pack_double_field(8, value) if isinstance(value, float) else _NULL,
     ]
     return b"".join(fields)
@@ -178,10 +185,19 @@ def key(row: bytes) -> bytes:
     return row[_SERIES] + row[_TS]
 
 
-def value(row: bytes) -> tuple[bytes | None, bytes | None, float | None]:
-    """What a row says, to be compared: v_bool and v_text as PostgreSQL takes them, and v_num."""
+def series_of(row: bytes) -> int:
+    """The series of a row."""
+    return int.from_bytes(row[_SERIES], "big")
+
+
+def value(row: bytes) -> tuple[float | None, bool | None, str | None]:
+    """What a row says: v_num, v_bool, v_text."""
     *_, truth, text, number = _fields(row)
-    return truth, text, None if number is None else _unpack_double(number)[0]
+    return (
+        None if number is None else _unpack_double(number)[0],
+        None if truth is None else truth != b"\x00",
+        None if text is None else text.decode(),
+    )
 
 
 def numbered(row: bytes, meta: bytes | None, number: int) -> Sequence[bytes]:
@@ -257,6 +273,12 @@ def _split(packed: bytes) -> Iterator[bytes]:
 def _field_end(packed: bytes, at: int) -> int:
     length: int = _unpack_length(packed, at)[0]
     return at + 4 + max(0, length)
+
+
+@lru_cache(maxsize=16)
+def _series_reader(row_bytes: int) -> Struct:
+    """Unpacks the series of a row of this size, and nothing else."""
+    return Struct(f">{_SERIES.start}xi{row_bytes - _SERIES.stop}x")
 
 
 @lru_cache(maxsize=2 * POINTS_A_CALL)

@@ -1,17 +1,19 @@
-"""The pool of connections, and what is checked before the first of them is used."""
+"""The pool of connections, who uses them, and what is checked before the first of them is used."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 
-from traksense.errors import ConfigError, StoreMisconfiguredError, StoreUnavailableError
-from traksense.store import migrate
+from traksense.errors import PoolBusyError, ServerUnfitError, StoreMisconfiguredError
+from traksense.store import migrate, session_settings
+from traksense.store.sqlstate import is_broken_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -19,49 +21,58 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 COMMAND_GRACE_SECONDS: Final = 5.0
 """How much longer than the server's statement time-out the client waits: only a server that does not answer reaches
 it."""
 
-LOCK_SHARE: Final = 0.5
-"""lock_timeout as a share of statement_timeout, so that waiting for a lock is told apart from slow work."""
+ACQUIRE_SECONDS: Final = 10.0
+"""For a connection to be free, or made."""
 
 IDLE_CONNECTION_SECONDS: Final = 60.0
 
+# asyncpg keeps DB_POOL_MIN connections open by itself, and tells with a traceback each time that it cannot. The health
+# of the database says so, too, in one line.
+logging.getLogger("asyncpg.pool").addFilter(lambda record: record.exc_info is None)
+
 
 async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any, Any, None]]) -> asyncpg.Pool:
-    """Open `DB_POOL_MIN` connections; more follow by need. asyncio-flavored.
+    """Open `DB_POOL_MIN` connections; opens more as needed. asyncio-flavored.
 
     Args:
         settings: Where to, and how many.
-        on_connect: Awaited with each new connection before it is used; asyncio-flavored.
+        on_connect: Awaited with each new connection before it is used, once its session is prepared; asyncio-flavored.
 
     Source: asyncpg 0.32 has no time-outs of its own; a server behind a black hole is found only by `command_timeout`.
 
     Raises:
+        ServerUnfitError: The server, or a pooler before it, cannot keep what is promised.
         asyncpg.PostgresError, OSError: The server is away or refuses.
     """
-    milliseconds = int(settings.db_statement_timeout * 1000)
+    dsn = settings.database.dsn.reveal()
+    session = session_settings.wanted(settings.db_statement_timeout)
+
+    async def prepare(connection: Any) -> None:
+        await session_settings.prepare(connection, session)
+        if not settings.db_allow_unsafe:
+            await session_settings.check_durability(connection)
+        await on_connect(connection)
+
     pool = asyncpg.create_pool(
-        settings.database.dsn.reveal(),
+        dsn,
         min_size=settings.db_pool_min,
         max_size=settings.db_pool_max,
         timeout=CONNECT_TIMEOUT_SECONDS,
         command_timeout=settings.db_statement_timeout + COMMAND_GRACE_SECONDS,
         max_inactive_connection_lifetime=IDLE_CONNECTION_SECONDS,
+        connection_class=session_settings.ServiceConnection,
         # A connection carries nothing from one batch to the next but its staging table: no round trip to reset it.
         reset=_keep,
-        init=on_connect,
-        server_settings={
-            "application_name": f"traksense {settings.client_id}"[:63],
-            "statement_timeout": str(milliseconds),
-            "lock_timeout": str(int(milliseconds * LOCK_SHARE)),
-            "idle_in_transaction_session_timeout": str(milliseconds),
-            # Set per session, so that a default of the role or the database cannot weaken what PUBACK promises.
-            "synchronous_commit": "on",
-            "timezone": "UTC",
-        },
+        init=prepare,
+        server_settings={"application_name": f"traksense {settings.client_id}"[:63]},
+        **session_settings.target(dsn),
     )
     try:
         return await pool
@@ -70,25 +81,76 @@ async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any,
         raise
 
 
-async def check_server(connection: PoolConnectionProxy, *, allow_unsafe: bool) -> None:
-    """Check version, durability and schema. asyncio-flavored.
+class Connections:
+    """The pool, and what is done about a connection that is of no use. asyncio-flavored."""
+
+    def __init__(self, settings: Settings, on_connect: Callable[..., Coroutine[Any, Any, None]]) -> None:
+        """Not open yet. For `on_connect` see `open_pool`."""
+        self._settings = settings
+        self._on_connect = on_connect
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        """Open the pool, unless it is open; raises what `open_pool` does."""
+        if self._pool is None:
+            self._pool = await open_pool(self._settings, self._on_connect)
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        """A connection, for the duration.
+
+        Raises:
+            PoolBusyError: Others have all of them for too long.
+        """
+        pool = self._pool
+        assert pool is not None  # nobody asks before it is open
+        try:
+            connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
+        except TimeoutError as error:
+            if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
+                raise PoolBusyError("all connections to the database are in use, each of them for long") from error
+            raise
+        try:
+            yield connection
+        finally:
+            await pool.release(connection)
+
+    async def use(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Call a function with a connection; one that has turned out to be of no use is not used again."""
+        async with self.acquire() as connection:
+            try:
+                return await function(connection, *args)
+            except asyncpg.PostgresError as error:
+                if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                    # The server has become a standby, or was told to take nothing. What comes next shall look for the
+                    # one that takes writes, and find out when this one does again: for a session, that may never be.
+                    await self.expire()
+                if is_broken_session(error.sqlstate):
+                    with suppress(asyncpg.InterfaceError):  # it has ended
+                        connection.terminate()
+                raise
+
+    async def expire(self) -> None:
+        """Replace every connection before it is used again."""
+        if self._pool is not None:  # else it is being opened
+            await self._pool.expire_connections()
+
+    def terminate(self) -> None:
+        """End every connection now. Needs no event loop turn."""
+        if self._pool is not None:
+            self._pool.terminate()
+
+
+async def check_server(connection: PoolConnectionProxy) -> None:
+    """Check version and schema. asyncio-flavored.
 
     Raises:
-        ConfigError: The server is too old, or would lose what it has committed.
+        ServerUnfitError: The server is too old.
         StoreMisconfiguredError: The schema is missing or older than this release.
     """
     server = connection.get_server_version()
     if server.major < migrate.SERVER_MINIMUM:
-        raise ConfigError(
-            [f"PostgreSQL {server.major} is too old, {migrate.SERVER_MINIMUM} or newer is needed @ DATABASE_URL"]
-        )
-    unsafe = await connection.fetchval(
-        "SELECT string_agg(name, ' and ') FROM pg_settings"
-        " WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
-    )
-    if unsafe and not allow_unsafe:
-        fault = f"the server runs with {unsafe} off and would lose committed data in a crash"
-        raise ConfigError([f"{fault}; DB_ALLOW_UNSAFE=true accepts that @ DATABASE_URL"])
+        raise ServerUnfitError(f"PostgreSQL {server.major} is too old, {migrate.SERVER_MINIMUM} or newer is needed")
     version = await migrate.read_version(connection)
     if version is None or version < migrate.LATEST:
         raise StoreMisconfiguredError(
@@ -100,24 +162,13 @@ async def check_server(connection: PoolConnectionProxy, *, allow_unsafe: bool) -
 
 
 async def read_incarnation(connection: Any) -> str:
-    """What another database than before shows itself by: most restores need a restart or a new database, and a standby
-    that was promoted has been started at another time. Tables that are refilled in place are not noticed.
-    asyncio-flavored.
+    """What another database than before shows itself by, beside its dictionary's token: a copy under the same address
+    has another oid, and a server that was restored or promoted has been started at another time. asyncio-flavored.
     """
     incarnation: str = await connection.fetchval(
         "SELECT pg_postmaster_start_time() || ' ' || oid FROM pg_database WHERE datname = current_database()"
     )
     return incarnation
-
-
-async def ping(connection: PoolConnectionProxy) -> None:
-    """Make sure that the server answers and takes writes. asyncio-flavored.
-
-    Raises:
-        StoreUnavailableError: It is read-only: a standby, or told so.
-    """
-    if await connection.fetchval("SHOW transaction_read_only") == "on":
-        raise StoreUnavailableError("the server is read-only (SQLSTATE 25006)", "25006")
 
 
 async def _keep(_connection: Any) -> None:

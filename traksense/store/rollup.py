@@ -1,9 +1,8 @@
 """What a batch changes in the aggregates, on plain PostgreSQL (TimescaleDB keeps its own account).
 
-The batch's transaction marks the times that it has written; `traksense.roll_up()` computes the marked buckets anew. A
-mark is of all series, or of one: recent points, which nearly all are, make one mark for the batch; late ones are marked
-by the hour, and series by series where an hour has only a few, so that a device that brings three days at once does
-not have three days of the whole fleet computed again (ops/decisions/0031).
+The batch's transaction marks what it has written, series by series within an hour; `traksense.roll_up()` computes the
+marked buckets anew, piece by piece. So what a batch costs is in proportion to what it wrote: a device that brings a
+year of history has its own year computed, and nobody else's (ops/decisions/0037).
 """
 
 from __future__ import annotations
@@ -11,70 +10,113 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import asyncpg
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from traksense.store.packing import PackedRows
 
-Mark: TypeAlias = tuple[int | None, datetime, datetime]
-"""The series, or None for all; the first and the last time written."""
+Mark: TypeAlias = tuple[set[int], datetime, datetime]
+"""The series, and the first and the last time written; all within an hour."""
 
-RECENT: Final = timedelta(minutes=15)
-"""As far before the newest point of a batch as the whole fleet is computed anew without looking closer. Chosen by
-guess: a batch holds what arrived within a second, and few devices are so late without having been away."""
+HOUR: Final = timedelta(hours=1)
 
-SERIES_MAX: Final = 200
-"""If more series than these have late points in one hour, that hour is marked for all. Chosen by guess: an index scan
-for each of them costs about as much as one of a tenth of a fleet of 2,000."""
+PIECE: Final = 20_000
+"""How many hours of single series are computed at once, and how many marks are looked at for it: a second or two.
+Chosen by guess."""
+
+PIECE_MINIMUM: Final = 16
+PIECE_SHARE: Final = 4
+"""A piece that failed is tried again at this fraction of its size."""
+
+_ROLL_UP: Final = "SELECT traksense.roll_up($1)"
+
+_TOO_LARGE: Final = (
+    asyncpg.QueryCanceledError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.TransactionRollbackError,
+)
+"""What a smaller piece may be spared: time-outs, memory and locks that ran out, deadlocks."""
 
 
 def marks(measures: Sequence[PackedRows]) -> list[Mark]:
-    """The marks for these rows of measurements."""
+    """The marks for these rows of measurements; one if all are of the same hour, as nearly always."""
     instants = [packed.ts for packed in measures]
     first, last = min(instants), max(instants)
-    if last - first <= RECENT:
-        return [(None, first, last)]
-    recent = last - RECENT
-    result: list[Mark] = [(None, min(ts for ts in instants if ts >= recent), last)]
-    hours: dict[datetime, dict[int, tuple[datetime, datetime]]] = {}
+    if last < _hour(first) + HOUR:
+        return [(_series(measures), first, last)]
+    hours: dict[datetime, list[PackedRows]] = {}
     for packed in measures:
-        ts = packed.ts
-        if ts < recent:
-            hour = hours.setdefault(ts.replace(minute=0, second=0, microsecond=0), {})
-            for series_id in packed.series():
-                low, high = hour.get(series_id, (ts, ts))
-                hour[series_id] = (min(low, ts), max(high, ts))
-    for hour in hours.values():
-        if len(hour) <= SERIES_MAX:
-            result += [(series_id, low, high) for series_id, (low, high) in hour.items()]
-        else:
-            spans = hour.values()
-            result.append((None, min(low for low, _ in spans), max(high for _, high in spans)))
-    return result
+        hours.setdefault(_hour(packed.ts), []).append(packed)
+    return [
+        (_series(rows), min(packed.ts for packed in rows), max(packed.ts for packed in rows)) for rows in hours.values()
+    ]
+
+
+def _hour(instant: datetime) -> datetime:
+    return instant.replace(minute=0, second=0, microsecond=0)
+
+
+def _series(measures: Iterable[PackedRows]) -> set[int]:
+    found: set[int] = set()
+    for rows in measures:
+        found.update(rows.series())
+    return found
 
 
 def mark_statement(measures: Sequence[PackedRows]) -> str:
     """The statement that marks what these rows change, for the transaction that writes them.
 
     With its values inside, so that it can go to the server together with the COPY: all that one message of the simple
-    query protocol holds is one transaction.
+    query protocol holds is one transaction. Numbers and times need no escapes.
     """
-    series, lows, highs = zip(*marks(measures), strict=True)
-    values = f"'{_array(series)}'::int[], '{_array(lows)}'::timestamptz[], '{_array(highs)}'::timestamptz[]"
-    return f"INSERT INTO traksense.dirty (series_id, low, high) SELECT * FROM unnest({values})"  # noqa: S608  (our own)
+    values = ", ".join(
+        f"('{{{','.join(map(str, series))}}}'::int[], '{low.isoformat()}'::timestamptz,"
+        f" '{high.isoformat()}'::timestamptz)"
+        for series, low, high in marks(measures)
+    )
+    return f"INSERT INTO traksense.dirty (series, low, high) VALUES {values}"  # noqa: S608  (our own)
 
 
-def _array(values: Iterable[int | datetime | None]) -> str:
-    """An array literal; numbers and times need no escapes."""
-    texts = ("NULL" if v is None else f'"{v.isoformat()}"' if isinstance(v, datetime) else str(v) for v in values)
-    return f"{{{','.join(texts)}}}"
+class Busy(Exception):  # noqa: N818  (not an error: the work is being done)
+    """Another session is at it."""
 
 
-async def roll_up(connection: Any) -> int:
-    """Work off the marks that there are; returns how many, or -1 if another session is at it. asyncio-flavored."""
-    done = 0
-    while True:
-        marks_done: int = await connection.fetchval("SELECT traksense.roll_up()", timeout=None)
-        if marks_done < 1:
-            return done or marks_done
-        done += marks_done
+class RollUp:
+    """Works marks off, in pieces of a size that works: a session of its own for each call."""
+
+    def __init__(self) -> None:
+        self.piece = PIECE
+
+    async def run(self, connection: Any, more: Callable[[], bool] = lambda: True) -> int:
+        """Work marks off until there are none, or no more may be done now; returns how many. Each piece commits.
+
+        Args:
+            connection: From `maintenance.connect`.
+            more: Whether to go on with another piece.
+
+        Raises:
+            asyncpg.PostgresError: A piece failed that cannot be made smaller; those before it stay.
+            Busy: Another session is at it.
+
+        asyncio-flavored.
+        """
+        done = 0
+        while True:
+            try:
+                worked: int = await connection.fetchval(_ROLL_UP, self.piece)
+            except _TOO_LARGE:
+                if self.piece <= PIECE_MINIMUM:
+                    raise
+                self.piece = max(PIECE_MINIMUM, self.piece // PIECE_SHARE)
+                continue
+            if worked < 0 and not done:
+                raise Busy
+            if worked < 1:
+                return done
+            done += worked
+            self.piece = min(PIECE, self.piece * 2)
+            if not more():
+                return done

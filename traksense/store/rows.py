@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
-from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing, digest
+from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing
+from traksense.store.digests import digest
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
@@ -23,21 +24,23 @@ class Rows:
     """What a batch becomes.
 
     Attributes:
+        token: The dictionary whose numbers they have (`Dictionary.token`).
         measures: Rows of measurements, in receive order.
         points: How many rows of measurements.
         acks: Rows for `cmd_ack`, one for each command: the newest of the batch.
         superseded: Indices of deliveries whose command acknowledgement is not the newest of its command in this batch.
         events: Rows for `device_event`, each with the index of its delivery.
-        errors: Rows for `ingest_errors`.
+        errors: Rows for `ingest_errors`, by the index of their delivery.
         tenants: Whose acks, events and errors these are, by the topics of the messages.
     """
 
+    token: str = ""
     measures: list[PackedRows] = attrs.field(factory=list)
     points: int = 0
     acks: dict[tuple[str, str, str], tuple[int, tuple[Any, ...]]] = attrs.field(factory=dict)
     superseded: set[int] = attrs.field(factory=set)
     events: list[tuple[int, tuple[Any, ...]]] = attrs.field(factory=list)
-    errors: list[tuple[Any, ...]] = attrs.field(factory=list)
+    errors: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     tenants: set[str] = attrs.field(factory=set)
 
     @property
@@ -46,7 +49,7 @@ class Rows:
         return not (self.acks or self.events or self.errors)
 
     def touched(self) -> frozenset[int]:
-        """The indices of all deliveries that are not dead letters."""
+        """The indices of all deliveries that have something to store beside their dead letters."""
         return frozenset(
             {packed.delivery for packed in self.measures}
             | {index for index, _ in self.acks.values()}
@@ -59,16 +62,15 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
     """Make the rows of a batch; if anything is missing in the dictionary, they are not complete and must be made
     again.
     """
-    rows = Rows()
+    rows = Rows(dictionary.token)
     missing = Missing()
     for index, delivery in enumerate(batch):
         if delivery.rejection is not None:
-            rows.errors.append(_error_row(delivery, delivery.rejection))
-            if delivery.message.route is not None:
-                rows.tenants.add(_topic_tenant(delivery))
-            continue
+            rows.errors[index] = error_row(delivery, delivery.rejection)
+            rows.tenants |= topic_tenants(delivery)
         route = delivery.message.route
-        assert route is not None  # a message without a route was rejected by the decoder
+        if route is None or not delivery.items:
+            continue
         device = dictionary.device(route)
         if device is None:
             missing.devices[route.path] = route
@@ -79,7 +81,7 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
                 else:
                     _add_measures(rows, index, item, route, device, dictionary, missing)
                 continue
-            rows.tenants.add(_topic_tenant(delivery))
+            rows.tenants |= topic_tenants(delivery)
             if isinstance(item, CommandAck):
                 _add_ack(rows, index, item, route, delivery.message.received_at)
             else:
@@ -87,9 +89,11 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
     return rows, missing
 
 
-def _topic_tenant(delivery: Delivery) -> str:
-    """From the topic itself rather than from the row, so that the database's check is a check."""
-    return delivery.message.topic.split("/", 2)[1]
+def topic_tenants(delivery: Delivery) -> set[str]:
+    """The tenant of a message: from the topic itself rather than from the row, so that the database's check is a check.
+    Empty if the topic names none.
+    """
+    return {delivery.message.topic.split("/", 2)[1]} if delivery.message.route is not None else set()
 
 
 def refuse_devices(batch: Sequence[Delivery], unknown: Container[str]) -> dict[int, Rejection]:
@@ -97,7 +101,7 @@ def refuse_devices(batch: Sequence[Delivery], unknown: Container[str]) -> dict[i
     rejections = {}
     for index, delivery in enumerate(batch):
         route = delivery.message.route
-        if delivery.rejection is None and route is not None and route.path in unknown:
+        if delivery.items and route is not None and route.path in unknown:
             rejections[index] = Rejection(
                 Reason.UNKNOWN_DEVICE, f"{route.path} is not in traksense.device (INGEST_PROVISIONING=strict)"
             )
@@ -178,7 +182,8 @@ def _event_row(event: Event, route: Route) -> tuple[Any, ...]:
     return (route.tenant, route.site, route.device, event.event_id, event.event_type, event.ts, data)
 
 
-def _error_row(delivery: Delivery, rejection: Rejection) -> tuple[Any, ...]:
+def error_row(delivery: Delivery, rejection: Rejection) -> tuple[Any, ...]:
+    """The row for `ingest_errors`."""
     message = delivery.message
     # PostgreSQL's text takes neither NUL nor surrogates; the topic in a dead letter is for people.
     topic = _storable(message.topic)

@@ -6,10 +6,10 @@ gone. We cannot get it back, but we can say from when to when.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
     from datetime import datetime
 
     from asyncpg.pool import PoolConnectionProxy
@@ -40,11 +40,47 @@ WHERE client_id <> $1 AND broker = $2 AND last_alive_at > now() - make_interval(
 
 _REMEMBER: Final = "UPDATE traksense.ingest_session SET held = $2, claimed = $3 WHERE client_id = $1"
 
-_FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
-
 CLAIM_SECONDS: Final = 60.0
 """A session that was not alive for so long claims nothing: six times the interval at which it says that it is
 (`ingest.session.ALIVE_EVERY_SECONDS`)."""
+
+
+class Call(Protocol):
+    """Calls an asyncio-flavored function with a connection, from Trio."""
+
+    async def __call__(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
+        """What the function returns."""
+        ...
+
+
+class SessionLog:
+    """Implements `ingest.ports.SessionLog` and `ingest.handover.SubscriptionLog`. Trio-flavored."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
+        """See `ingest.ports.SessionLog.connected`."""
+        last_alive: datetime | None = await self._call(connected, client_id, broker, at)
+        return last_alive
+
+    async def alive(self, client_id: str) -> None:
+        """See `ingest.ports.SessionLog.alive`."""
+        await self._call(alive, client_id)
+
+    async def subscriptions(self, client_id: str) -> tuple[frozenset[str], frozenset[str]]:
+        """See `ingest.handover.SubscriptionLog.subscriptions`."""
+        found: tuple[frozenset[str], frozenset[str]] = await self._call(subscriptions, client_id)
+        return found
+
+    async def claims_of_others(self, client_id: str, broker: str) -> frozenset[str]:
+        """See `ingest.handover.SubscriptionLog.claims_of_others`."""
+        claims: frozenset[str] = await self._call(claims_of_others, client_id, broker)
+        return claims
+
+    async def remember(self, client_id: str, held: Collection[str], claimed: Collection[str]) -> None:
+        """See `ingest.handover.SubscriptionLog.remember`."""
+        await self._call(remember, client_id, held, claimed)
 
 
 async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> datetime | None:
@@ -57,7 +93,7 @@ async def connected(connection: PoolConnectionProxy, client_id: str, broker: str
     return last_alive
 
 
-async def alive(connection: PoolConnectionProxy, client_id: str, _at: datetime) -> None:
+async def alive(connection: PoolConnectionProxy, client_id: str) -> None:
     """Record that the session is alive now, by the database's clock. asyncio-flavored."""
     await connection.execute(_ALIVE, client_id)
 
@@ -78,8 +114,3 @@ async def remember(
 ) -> None:
     """See `ingest.handover.SubscriptionLog.remember`. asyncio-flavored."""
     await connection.execute(_REMEMBER, client_id, sorted(held), sorted(claimed))
-
-
-async def forget(connection: PoolConnectionProxy, client_id: str) -> None:
-    """The session has been ended: its absence is no loss. asyncio-flavored."""
-    await connection.execute(_FORGET, client_id)

@@ -14,11 +14,14 @@ import asyncpg
 
 from traksense.errors import (
     DataRefusedError,
+    DictionaryChangedError,
+    ServerUnfitError,
     StoreError,
     StoreMisconfiguredError,
     StoreUnavailableError,
     UnclassifiedStoreError,
 )
+from traksense.store.fault_words import describe
 
 _WAIT: Final = StoreUnavailableError
 _OPERATOR: Final = StoreMisconfiguredError
@@ -28,10 +31,17 @@ _UNKNOWN: Final = UnclassifiedStoreError
 FAULTS: Final[dict[str, type[StoreError]]] = {
     # Nobody's: wait and write the whole batch again.
     "08": _WAIT,  # connection exception; includes 08007, transaction resolution unknown: the unique key resolves it
+    "24": _WAIT,  # invalid cursor state
     "25": _WAIT,  # invalid transaction state: 25006 read-only after a failover, 25P03 idle in transaction time-out
+    "26": _WAIT,  # invalid SQL statement name: a prepared statement that belonged to another server process
+    "2D": _WAIT,  # invalid transaction termination
+    "34": _WAIT,  # invalid cursor name
+    "3B": _WAIT,  # savepoint exception
     "40": _WAIT,  # transaction rollback: 40001 serialization failure, 40P01 deadlock, 40003 completion unknown
     "53": _WAIT,  # insufficient resources: 53100 disk full, 53200 out of memory, 53300 too many connections
     "55006": _WAIT,  # object in use
+    "42P03": _WAIT,  # duplicate cursor
+    "42P05": _WAIT,  # duplicate prepared statement: as class 26
     "55P03": _WAIT,  # lock not available: lock_timeout
     "57": _WAIT,  # operator intervention: 57014 cancelled or statement_timeout, 57P01-57P03 shutting down, starting up
     "58": _WAIT,  # system error outside PostgreSQL: 58030 I/O error
@@ -42,6 +52,8 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
     "28": _OPERATOR,  # invalid authorization: the password was changed under us
     "3D": _OPERATOR,  # no such database
     "3F": _OPERATOR,  # no such schema
+    "TK001": DictionaryChangedError,  # our own: traksense.hold_dictionary
+    "TK002": ServerUnfitError,  # our own: a pooler has changed the server process
     "42": _OPERATOR,  # undefined table or column, insufficient privilege (42501, also a refused RLS check)
     # The data's: bisect down to the message.
     "21": _DATA,  # cardinality violation
@@ -54,6 +66,9 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
     "53400": _UNKNOWN,
 }
 """By whole SQLSTATE first, then by its class (the first two characters)."""
+
+BROKEN_SESSION: Final = ("24", "25", "26", "2D", "34", "3B", "42P03", "42P05", "TK002")
+"""What a session says that is not as we left it. It is never used again: whoever comes next gets a new one."""
 
 _NO_ANSWER: Final = (
     OSError,
@@ -97,8 +112,6 @@ def fault(sqlstate: str) -> type[StoreError]:
     return FAULTS.get(sqlstate) or FAULTS.get(sqlstate[:2], UnclassifiedStoreError)
 
 
-def describe(error: BaseException) -> str:
-    """One line for people: the server's message, without the data it quotes in DETAIL."""
-    text = " ".join(str(error).split("\n", 1)[0].split()) or "no answer"
-    sqlstate = getattr(error, "sqlstate", None)
-    return f"{text} ({type(error).__name__}{f', SQLSTATE {sqlstate}' if sqlstate else ''})"[:500]
+def is_broken_session(sqlstate: str | None) -> bool:
+    """Whether the session, rather than the data or the server, is to blame."""
+    return sqlstate is not None and (sqlstate in BROKEN_SESSION or sqlstate[:2] in BROKEN_SESSION)

@@ -34,10 +34,13 @@ HEADER: Final = """\
 --     psql -v ON_ERROR_STOP=1 -f ops/schema.sql
 --
 -- Made by `python -m traksense.tools.schema`: do not edit.
+
+-- Functions come before the tables that they read.
+SET check_function_bodies = off;
 """
 
 _ENTRY: Final = re.compile(r"^--\n-- Name: (?P<name>.+?); Type: (?P<kind>.+?); .*\n--\n", re.MULTILINE)
-_BLOCK: Final = re.compile(r"^DO \$\$\n.*?^\$\$;\n", re.MULTILINE | re.DOTALL)
+_BLOCK: Final = re.compile(r"^DO (?P<quote>\$\w*\$)\n.*?^(?P=quote);\n", re.MULTILINE | re.DOTALL)
 _NOISE: Final = re.compile(r"^(?:SET \w+ = .*;|\\(?:un)?restrict .*|--(?: PostgreSQL.*)?)\n", re.MULTILINE)
 _ENGINE: Final = re.compile(r"\b(?:COLUMN |TABLE )?(?P<table>measure|rollup_\w+?)(?:\.\w+| \w+)?")
 
@@ -48,6 +51,8 @@ _ROWS: Final = """
 UNION ALL
 (SELECT format('INSERT INTO traksense.schema_version (version, name) VALUES (%s, %L);', version, name)
     FROM traksense.schema_version ORDER BY version)
+UNION ALL
+SELECT 'INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;'
 """
 
 
@@ -86,9 +91,9 @@ async def _migrate(dsn: str) -> list[str]:
 
 def _sections(dump: str, rows: list[str]) -> Iterator[str]:
     applied = migrations()
-    check, *_ = _BLOCK.findall(applied[0].sql)
+    check, *_ = _blocks(applied[0].sql)
     # By what they make; the others set up what is there at the end.
-    engine = [block for migration in applied for block in _BLOCK.findall(migration.sql) if "timescaledb" in block]
+    engine = [block for migration in applied for block in _blocks(migration.sql) if "timescaledb" in block]
     measure = next(block for block in engine if "CREATE TABLE traksense.measure" in block)
     rollups = next(block for block in engine if "CREATE MATERIALIZED VIEW" in block)
     made: set[str] = set()
@@ -110,6 +115,10 @@ def _sections(dump: str, rows: list[str]) -> Iterator[str]:
     yield from (block for block in engine if block not in (measure, rollups))
     yield "\n".join(rows) + "\n"
     yield roles_sql()
+
+
+def _blocks(sql: str) -> list[str]:
+    return [match.group() for match in _BLOCK.finditer(sql)]
 
 
 def _entries(dump: str) -> Iterator[tuple[str, str, str]]:
