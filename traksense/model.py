@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime  # noqa: TC003  (msgspec resolves the annotations at run time)
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
 import attrs
 import msgspec
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 Value: TypeAlias = float | bool | str
+"""A number may be an `Exact`, which is a float, too."""
+
 ValueType: TypeAlias = Literal["float", "num", "int", "bool", "enum", "text"]
 
 
@@ -43,7 +48,7 @@ class Reason(enum.StrEnum):
     INVALID_FIELD = "invalid_field"  # a field is missing, has the wrong type, or is too long
     TYPE_MISMATCH = "type_mismatch"  # a value disagrees with its declared type
     NUL_CHARACTER = "nul_character"  # U+0000 in a text: PostgreSQL cannot store it
-    NUMBER_OUT_OF_RANGE = "number_out_of_range"  # beyond a double
+    NUMBER_OUT_OF_RANGE = "number_out_of_range"  # beyond 1e290, or beyond numeric's digits after the point
     TIMESTAMP_OUT_OF_WINDOW = "timestamp_out_of_window"  # older or newer than is accepted
     MISSING_TIMESTAMP = "missing_timestamp"  # the device gave no time of its own
     PAYLOAD_TOO_LARGE = "payload_too_large"
@@ -51,7 +56,38 @@ class Reason(enum.StrEnum):
     NESTED_TOO_DEEP = "nested_too_deep"  # would exhaust the stack
     UNKNOWN_DEVICE = "unknown_device"  # INGEST_PROVISIONING=strict and the device is not registered
     ADAPTER_FAILED = "adapter_failed"  # an adapter raised something else than a DecodeError
+    CONFLICTING_VALUE = "conflicting_value"  # a point is stored under the same key (series and time) with another value
     DATABASE_REFUSED = "database_refused"  # the database refuses this message alone; detail has the SQLSTATE
+
+
+class Exact(float):
+    """A number that its double does not say: as a float it is the nearest double, and `digits` has all of it.
+
+    It equals another of the same digits, and no plain float: that is another number. `adapters.numbers` says when a
+    number is one, and how its digits are written.
+    """
+
+    __slots__ = ("digits",)
+
+    digits: str
+
+    def __new__(cls, digits: str) -> Self:
+        """The nearest double to these digits, which keeps them."""
+        exact = super().__new__(cls, digits)
+        exact.digits = digits
+        return exact
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Exact) and self.digits == other.digits
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.digits)
+
+    def __repr__(self) -> str:
+        return f"Exact({self.digits!r})"
 
 
 class Point(msgspec.Struct, frozen=True, gc=False):
@@ -60,7 +96,7 @@ class Point(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         name: The point's identifier within its device, 1-128 characters.
-        v: The value. Numbers are floats.
+        v: The value. Numbers are floats; an `Exact` where the nearest double is not the number that was sent.
         t: What the value claims to be; an adapter has checked that `v` agrees.
         u: Unit, or None.
         q: Quality: 0 good, 1 suspect, 2 bad.
@@ -142,6 +178,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
         route: What the topic says; None until the intake has read it, and for ever if it is not one of ours.
         cost_bytes: The memory that holding it takes, once the intake has reckoned it.
         settled: Set once by the acknowledger, after the COMMIT of all that came of the message.
+        retain: The RETAIN flag: the broker had kept it, and sends it because we subscribed; it says nothing about now.
     """
 
     topic: str
@@ -154,18 +191,24 @@ class Message(msgspec.Struct, eq=False, gc=False):
     route: Route | None = None
     cost_bytes: int = 0
     settled: bool = False
+    retain: bool = False
 
 
 @attrs.frozen
 class Rejection:
-    """Why a message cannot be stored as what it claims to be."""
+    """Why a message, or a part of it, cannot be stored as what it claims to be."""
 
     reason: Reason
     detail: str
 
 
 class Delivery(msgspec.Struct, eq=False, gc=False):
-    """A message and what was made of it: `items` to store or, if `rejection` is set, a dead letter."""
+    """A message and what was made of it: `items` to store, and a dead letter if `rejection` is set.
+
+    With both, a part of the message is at fault and the rest is good: one transaction stores the items, and the bytes
+    as a dead letter that names what is wrong. With neither, there was nothing to store: an empty payload, or points
+    without a reading.
+    """
 
     message: Message
     items: list[Item]
@@ -177,3 +220,17 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         self.rejection = rejection
         self.items = []
         self.points = 0
+
+    def reject_all_but(self, kept: list[Item], rejection: Rejection) -> None:
+        """Keep these items, and have a dead letter say why the others are dropped, beside what it says already."""
+        if self.rejection is not None:
+            earlier = self.rejection
+            rejection = Rejection(earlier.reason, f"{earlier.detail}; {rejection.reason}: {rejection.detail}")
+        self.rejection = rejection
+        self.items = kept
+        self.points = count_points(kept)
+
+
+def count_points(items: Iterable[Item]) -> int:
+    """How many points these items have."""
+    return sum(len(item.points) for item in items if isinstance(item, Telemetry))

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from traksense.model import Item, Rejection
 
-    from traksense.model import Item, Kind
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from traksense.model import Kind
 
 
 class Context(msgspec.Struct, frozen=True, gc=False):
@@ -24,6 +26,20 @@ class Context(msgspec.Struct, frozen=True, gc=False):
     site: str
     device: str
     received_at: datetime
+
+
+class Partial(list[Item]):
+    """The items of a message, and what else was in it; without items, it has at least one of the others.
+
+    Attributes:
+        faults: What is wrong with parts of it, the path included. They become one dead letter beside the items.
+        absent: How many points had no reading: null, or not-a-number.
+    """
+
+    def __init__(self, items: Iterable[Item] = (), *, faults: Sequence[Rejection] = (), absent: int = 0) -> None:
+        super().__init__(items)
+        self.faults = list(faults)
+        self.absent = absent
 
 
 class Adapter(Protocol):
@@ -50,9 +66,23 @@ class Adapter(Protocol):
         ...
 
     def decode(self, payload: bytes, context: Context) -> Sequence[Item]:
-        """Turn the payload into items, at least one.
+        """Turn the payload into items, at least one, or into a `Partial`.
 
         Raises:
             DecodeError: The payload is not acceptable; reason and detail go into the dead letter.
+        """
+        ...
+
+
+class Salvager(Protocol):
+    """An adapter whose `decode` refuses a message for the first fault that it meets, which is quick, and which then
+    looks again for what is good in it.
+    """
+
+    def salvage(self, payload: bytes, context: Context) -> Partial:
+        """Turn a payload that `decode` has refused into what can be stored of it.
+
+        Raises:
+            DecodeError: The whole message is at fault; that is its reason, then.
         """
         ...

@@ -8,19 +8,23 @@ and property tests hold them to it.
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from traksense.adapters.base import Partial
 from traksense.adapters.fields import CLASS_OF, MAX_NAME, MAX_UNIT
 from traksense.adapters.json_checks import check_json, decode_json
+from traksense.adapters.numbers import number
 from traksense.errors import DecodeError
-from traksense.model import CommandAck, Event, Point, Telemetry
+from traksense.model import CommandAck, Event, Exact, Point, Reason, Rejection, Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")
 _JSON: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -35,7 +39,10 @@ def check_items(items: Sequence[object]) -> None:
         ConformanceError: There is none, or one of them breaks a rule of the adapter contract (see
             ops/adapters.md).
     """
-    _expect(len(items) > 0, "no items")
+    if isinstance(items, Partial):
+        _check_partial(items)
+    else:
+        _expect(len(items) > 0, "no items")
     for index, item in enumerate(items):
         where = f"items[{index}]"
         if isinstance(item, Telemetry):
@@ -46,6 +53,16 @@ def check_items(items: Sequence[object]) -> None:
             _check_event(item, where)
         else:
             raise ConformanceError(f"{where}: a {type(item).__name__} is no item")
+
+
+def _check_partial(partial: Partial) -> None:
+    _expect(type(partial.absent) is int and partial.absent >= 0, f"absent: {partial.absent!r} is no number of points")
+    _expect(bool(partial or partial.faults or partial.absent), "no items, no faults, and nothing absent")
+    for index, fault in enumerate(partial.faults):
+        _expect(
+            isinstance(fault, Rejection) and isinstance(fault.reason, Reason) and isinstance(fault.detail, str),
+            f"faults[{index}]: {fault!r} is no Rejection",
+        )
 
 
 def _check_telemetry(telemetry: Telemetry, where: str) -> None:
@@ -71,12 +88,21 @@ def _check_point(point: object, where: str) -> None:
         isinstance(point.t, str) and point.t in CLASS_OF,
         f"{where}.t: {point.t!r} is none of {', '.join(CLASS_OF)}",
     )
-    _expect(type(point.v) is CLASS_OF[point.t], f"{where}.v: a {type(point.v).__name__} is no {point.t}")
+    class_ = float if isinstance(point.v, Exact) else type(point.v)
+    _expect(class_ is CLASS_OF[point.t], f"{where}.v: a {type(point.v).__name__} is no {point.t}")
     if isinstance(point.v, str):
         _check_text(point.v, f"{where}.v")
     _expect(not isinstance(point.v, float) or math.isfinite(point.v), f"{where}.v: {point.v!r} is not finite")
+    _expect(not isinstance(point.v, Exact) or _is_exact(point.v), f"{where}.v: {point.v!r} is not what number() makes")
     quality: object = point.q  # nothing but msgspec holds it to its annotation
     _expect(type(quality) is int and quality in {0, 1, 2}, f"{where}.q: {quality!r} is not 0, 1 or 2")
+
+
+def _is_exact(value: Exact) -> bool:
+    try:
+        return _NUMBER.fullmatch(value.digits) is not None and number(value.digits) == value
+    except DecodeError:
+        return False
 
 
 def _check_ack(ack: CommandAck, where: str) -> None:

@@ -11,7 +11,10 @@ Source: PAYLOADS, `telem`, envelope v1:
 * `meta`: optional object, kept as it came.
 
 Where that is silent: members that it does not name are ignored, `"meta": null` and `"u": null` mean absent,
-and an `int` may have a fraction (numbers are doubles anyway).
+and an `int` may have a fraction.
+
+`decode` refuses a message for its first fault. `salvage` then takes its points one by one: what is wrong with one is a
+fault of that point, and one whose `v` is null, or not-a-number where a number was declared, has no reading.
 """
 
 from __future__ import annotations
@@ -21,8 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
+from traksense.adapters.base import Partial
 from traksense.adapters.fields import CLASS_OF
-from traksense.adapters.json_checks import ABSENT, json_object
+from traksense.adapters.json_checks import ABSENT, decode_json, json_object, refuse_nul
+from traksense.adapters.numbers import may_round
+from traksense.adapters.salvage import at, is_absent, read_number, rejection, strictly
 from traksense.adapters.schema_v1 import decode_v1
 from traksense.adapters.timestamps import parse_timestamp
 from traksense.errors import DecodeError
@@ -40,7 +46,25 @@ class _Envelope(msgspec.Struct, gc=False):
     meta: msgspec.Raw = ABSENT
 
 
+class _Parts(msgspec.Struct, gc=False):
+    """An envelope whose points have not been looked into."""
+
+    schema: Literal["v1"]
+    ts: str
+    points: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    meta: msgspec.Raw = ABSENT
+
+
+class _Value(msgspec.Struct, gc=False):
+    v: msgspec.Raw
+    t: msgspec.Raw = ABSENT
+
+
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_PARTS: Final = msgspec.json.Decoder(_Parts)
+_POINT: Final = msgspec.json.Decoder(Point)
+_VALUE: Final = msgspec.json.Decoder(_Value)
+_NOT_NUMERIC: Final = frozenset({b'"bool"', b'"enum"', b'"text"'})
 _NO_VALUE: Final = re.compile(r"Expected .* - at `\$\.points\[\d+\]\.v`")
 
 
@@ -54,11 +78,11 @@ class EnvelopeV1:
         """Whether it says that it is an envelope; of which version, `decode` judges."""
         return members is not None and "schema" in members
 
-    def decode(self, payload: bytes, context: Context) -> list[Item]:  # noqa: ARG002 (the interface)
+    def decode(self, payload: bytes, context: Context) -> list[Item]:
         """Turn the payload into one `Telemetry`.
 
         Raises:
-            DecodeError: Any reason but MISSING_TIMESTAMP, UNKNOWN_FORMAT and ADAPTER_FAILED.
+            DecodeError: Any reason but UNKNOWN_FORMAT and ADAPTER_FAILED.
         """
         try:
             envelope = decode_v1(_ENVELOPE, payload)
@@ -66,10 +90,66 @@ class EnvelopeV1:
             if refusal.reason is Reason.INVALID_FIELD and _NO_VALUE.match(refusal.detail):
                 raise DecodeError(Reason.TYPE_MISMATCH, refusal.detail) from refusal
             raise
+        if may_round(payload):
+            return strictly(self.salvage(payload, context))
         points = envelope.points
         _check_points(points)
         ts = parse_timestamp(envelope.ts, "$.ts")
         return [Telemetry(ts, points, json_object(envelope.meta, "$.meta"))]
+
+    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+        """One `Telemetry` of the good points, if there are any.
+
+        Raises:
+            DecodeError: Any reason but UNKNOWN_FORMAT, TYPE_MISMATCH and ADAPTER_FAILED: what is wrong with the message
+                besides its points.
+        """
+        envelope = decode_v1(_PARTS, payload, allow_nul=True)
+        ts = parse_timestamp(envelope.ts, "$.ts")
+        refuse_nul(bytes(envelope.meta))
+        meta = json_object(envelope.meta, "$.meta")
+        partial = Partial()
+        points: list[Point] = []
+        for index, raw in enumerate(envelope.points):
+            try:
+                points.append(_point(bytes(raw)))
+            except DecodeError as error:
+                if _has_no_reading(bytes(raw)):
+                    partial.absent += 1
+                else:
+                    partial.faults.append(rejection(at(error, f"$.points[{index}]")))
+        if points:
+            partial.append(Telemetry(ts, points, meta))
+        return partial
+
+
+def _point(raw: bytes) -> Point:
+    """One point, its number to the last digit.
+
+    Raises:
+        DecodeError: With a path that begins at the point.
+    """
+    try:
+        point = decode_json(_POINT, raw)
+    except DecodeError as refusal:
+        if refusal.reason is Reason.INVALID_FIELD and refusal.detail.endswith("- at `$.v`"):
+            raise DecodeError(Reason.TYPE_MISMATCH, refusal.detail) from refusal
+        raise
+    _check_type(point, "$.v")
+    if type(point.v) is float:
+        exact = read_number(bytes(_VALUE.decode(raw).v))
+        if type(exact) is not float:
+            return Point(point.name, exact, point.t, point.u, point.q)
+    return point
+
+
+def _has_no_reading(raw: bytes) -> bool:
+    try:
+        value = _VALUE.decode(raw)
+    except msgspec.DecodeError:
+        return False
+    v = bytes(value.v)
+    return v == b"null" or (is_absent(v) and bytes(value.t) not in _NOT_NUMERIC)
 
 
 def _check_points(points: list[Point]) -> None:
@@ -78,6 +158,10 @@ def _check_points(points: list[Point]) -> None:
     for point in points:
         if type(point.v) is not class_of[point.t]:
             # Where it is, is worked out only once there is a fault: this loop is half of our own time.
-            got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
-            where = f"$.points[{points.index(point)}].v"
-            raise DecodeError(Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}`")
+            _check_type(point, f"$.points[{points.index(point)}].v")
+
+
+def _check_type(point: Point, where: str) -> None:
+    if type(point.v) is not CLASS_OF[point.t]:
+        got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
+        raise DecodeError(Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}`")

@@ -11,6 +11,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from traksense.adapters.json_checks import decode_json
 from traksense.errors import DecodeError
 from traksense.model import Reason, Value, ValueType
 
@@ -29,8 +30,17 @@ CLASS_OF: Final[dict[ValueType, type[Value]]] = {
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Unit: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_UNIT)]
-Bit: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1)]
-"""A digital input or output as devices write it: 0 or 1 (true and false are not numbers)."""
+_BIT: Final = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=0, le=1)])
+
+
+def read_bit(raw: bytes) -> bool:
+    """A digital input or output as devices write it: 0 or 1 (true and false are not numbers).
+
+    Raises:
+        DecodeError: INVALID_FIELD.
+    """
+    bit: int = decode_json(_BIT, raw)
+    return bit == 1
 
 
 def checked_name(name: str, where: str) -> str:

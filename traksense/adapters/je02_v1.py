@@ -7,9 +7,9 @@ Source: PAYLOADS, `telem`, JE02 v1 inverter:
   `rssi` (dBm), `uptime` (s), `cntserr`, `var0` (VAR0 / 10, °C), `var1` (VAR1 / 10, %), `rele` (bool).
 * INFO carries no points: it is an event of type `info`.
 
-Where that is silent: `null` means absent and other members are ignored; a member of DATA that is absent makes
-no point, and `status` needs INPUT1 unless INPUT2 is 1, `fault` needs INPUT2. DATA without TS has no time
-(MISSING_TIMESTAMP).
+Where that is silent: `null` means absent (no reading, which is counted) and other members are ignored; a member
+of DATA that is absent makes no point, and what is wrong with one leaves the others alone. `status` needs INPUT1
+unless INPUT2 is 1, `fault` needs INPUT2. DATA without TS has no time (MISSING_TIMESTAMP).
 
 INFO has neither an identifier nor a time of its own. Its identifier is taken from its content, so that a
 redelivery is the same event: `info-` and the first 32 hexadecimal digits of the SHA-256 of INFO with its
@@ -20,15 +20,19 @@ of receipt.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from traksense.adapters.fields import Bit  # noqa: TC001  (msgspec resolves the annotations at run time)
-from traksense.adapters.json_checks import ABSENT, decode_json, json_object
+from traksense.adapters.base import Partial
+from traksense.adapters.fields import read_bit
+from traksense.adapters.json_checks import ABSENT, json_object, refuse_nul
+from traksense.adapters.numbers import may_round, number, tenth
+from traksense.adapters.salvage import Parts, members_of, read_number, strictly
 from traksense.adapters.timestamps import from_unix_seconds
 from traksense.errors import DecodeError
-from traksense.model import Event, Kind, Point, Reason, Telemetry
+from traksense.model import Event, Exact, Kind, Point, Reason, Telemetry
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,14 +43,14 @@ if TYPE_CHECKING:
 
 class _Data(msgspec.Struct, gc=False, rename="upper"):
     ts: float | None = None
-    input1: Bit | None = None
-    input2: Bit | None = None
-    var0: float | None = None
-    var1: float | None = None
-    wrssi: float | None = None
-    rele: Bit | None = None
-    cntserr: float | None = None
-    uptime: float | None = None
+    input1: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input2: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    var0: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    var1: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    wrssi: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    rele: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    cntserr: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    uptime: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Message(msgspec.Struct, rename="upper"):
@@ -74,53 +78,84 @@ class Je02V1:
             DecodeError: PARSE_ERROR, INVALID_FIELD, MISSING_TIMESTAMP, NUL_CHARACTER, NUMBER_OUT_OF_RANGE,
                 NESTED_TOO_DEEP.
         """
-        message = decode_json(_MESSAGE, payload)
+        refuse_nul(payload)
+        partial = strictly(self.salvage(payload, context))
+        if not partial:
+            raise DecodeError(Reason.INVALID_FIELD, "no measurement - at `$.DATA`")
+        return partial
+
+    def salvage(self, payload: bytes, context: Context) -> Partial:
+        """The same of what is good in DATA.
+
+        Raises:
+            DecodeError: As `decode`, but for what is wrong with a measurement.
+        """
+        message = members_of(_MESSAGE, payload)
+        refuse_nul(bytes(message.info))
         info = json_object(message.info, "$.INFO")
-        items: list[Item] = []
+        partial = Partial()
         ts = context.received_at
         if message.data is not None:
-            telemetry = _telemetry(message.data)
-            items.append(telemetry)
-            ts = telemetry.ts
-        if info is not None:
-            items.append(_information(info, ts))
-        if not items:
+            ts = _time(message.data)
+            points = _points(message.data, Parts(partial))
+            if points:
+                partial.append(Telemetry(ts, points))
+            elif not (partial.absent or partial.faults):
+                raise DecodeError(Reason.INVALID_FIELD, "no measurement - at `$.DATA`")
+        elif info is None:
             raise DecodeError(Reason.INVALID_FIELD, "Object missing required field `DATA` or `INFO`")
-        return items
+        if info is not None:
+            partial.append(_information(info, ts))
+        return partial
 
 
-def _telemetry(data: _Data) -> Telemetry:
+def _time(data: _Data) -> datetime:
     if data.ts is None:
         raise DecodeError(Reason.MISSING_TIMESTAMP, "Object missing required field `TS` - at `$.DATA`")
-    points = [
-        *_state(data),
-        *_number("rssi", data.wrssi, "dBm"),
-        *_number("uptime", data.uptime, "s"),
-        *_number("cntserr", data.cntserr, None),
-        *_number("var0", data.var0, "°C", divisor=10),
-        *_number("var1", data.var1, "%", divisor=10),
-        *([] if data.rele is None else [Point("rele", bool(data.rele), "bool")]),
+    return from_unix_seconds(data.ts, "$.DATA.TS")
+
+
+def _points(data: _Data, parts: Parts) -> list[Point]:
+    running = parts.take(read_bit, data.input1, "$.DATA.INPUT1")
+    fault = parts.take(read_bit, data.input2, "$.DATA.INPUT2")
+    rssi = parts.take(read_number, data.wrssi, "$.DATA.WRSSI")
+    uptime = parts.take(read_number, data.uptime, "$.DATA.UPTIME")
+    errors = parts.take(read_number, data.cntserr, "$.DATA.CNTSERR")
+    temperature = parts.take(_read_tenths, data.var0, "$.DATA.VAR0")
+    humidity = parts.take(_read_tenths, data.var1, "$.DATA.VAR1")
+    relay = parts.take(read_bit, data.rele, "$.DATA.RELE")
+    # With a second input that cannot be read, it may be running or faulty: nobody knows.
+    known = fault is not None or isinstance(data.input2, msgspec.UnsetType) or bytes(data.input2) == b"null"
+    status = "FAULT" if fault else None if running is None or not known else "RUN" if running else "STOP"
+    numbers = (
+        ("rssi", rssi, "dBm"),
+        ("uptime", uptime, "s"),
+        ("cntserr", errors, None),
+        ("var0", temperature, "°C"),
+        ("var1", humidity, "%"),
+    )
+    return [
+        *([] if status is None else [Point("status", status, "enum")]),
+        *([] if fault is None else [Point("fault", fault, "bool")]),
+        *(Point(name, value, u=unit) for name, value, unit in numbers if value is not None),
+        *([] if relay is None else [Point("rele", relay, "bool")]),
     ]
-    if not points:
-        raise DecodeError(Reason.INVALID_FIELD, "no measurement - at `$.DATA`")
-    return Telemetry(from_unix_seconds(data.ts, "$.DATA.TS"), points)
 
 
-def _state(data: _Data) -> list[Point]:
-    points = []
-    if data.input2:
-        points.append(Point("status", "FAULT", "enum"))
-    elif data.input1 is not None:
-        points.append(Point("status", "RUN" if data.input1 else "STOP", "enum"))
-    if data.input2 is not None:
-        points.append(Point("fault", bool(data.input2), "bool"))
-    return points
+def _read_tenths(raw: bytes) -> float:
+    return tenth(read_number(raw))
 
 
-def _number(name: str, value: float | None, unit: str | None, divisor: int = 1) -> list[Point]:
-    return [] if value is None else [Point(name, value / divisor, u=unit)]
+def _said(text: str) -> float | str:
+    value = number(text)
+    if isinstance(value, Exact):
+        return value.digits
+    return int(text) if text.lstrip("-").isdigit() else value
 
 
 def _information(info: bytes, ts: datetime) -> Event:
-    canonical = msgspec.json.encode(msgspec.json.decode(info), order="deterministic")
+    # Where a double says all of a number, the identifier is that of earlier releases.
+    exactly = may_round(info)
+    document = json.loads(info, parse_float=_said, parse_int=_said) if exactly else msgspec.json.decode(info)
+    canonical = msgspec.json.encode(document, order="deterministic")
     return Event("info", ts, f"info-{hashlib.sha256(canonical).hexdigest()[:32]}", info)

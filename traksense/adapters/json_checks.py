@@ -58,8 +58,13 @@ _SYNTAX: Final = msgspec.json.Decoder(msgspec.Raw)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def decode_json(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
+def decode_json(decoder: msgspec.json.Decoder[T], payload: bytes, *, allow_nul: bool = False) -> T:
     """Decode the payload; what is returned has no NUL and no lone surrogate in any text.
+
+    Args:
+        decoder: Into what.
+        payload: The bytes.
+        allow_nul: NUL is looked for later, in each part (`refuse_nul`).
 
     Raises:
         DecodeError: PARSE_ERROR, NESTED_TOO_DEEP, NUMBER_OUT_OF_RANGE, NUL_CHARACTER, or INVALID_FIELD with
@@ -74,13 +79,24 @@ def decode_json(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
     except msgspec.DecodeError as exc:
         raise _syntax_fault(payload, exc) from exc
     except UnicodeDecodeError as exc:
-        raise DecodeError(Reason.PARSE_ERROR, f"not UTF-8: {exc.reason} (byte {exc.start})") from exc
+        detail = f"not UTF-8 but perhaps Latin-1: {exc.reason} 0x{payload[exc.start]:02x} (byte {exc.start})"
+        raise DecodeError(Reason.PARSE_ERROR, detail) from exc
     except RecursionError as exc:
         raise DecodeError(Reason.NESTED_TOO_DEEP, "nested deeper than the decoder goes") from exc
-    # Almost no payload has a backslash, and looking for one byte takes a tenth of looking for six.
-    if b"\\" in payload and b"\\u0000" in payload and _NUL_ESCAPE.search(payload):
-        raise DecodeError(Reason.NUL_CHARACTER, "U+0000 in a text (an escape \\u0000)")
+    if not allow_nul:
+        refuse_nul(payload)
     return decoded
+
+
+def refuse_nul(raw: bytes) -> None:
+    """Make sure that no text in this JSON has U+0000.
+
+    Raises:
+        DecodeError: NUL_CHARACTER.
+    """
+    # Almost no payload has a backslash, and looking for one byte takes a tenth of looking for six.
+    if b"\\" in raw and b"\\u0000" in raw and _NUL_ESCAPE.search(raw):
+        raise DecodeError(Reason.NUL_CHARACTER, "U+0000 in a text (an escape \\u0000)")
 
 
 def check_json(raw: bytes, where: str) -> None:

@@ -6,8 +6,9 @@ Source: PAYLOADS, `telem`, Parsec v1 inverter:
 * `rssi`: optional, point `rssi`, dBm. `fw` goes to `meta`, with `"src": "parsec_v1"`.
 * `ts` and at least one of `di1`, `di2` are required.
 
-Where that is silent: `null` means absent, `fw` may be any JSON value and is kept as it came, other members
-are ignored, and a message without `ts` has no time of its own (MISSING_TIMESTAMP).
+Where that is silent: `null` means absent (no reading, which is counted), `fw` may be any JSON value and is kept
+as it came, other members are ignored, and a message without `ts` has no time of its own (MISSING_TIMESTAMP).
+What is wrong with one input leaves the others alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from traksense.adapters.fields import Bit  # noqa: TC001  (msgspec resolves the annotations at run time)
-from traksense.adapters.json_checks import ABSENT, decode_json, json_value
+from traksense.adapters.base import Partial
+from traksense.adapters.fields import read_bit
+from traksense.adapters.json_checks import ABSENT, json_value, refuse_nul
+from traksense.adapters.salvage import Parts, members_of, read_number, strictly
 from traksense.adapters.timestamps import parse_timestamp
 from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class _Reading(msgspec.Struct, gc=False):
-    di1: Bit | None = None
-    di2: Bit | None = None
-    rssi: float | None = None
+    di1: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    di2: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    rssi: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     fw: msgspec.Raw = ABSENT
     ts: str | None = None
 
@@ -48,29 +51,46 @@ class ParsecV1:
         """Whether it has one of the digital inputs and does not say that it is of some schema."""
         return members is not None and "schema" not in members and not members.isdisjoint({"di1", "di2"})
 
-    def decode(self, payload: bytes, context: Context) -> list[Item]:  # noqa: ARG002 (the interface)
+    def decode(self, payload: bytes, context: Context) -> list[Item]:
         """Turn the payload into one `Telemetry`.
 
         Raises:
             DecodeError: PARSE_ERROR, INVALID_FIELD, MISSING_TIMESTAMP, NUL_CHARACTER, NUMBER_OUT_OF_RANGE,
                 NESTED_TOO_DEEP.
         """
-        reading = decode_json(_READING, payload)
-        if reading.di1 is None and reading.di2 is None:
+        refuse_nul(payload)
+        partial = strictly(self.salvage(payload, context))
+        if not any(point.name != "rssi" for item in partial if isinstance(item, Telemetry) for point in item.points):
             raise DecodeError(Reason.INVALID_FIELD, "Object missing required field `di1` or `di2`")
+        return partial
+
+    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+        """One `Telemetry` of the good inputs, if there are any.
+
+        Raises:
+            DecodeError: As `decode`, but for what is wrong with an input.
+        """
+        reading = members_of(_READING, payload)
         if reading.ts is None:
             raise DecodeError(Reason.MISSING_TIMESTAMP, "Object missing required field `ts`")
-        return [Telemetry(parse_timestamp(reading.ts, "$.ts"), _points(reading), _meta(reading))]
+        ts = parse_timestamp(reading.ts, "$.ts")
+        refuse_nul(bytes(reading.fw))
+        meta = _meta(reading)
+        partial = Partial()
+        points = _points(reading, Parts(partial))
+        if points:
+            partial.append(Telemetry(ts, points, meta))
+        return partial
 
 
-def _points(reading: _Reading) -> list[Point]:
+def _points(reading: _Reading, parts: Parts) -> list[Point]:
     points = []
-    if reading.di1 is not None:
-        points.append(Point("status", "RUN" if reading.di1 else "STOP", "enum"))
-    if reading.di2 is not None:
-        points.append(Point("fault", bool(reading.di2), "bool"))
-    if reading.rssi is not None:
-        points.append(Point("rssi", reading.rssi, u="dBm"))
+    if (running := parts.take(read_bit, reading.di1, "$.di1")) is not None:
+        points.append(Point("status", "RUN" if running else "STOP", "enum"))
+    if (fault := parts.take(read_bit, reading.di2, "$.di2")) is not None:
+        points.append(Point("fault", fault, "bool"))
+    if (rssi := parts.take(read_number, reading.rssi, "$.rssi")) is not None:
+        points.append(Point("rssi", rssi, u="dBm"))
     return points
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, cast
 
 from traksense.adapters.ack_v1 import AckV1
+from traksense.adapters.base import Partial
 from traksense.adapters.conformance import ConformanceError, check_items
 from traksense.adapters.envelope_v1 import EnvelopeV1
 from traksense.adapters.event_v1 import EventV1
 from traksense.adapters.je02_v1 import Je02V1
 from traksense.adapters.json_checks import member_names
 from traksense.adapters.parsec_v1 import ParsecV1
+from traksense.adapters.salvage import without_nan
 from traksense.adapters.senml import SenML
 from traksense.adapters.trak_sensors import TrakSensors
 from traksense.errors import ConfigError, DecodeError
-from traksense.model import Kind, Reason
+from traksense.model import Kind, Reason, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from importlib.metadata import EntryPoint
 
     from traksense.adapters.base import Adapter, Context
@@ -31,6 +34,9 @@ MAX_DETAIL: Final = 500
 for people."""
 
 _MEMBERS_NAMED: Final = 8
+
+_PADDING: Final = b"\0 \t\r\n"
+_PADDED: Final = frozenset(bytes([byte]) for byte in _PADDING)
 
 _DEFAULTS: Final[Mapping[Kind, Adapter]] = {
     Kind.TELEM: EnvelopeV1(),
@@ -68,7 +74,7 @@ class Registry:
         return (_DEFAULTS[kind], *self._others[kind])
 
     def decode(self, kind: Kind, payload: bytes, context: Context) -> list[Item]:
-        """Turn the payload into items, at least one, each of which can be stored.
+        """Turn the payload into items, at least one, each of which can be stored; or into a `Partial`.
 
         Raises:
             DecodeError: And nothing else, whatever the payload and the adapters do. `detail` is printable and
@@ -81,26 +87,76 @@ class Registry:
         except Exception as exc:  # noqa: BLE001 (that is the promise)
             # Kept in this frame, so without the traceback that leads back to it: no cycle that holds the payload.
             refusal = _refusal(default, exc).with_traceback(None)
-        claimant = self._claimant(kind, payload, refusal)
+        text = unpadded(payload)
+        if refusal.reason is Reason.PARSE_ERROR and text is not payload:
+            try:
+                return cast("list[Item]", default.decode(text, context))
+            except Exception as exc:  # noqa: BLE001
+                refusal = _refusal(default, exc).with_traceback(None)
+        claimant = self._claimant(kind, payload, text)
+        if claimant is None:
+            said = refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or _has_schema(text)
+            raise refusal if said else _unknown_format(text)
+        return self._decoded(claimant, claimant.decode, payload, text, context)
+
+    def salvage(self, kind: Kind, payload: bytes, context: Context) -> Partial | None:
+        """What can be stored of a payload that `decode` has refused; None if its adapter does not look for the good in
+        the bad.
+
+        Raises:
+            DecodeError: The whole message is at fault. `detail` is printable and short.
+        """
+        text = unpadded(payload)
+        if kind is Kind.TELEM:
+            # What goes into a column as it came, of an acknowledgement or an event, is left as it came.
+            text = without_nan(text)
+        adapter = self._claimant(kind, payload, text)
+        if adapter is None and _has_schema(text):
+            adapter = _DEFAULTS[kind]
+        salvage: Callable[[bytes, Context], Partial] | None = getattr(adapter, "salvage", None)
+        if adapter is None or salvage is None:
+            return None
+        salvaged = self._decoded(adapter, salvage, payload, text, context)
+        return salvaged if isinstance(salvaged, Partial) else Partial(salvaged)
+
+    def _decoded(
+        self,
+        adapter: Adapter,
+        decode: Callable[[bytes, Context], Sequence[Item]],
+        payload: bytes,
+        text: bytes,
+        context: Context,
+    ) -> list[Item]:
+        """What an adapter makes of a payload; a third party's gets it as it came, and is held to the contract."""
+        third_party = adapter.name in self._third_party
         try:
-            items = list(claimant.decode(payload, context))
-            if claimant.name in self._third_party:
+            found = decode(payload if third_party else text, context)
+            items = found if isinstance(found, Partial) else list(found)
+            if third_party:
                 check_items(items)
         except Exception as exc:
-            raise _refusal(claimant, exc) from exc
+            raise _refusal(adapter, exc) from exc
+        if isinstance(items, Partial):
+            items.faults = [Rejection(fault.reason, _printable(fault.detail)) for fault in items.faults]
         return items
 
-    def _claimant(self, kind: Kind, payload: bytes, refusal: DecodeError) -> Adapter:
-        members = member_names(payload)
+    def _claimant(self, kind: Kind, payload: bytes, text: bytes) -> Adapter | None:
+        members = member_names(text)
         for adapter in self._others[kind]:
             try:
-                if adapter.claims(payload, members):
+                if adapter.claims(payload if adapter.name in self._third_party else text, members):
                     return adapter
             except Exception as exc:
                 raise _refusal(adapter, exc) from exc
-        if refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or (members and "schema" in members):
-            raise refusal
-        raise DecodeError(Reason.UNKNOWN_FORMAT, _printable(_description(members)))
+        return None
+
+
+def unpadded(payload: bytes) -> bytes:
+    """The payload without what C strings and text editors leave around it: NULs and white space behind, a byte order
+    mark in front. The same object if there is none.
+    """
+    text = payload.rstrip(_PADDING) if payload[-1:] in _PADDED else payload
+    return text.removeprefix(BOM_UTF8) if text.startswith(BOM_UTF8) else text
 
 
 def load_registry() -> Registry:
@@ -183,6 +239,14 @@ def _said(exc: Exception) -> str:
     except Exception:  # noqa: BLE001 (an exception that cannot even say what it is)
         message = "(no message)"
     return f"{type(exc).__name__}: {message}"
+
+
+def _has_schema(text: bytes) -> bool:
+    return "schema" in (member_names(text) or ())
+
+
+def _unknown_format(text: bytes) -> DecodeError:
+    return DecodeError(Reason.UNKNOWN_FORMAT, _printable(_description(member_names(text))))
 
 
 def _description(members: frozenset[str] | None) -> str:

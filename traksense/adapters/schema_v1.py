@@ -6,6 +6,7 @@ reason.
 
 from __future__ import annotations
 
+import re
 from typing import Final, TypeVar
 
 import msgspec
@@ -21,22 +22,25 @@ class _Versioned(msgspec.Struct):
     schema: msgspec.Raw
 
 
+_NO_TIME: Final = re.compile(r"Object missing required field `ts`|Expected `str`, got `null` - at `\$\.ts`")
 _VERSIONED: Final = msgspec.json.Decoder(_Versioned)
 
 
-def decode_v1(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
+def decode_v1(decoder: msgspec.json.Decoder[T], payload: bytes, *, allow_nul: bool = False) -> T:
     """Decode a message whose type declares `schema: Literal["v1"]`.
 
     Raises:
-        DecodeError: UNKNOWN_SCHEMA if `schema` is there and something else, whatever else is wrong; or as
-            `decode_json`.
+        DecodeError: UNKNOWN_SCHEMA if `schema` is there and something else, whatever else is wrong;
+            MISSING_TIMESTAMP if the first thing wrong is that `ts` is not there, or null; or as `decode_json`.
     """
     try:
-        return decode_json(decoder, payload)
+        return decode_json(decoder, payload, allow_nul=allow_nul)
     except DecodeError as refusal:
         # Another version may have other fields, so its version says more than the first field that v1 misses.
         if refusal.reason in {Reason.INVALID_FIELD, Reason.NUMBER_OUT_OF_RANGE}:
             _refuse_other_schema(payload)
+            if _NO_TIME.fullmatch(refusal.detail):
+                raise DecodeError(Reason.MISSING_TIMESTAMP, refusal.detail) from refusal
         raise
 
 

@@ -5,8 +5,7 @@ it comes again (§4). From the records in order:
 
 * Name = base name + name (§4.5.1), but see below. Unit = unit, else base unit (§4.5.2).
 * Time = base time + time, a missing one is zero; below 2**28 it is relative to "now" (§4.5.3). The device's
-  own clock is the truth, never the server's, so one measurement with such a time makes the message
-  MISSING_TIMESTAMP.
+  own clock is the truth, never the server's, so a measurement with such a time is MISSING_TIMESTAMP.
 * Value = base value + `v`, sum = base sum + `s`; of each pair a missing one is zero, and without both there
   is none (§4.5.4). At most one of `v`, `vs`, `vb`, `vd`; none only beside a sum or a base value (§4.2). The
   base value is numeric and does not touch `vs`, `vb` and `vd`.
@@ -28,29 +27,36 @@ How that becomes points:
   already, so a point is called by its own `n`, and `meta` keeps the base name as `bn`. With several base
   names in a pack, or where short names would make two points one, each point has its full name, and so has a
   measurement without `n`.
+* `decode` refuses a pack for its first fault. `salvage` then leaves out the records that are at fault, and those whose
+  value is null: they have no reading. A base field that is at fault is a fault of the pack, since it would make others
+  of what follows; and a record that is left out still has its say in how the others are named.
 * The RFC's alphabet for names (§4.5.1) is not enforced: a value is worth more than a neat name.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
 import msgspec
 
+from traksense.adapters.base import Partial
 from traksense.adapters.fields import checked_name, checked_unit
-from traksense.adapters.json_checks import decode_json
+from traksense.adapters.numbers import added, may_round
+from traksense.adapters.salvage import rejection, strictly
+from traksense.adapters.senml_records import BaseFields, Record, read_records, salvage_records
 from traksense.adapters.timestamps import from_unix_seconds
 from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from traksense.adapters.base import Context
-    from traksense.model import Item, Value, ValueType
+    from traksense.model import Item, Rejection, Value, ValueType
 
 METADATA: Final = frozenset(
     {"model", "gateway", "manufacturer", "serial", "version", "firmware", "fw", "hardware", "hw"}
@@ -59,31 +65,10 @@ METADATA: Final = frozenset(
 capture of their other models would settle it: until then a name too few is a text point, which loses
 nothing."""
 
-VERSION: Final = 10
 FIRST_ABSOLUTE_TIME: Final = 2**28
 
 
-class _Record(msgspec.Struct):
-    bn: str | None = None
-    bt: float | None = None
-    bu: str | None = None
-    bv: float | None = None
-    bs: float | None = None
-    bver: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    n: str | None = None
-    u: str | None = None
-    v: float | None = None
-    vs: str | None = None
-    vb: bool | None = None
-    vd: str | None = None
-    s: float | None = None
-    t: float | None = None
-    ut: float | None = None
-
-
-_LABELLED: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
-_RECORDS: Final = msgspec.json.Decoder(list[_Record])
-_LABELS: Final = "|".join(_Record.__struct_fields__)
+_LABELS: Final = "|".join(Record.__struct_fields__)
 _STARTS_LIKE_A_PACK: Final = re.compile(rb'\s*\[\s*\{[^{}]*"(?:%s)"\s*:' % _LABELS.encode())
 
 
@@ -97,7 +82,7 @@ class _Base:
     value: float | None = None
     sum: float | None = None
 
-    def update(self, record: _Record) -> None:
+    def update(self, record: BaseFields) -> None:
         """Take over what the record changes."""
         if record.bn is not None:
             self.name = record.bn
@@ -121,6 +106,24 @@ class _Measurement(NamedTuple):
     values: list[tuple[Value, ValueType, str | None]]
 
 
+@attrs.define
+class _Pack:
+    """A pack, resolved.
+
+    Attributes:
+        measurements: What can be stored.
+        names: Base name and own name of each measurement, also of those that cannot.
+        metadata: Base name, own name and value.
+        faults, absent: As in `Partial`.
+    """
+
+    measurements: list[_Measurement] = attrs.field(factory=list)
+    names: list[tuple[str, str]] = attrs.field(factory=list)
+    metadata: list[tuple[str, str, str]] = attrs.field(factory=list)
+    faults: list[Rejection] = attrs.field(factory=list)
+    absent: int = 0
+
+
 class SenML:
     """Telemetry as SenML, resolved as RFC 8428 says, Khomp's profile included."""
 
@@ -131,62 +134,87 @@ class SenML:
         """Whether it starts like an array of records."""
         return members is None and _STARTS_LIKE_A_PACK.match(payload) is not None
 
-    def decode(self, payload: bytes, context: Context) -> list[Item]:  # noqa: ARG002 (the interface)
-        """Turn the pack into one `Telemetry` for each distinct time.
+    def decode(self, payload: bytes, context: Context) -> list[Item]:
+        """Turn the pack into one `Telemetry` for each distinct time; a record without a reading is counted.
 
         Raises:
             DecodeError: PARSE_ERROR, UNKNOWN_SCHEMA, INVALID_FIELD, MISSING_TIMESTAMP, NUL_CHARACTER,
                 NUMBER_OUT_OF_RANGE, NESTED_TOO_DEEP.
         """
-        # Hardly a pack has such labels, and looking for bytes spares decoding it twice. (An escape can hide them.)
-        if b'_"' in payload or b"bver" in payload or b"\\" in payload:
-            _refuse_other_versions(decode_json(_LABELLED, payload))
-        measurements, metadata = _resolved(decode_json(_RECORDS, payload))
-        if not measurements:
+        records = read_records(payload)
+        careful = may_round(payload) or b"null" in payload
+        partial = strictly(self.salvage(payload, context) if careful else _assembled(_resolved(records)))
+        if not partial:
             raise DecodeError(Reason.INVALID_FIELD, "no record with a measurement")
-        device = _device_name(measurements)
-        by_time: dict[datetime, list[Point]] = {}
-        for base_name, own_name, where, ts, values in measurements:
+        return partial
+
+    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+        """The same of the records that are good.
+
+        Raises:
+            DecodeError: As `decode`, but for what is wrong with a record besides its base fields.
+        """
+        return _assembled(_resolved(*salvage_records(payload)))
+
+
+def _assembled(pack: _Pack) -> Partial:
+    """One `Telemetry` for each distinct time.
+
+    Raises:
+        DecodeError: There is no measurement in it, good or bad.
+    """
+    partial = Partial(faults=pack.faults, absent=pack.absent)
+    device = _device_name(pack.names)
+    by_time: dict[datetime, list[Point]] = {}
+    for base_name, own_name, where, ts, values in pack.measurements:
+        try:
             name = checked_name(own_name if device and own_name else base_name + own_name, where)
-            points = by_time.setdefault(ts, [])
-            points.extend(Point(name, value, declared, checked_unit(unit, where)) for value, declared, unit in values)
-        meta = _meta(device, metadata)
-        return [Telemetry(ts, by_time[ts], meta) for ts in sorted(by_time)]
+            points = [Point(name, value, declared, checked_unit(unit, where)) for value, declared, unit in values]
+        except DecodeError as error:
+            partial.faults.append(rejection(error))
+        else:
+            by_time.setdefault(ts, []).extend(points)
+    if not pack.names:
+        raise DecodeError(Reason.INVALID_FIELD, "no record with a measurement")
+    meta = _meta(device, pack.metadata)
+    partial.extend(Telemetry(ts, by_time[ts], meta) for ts in sorted(by_time))
+    return partial
 
 
-def _refuse_other_versions(pack: list[dict[str, msgspec.Raw]]) -> None:
-    for index, record in enumerate(pack):
-        for label in record:
-            if label.endswith("_"):
-                detail = f"label {label!r} must be understood and is not - at `$[{index}]`"
-                raise DecodeError(Reason.UNKNOWN_SCHEMA, detail)
-    versions = {bytes(record["bver"]) for record in pack if "bver" in record}
-    for version in versions:
-        # A number of three digits or more is a later version, too, and need not be read to the end.
-        if version.isdigit() and int(version[:3]) > VERSION:
-            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"bver is {version.decode()}, not {VERSION} or less")
-    if len(versions) > 1:
-        raise DecodeError(Reason.INVALID_FIELD, "bver is not the same in all records")
+def _resolved(records: list[Record], out: Mapping[int, DecodeError | None] = MappingProxyType({})) -> _Pack:
+    """The records, resolved.
 
-
-def _resolved(records: list[_Record]) -> tuple[list[_Measurement], list[tuple[str, str, str]]]:
-    """The measurements, and the metadata as base name, own name and value."""
+    Args:
+        records: All of them.
+        out: Those by index that are at fault, or None if they have no reading: only their base fields and names count.
+    """
     base = _Base()
-    measurements: list[_Measurement] = []
-    metadata: list[tuple[str, str, str]] = []
+    pack = _Pack()
     for index, record in enumerate(records):
         base.update(record)
         own_name = record.n or ""
-        if record.vs is not None and record.u is None and own_name.casefold() in METADATA:
-            metadata.append((base.name, own_name, record.vs))
+        if index in out:
+            error = out[index]
+            if error is None:
+                pack.absent += 1
+            else:
+                pack.faults.append(rejection(error))
+            pack.names.append((base.name, own_name))
+        elif record.vs is not None and record.u is None and own_name.casefold() in METADATA:
+            pack.metadata.append((base.name, own_name, record.vs))
         elif _has_regular_field(record):
             where = f"$[{index}]"
-            ts, values = _time(base, record, where), _values(base, record, where)
-            measurements.append(_Measurement(base.name, own_name, where, ts, values))
-    return measurements, metadata
+            pack.names.append((base.name, own_name))
+            try:
+                ts, values = _time(base, record, where), _values(base, record, where)
+            except DecodeError as error:
+                pack.faults.append(rejection(error))
+            else:
+                pack.measurements.append(_Measurement(base.name, own_name, where, ts, values))
+    return pack
 
 
-def _has_regular_field(record: _Record) -> bool:
+def _has_regular_field(record: Record) -> bool:
     # Almost every record that has one has one of the first two.
     if record.n is not None or record.v is not None:
         return True
@@ -194,17 +222,17 @@ def _has_regular_field(record: _Record) -> bool:
     return any(value is not None for value in others)
 
 
-def _device_name(measurements: list[_Measurement]) -> str | None:
-    base_names = {measurement.base_name for measurement in measurements}
+def _device_name(names: list[tuple[str, str]]) -> str | None:
+    base_names = {base_name for base_name, _ in names}
     if len(base_names) != 1:
         return None
     device = base_names.pop()
-    own_names = {measurement.own_name for measurement in measurements}
+    own_names = {own_name for _, own_name in names}
     # A measurement without a name of its own is called like the device: another must not be.
     return None if not device or {"", device} <= own_names else device
 
 
-def _time(base: _Base, record: _Record, where: str) -> datetime:
+def _time(base: _Base, record: Record, where: str) -> datetime:
     seconds = base.time + (record.t or 0.0)
     if seconds < FIRST_ABSOLUTE_TIME:
         detail = f"time {seconds!r} is relative to when the device sent it - at `{where}`"
@@ -212,7 +240,7 @@ def _time(base: _Base, record: _Record, where: str) -> datetime:
     return from_unix_seconds(seconds, where)
 
 
-def _values(base: _Base, record: _Record, where: str) -> list[tuple[Value, ValueType, str | None]]:
+def _values(base: _Base, record: Record, where: str) -> list[tuple[Value, ValueType, str | None]]:
     if (record.v, record.vs, record.vb, record.vd).count(None) < 3:
         raise DecodeError(Reason.INVALID_FIELD, f"more than one of v, vs, vb and vd - at `{where}`")
     unit = base.unit if record.u is None else record.u
@@ -235,10 +263,10 @@ def _values(base: _Base, record: _Record, where: str) -> list[tuple[Value, Value
 def _added(base: float | None, own: float | None, where: str) -> float | None:
     if base is None or own is None:
         return base if own is None else own
-    total = base + own
-    if math.isinf(total):
-        raise DecodeError(Reason.NUMBER_OUT_OF_RANGE, f"the sum with the base value - at `{where}`")
-    return total
+    try:
+        return added(base, own)
+    except DecodeError as error:
+        raise DecodeError(error.reason, f"the sum with the base value - at `{where}`") from error
 
 
 def _meta(device: str | None, metadata: list[tuple[str, str, str]]) -> bytes | None:

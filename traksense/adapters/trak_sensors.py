@@ -12,6 +12,8 @@ How that becomes points:
   and without what is absent. A sensor that is described twice, differently, has the list of its descriptions.
 * Neither a timestamp nor a `ts` of the wrapper: MISSING_TIMESTAMP. `null` means absent; other members are
   ignored.
+* `decode` refuses a message for its first fault. `salvage` then leaves out the sensors that are at fault, and those
+  whose value is null: they have no reading.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
+from traksense.adapters.base import Partial
 from traksense.adapters.fields import Name, Unit  # noqa: TC001  (msgspec resolves the annotations at run time)
-from traksense.adapters.json_checks import ABSENT, check_json, decode_json
+from traksense.adapters.json_checks import ABSENT, check_json, decode_json, refuse_nul
+from traksense.adapters.salvage import at, members_of, read_number, rejection, strictly
 from traksense.adapters.timestamps import from_unix_seconds, parse_timestamp
 from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
@@ -41,8 +45,12 @@ class _Sensor(msgspec.Struct):
     labels: msgspec.Raw = ABSENT
 
 
+class _Value(msgspec.Struct):
+    value: msgspec.Raw
+
+
 class _Reading(msgspec.Struct):
-    sensors: Annotated[list[_Sensor], msgspec.Meta(min_length=1)]
+    sensors: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
     timestamp: str | None = None
     device_id: msgspec.Raw = ABSENT
 
@@ -55,6 +63,8 @@ class _Message(msgspec.Struct):
 
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 _READING: Final = msgspec.json.Decoder(_Reading)
+_SENSOR: Final = msgspec.json.Decoder(_Sensor)
+_VALUE: Final = msgspec.json.Decoder(_Value)
 _TEXT: Final = msgspec.json.Decoder(str)
 _MILLISECONDS: Final = msgspec.json.Decoder(float | None)
 
@@ -73,27 +83,68 @@ class TrakSensors:
             return False
         return "sensors" in members or ("payload" in members and not members.isdisjoint({"client_id", "topic"}))
 
-    def decode(self, payload: bytes, context: Context) -> list[Item]:  # noqa: ARG002 (the interface)
+    def decode(self, payload: bytes, context: Context) -> list[Item]:
         """Turn the payload into one `Telemetry`.
 
         Raises:
             DecodeError: PARSE_ERROR, INVALID_FIELD, MISSING_TIMESTAMP, NUL_CHARACTER, NUMBER_OUT_OF_RANGE,
                 NESTED_TOO_DEEP.
         """
-        message = decode_json(_MESSAGE, payload)
+        refuse_nul(payload)
+        partial = strictly(self.salvage(payload, context))
+        if partial.absent:
+            raise DecodeError(Reason.INVALID_FIELD, "Expected `float | bool | str`, got `null`")
+        return partial
+
+    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+        """One `Telemetry` of the good sensors, if there are any.
+
+        Raises:
+            DecodeError: As `decode`, but for what is wrong with a sensor.
+        """
+        message = members_of(_MESSAGE, payload)
         wrapped = bytes(message.sensors) == b"null" and bytes(message.payload) != b"null"
-        reading = decode_json(_READING, _unwrapped(message.payload) if wrapped else payload)
+        reading = members_of(_READING, _unwrapped(message.payload) if wrapped else payload)
+        partial = Partial()
+        sensors: list[tuple[_Sensor, Point]] = []
+        for index, raw in enumerate(reading.sensors):
+            try:
+                sensors.append(_sensor(bytes(raw)))
+            except DecodeError as error:
+                if _has_no_reading(bytes(raw)):
+                    partial.absent += 1
+                else:
+                    partial.faults.append(rejection(at(error, f"$.sensors[{index}]")))
+        if not sensors:
+            return partial
         if reading.timestamp is not None:
             ts = parse_timestamp(reading.timestamp, "$.timestamp")
         else:
             ts = _wrapper_time(message.ts if wrapped else ABSENT)
-        points = [Point(s.sensor_id, s.value, _TYPE_OF[type(s.value)], s.unit) for s in reading.sensors]
-        return [Telemetry(ts, points, _meta(reading))]
+        meta = _meta(reading.device_id, [sensor for sensor, _ in sensors])
+        partial.append(Telemetry(ts, [point for _, point in sensors], meta))
+        return partial
+
+
+def _sensor(raw: bytes) -> tuple[_Sensor, Point]:
+    sensor = decode_json(_SENSOR, raw)
+    check_json(raw, "$")
+    value = sensor.value
+    if type(value) is float:
+        value = read_number(bytes(_VALUE.decode(raw).value))
+    return sensor, Point(sensor.sensor_id, value, _TYPE_OF[type(sensor.value)], sensor.unit)
+
+
+def _has_no_reading(raw: bytes) -> bool:
+    try:
+        return bytes(_VALUE.decode(raw).value) == b"null"
+    except msgspec.DecodeError:
+        return False
 
 
 def _unwrapped(payload: msgspec.Raw) -> bytes:
     raw = bytes(payload)
-    return decode_json(_TEXT, raw).encode() if raw.startswith(b'"') else raw
+    return decode_json(_TEXT, raw, allow_nul=True).encode() if raw.startswith(b'"') else raw
 
 
 def _wrapper_time(ts: msgspec.Raw) -> datetime:
@@ -103,11 +154,12 @@ def _wrapper_time(ts: msgspec.Raw) -> datetime:
     return from_unix_seconds(milliseconds / 1000, "$.ts")
 
 
-def _meta(reading: _Reading) -> bytes | None:
-    meta = _present(device_id=reading.device_id)
+def _meta(device_id: msgspec.Raw, sensors: list[_Sensor]) -> bytes | None:
+    refuse_nul(bytes(device_id))
+    meta = _present(device_id=device_id)
     # The inner keys make the distinct descriptions of a sensor, in order, however many there are.
     descriptions: dict[str, dict[bytes, msgspec.Raw]] = {}
-    for sensor in reading.sensors:
+    for sensor in sensors:
         description = msgspec.json.encode(_present(type=sensor.type, labels=sensor.labels))
         if description != b"{}":
             descriptions.setdefault(sensor.sensor_id, {})[description] = msgspec.Raw(description)

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from traksense.ingest.clock import ClockDoubtError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from traksense.ingest.clock import ClockWatch
     from traksense.model import Delivery, Message
 
 BATCH_MAX_BYTES: Final = 1024 * 1024
@@ -59,6 +62,7 @@ class Batcher:
         decode: Callable[[Message], Delivery],
         size_max: int,
         wait_max: float,
+        clock: ClockWatch | None = None,
         on_flush: Callable[[Batch], None] = lambda _: None,
     ) -> None:
         self._messages_receive = messages_receive
@@ -66,6 +70,8 @@ class Batcher:
         self._decode = decode
         self._size_max = size_max
         self._wait_max = wait_max
+        self._clock = clock
+        self._doubted: Message | None = None
         self._on_flush = on_flush
         self._writing = 0
         self._lingering: trio.CancelScope | None = None
@@ -95,12 +101,21 @@ class Batcher:
             if self._lingering is not None and not self._writing:
                 self._lingering.cancel()
 
+    async def _next(self) -> Message:
+        """The next message: the one that the clock made us doubt, when that can be trusted, or one from the channel."""
+        doubted, self._doubted = self._doubted, None
+        if doubted is None:
+            return await self._messages_receive.receive()
+        assert self._clock is not None  # it is what doubts
+        await self._clock.wait_trusted()
+        return doubted
+
     async def _collect(self) -> tuple[Batch, bool]:
         """Collect one batch; the second value is False once the channel is closed."""
         batch = Batch(self._size_max)
         receive_nowait, decode = self._messages_receive.receive_nowait, self._decode
         try:
-            full = batch.add(decode(await self._messages_receive.receive()))
+            full = batch.add(decode(await self._next()))
             with trio.move_on_after(self._wait_max) as lingering:
                 while not full:
                     try:
@@ -112,6 +127,9 @@ class Batcher:
                         self._lingering = lingering
                         message = await self._messages_receive.receive()
                     full = batch.add(decode(message))
+        except ClockDoubtError as doubt:
+            # What came before it goes; it is decoded again.
+            self._doubted = doubt.message
         except trio.EndOfChannel:
             return batch, False
         finally:

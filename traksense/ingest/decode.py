@@ -7,28 +7,33 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from traksense.adapters.base import Context
+from traksense.adapters.base import Context, Partial
 from traksense.errors import DecodeError
-from traksense.model import CommandAck, Delivery, Kind, Reason, Rejection, Route, Telemetry
+from traksense.ingest.clock import ClockDoubtError
+from traksense.ingest.ledger import Ledger
+from traksense.model import CommandAck, Delivery, Kind, Reason, Rejection, Route, Telemetry, count_points
+from traksense.names import canonical_name, name_fault, tenant_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from traksense.adapters import Registry
     from traksense.config import Settings
+    from traksense.ingest.clock import ClockWatch
     from traksense.model import Item, Message
-
-NAME_MAX: Final = 128
-"""Longest tenant, site and device name, in characters. With it the index entry of a series stays below the 2,704 bytes
-that a PostgreSQL btree page can hold (five names of at most four bytes a character)."""
 
 LARGE_PAYLOAD_BYTES: Final = 64 * 1024
 """A refused message of this size is worth a look of the garbage collector at its youngest objects: milliseconds."""
+
+DETAIL_MAX: Final = 2000
+"""Characters of `ingest_errors.detail`."""
 
 ROUTES_MAX: Final = 200_000
 """How many topics the router remembers: enough for 100,000 devices with two kinds. Chosen by guess; about 70 MB when
 full."""
 
+
+_KINDS: Final = frozenset(Kind)
 
 _now: Final = partial(datetime.now, UTC)
 
@@ -64,58 +69,94 @@ class Router:
 
 
 def read_topic(topic: str, *, share: Callable[[str], str] = str) -> Route | None:
-    """Read a topic; None if it is not `traksense/{tenant}/{site}/{device}/{kind}` with names of 1-128 characters.
+    """Read a topic; None if it is not `traksense/{tenant}/{site}/{device}/{kind}` with names that can be.
+
+    Names of sites and devices are brought to one spelling; that of a tenant is a wall, and has to have it.
 
     Args:
         topic: Its text.
         share: Returns one object for equal names of tenants and sites.
     """
+    if _topic_fault(topic) is not None:
+        return None
+    _, tenant, site, device, kind = topic.split("/")
+    return Route(share(tenant), share(canonical_name(site)), canonical_name(device), Kind(kind))
+
+
+def _topic_fault(topic: str) -> str | None:
+    """Why this topic is not one of ours, or None."""
     levels = topic.split("/")
-    if len(levels) != 5 or levels[0] != "traksense" or not all(0 < len(name) <= NAME_MAX for name in levels[1:4]):
-        return None
-    if "\x00" in topic or any("\ud800" <= character <= "\udfff" for character in topic):
-        return None
-    try:
-        return Route(share(levels[1]), share(levels[2]), levels[3], Kind(levels[4]))
-    except ValueError:
-        return None
+    if len(levels) != 5 or levels[0] != "traksense" or levels[4] not in _KINDS:
+        return "not traksense/{tenant}/{site}/{device}/telem|ack|event"
+    if fault := tenant_fault(levels[1]):
+        return f"the tenant's name {fault}"
+    for what, name in (("site", levels[2]), ("device", levels[3])):
+        if fault := name_fault(canonical_name(name)):
+            return f"the {what}'s name {fault}"
+    return None
 
 
 class Decoder:
     """Applies the adapters and the limits that hold for every format."""
 
-    def __init__(self, settings: Settings, registry: Registry, *, now: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        *,
+        now: Callable[[], datetime] = _now,
+        clock: ClockWatch | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._decode = registry.decode
+        self._salvage = registry.salvage
         self._payload_max_bytes = settings.payload_max_bytes
         self._points_max = settings.points_max
         self._ts_min = settings.ts_min
         self._ts_ahead = timedelta(seconds=settings.ts_ahead)
         self._now = now
+        self._clock = clock
+        self._ledger = ledger if ledger is not None else Ledger()
 
     def decode(self, message: Message) -> Delivery:
-        """Decode one message. Whatever is wrong with it ends up as the delivery's rejection; nothing is raised."""
+        """Decode one message. Whatever is wrong with it ends up in the delivery's rejection; nothing is raised."""
         route = message.route
+        payload = message.payload
         try:
+            if not payload:
+                # So MQTT clears a retained topic: it says nothing, on whatever topic.
+                self._ledger.empty += 1
+                return Delivery(message, [], 0)
             if route is None:
                 raise DecodeError(Reason.INVALID_TOPIC, _describe_topic(message.topic))
-            if len(message.payload) > self._payload_max_bytes:
+            if len(payload) > self._payload_max_bytes:
                 raise DecodeError(
-                    Reason.PAYLOAD_TOO_LARGE, f"{len(message.payload)} bytes, the limit is {self._payload_max_bytes}"
+                    Reason.PAYLOAD_TOO_LARGE, f"{len(payload)} bytes, the limit is {self._payload_max_bytes}"
                 )
             context = Context(route.tenant, route.site, route.device, message.received_at)
-            items = self._decode(route.kind, message.payload, context)
-            return Delivery(message, items, self._check(items))
+            try:
+                items = self._decode(route.kind, payload, context)
+            except DecodeError as refusal:
+                salvaged = self._salvage(route.kind, payload, context)
+                if salvaged is None:
+                    raise
+                _let_go(refusal, payload)
+                return self._sift(message, salvaged)
+            if type(items) is list and (points := self._check(items)) is not None:
+                return Delivery(message, items, points)
+            return self._sift(message, items)
         except DecodeError as error:
-            _forget_frames(error)
-            if len(message.payload) >= LARGE_PAYLOAD_BYTES:
-                # The adapters' own frames may still form a cycle with an error that they handled.
-                gc.collect(1)
+            _let_go(error, payload)
             return Delivery(message, [], 0, Rejection(error.reason, error.detail))
 
-    def _check(self, items: list[Item]) -> int:
-        """Check the limits that hold for every format; returns how many points there are."""
+    def _check(self, items: list[Item]) -> int | None:
+        """How many points there are, or None if one of the items is outside the window of time.
+
+        Raises:
+            DecodeError: TOO_MANY_POINTS.
+        """
         points = 0
-        latest = self._now() + self._ts_ahead
+        earliest, latest = self._ts_min, self._now() + self._ts_ahead
         for item in items:
             if isinstance(item, Telemetry):
                 points += len(item.points)
@@ -124,15 +165,69 @@ class Decoder:
                 ts = item.ts_exec
             else:
                 ts = item.ts
-            if ts is not None and not self._ts_min <= ts <= latest:
-                raise DecodeError(
-                    Reason.TIMESTAMP_OUT_OF_WINDOW,
-                    f"{ts.isoformat()} is not between {self._ts_min.isoformat()} and "
-                    f"{latest.isoformat(timespec='seconds')}",
-                )
+            if ts is not None and not earliest <= ts <= latest:
+                return None
+        self._check_count(points)
+        return points
+
+    def _check_count(self, points: int) -> None:
         if points > self._points_max:
             raise DecodeError(Reason.TOO_MANY_POINTS, f"{points} points, the limit is {self._points_max}")
-        return points
+
+    def _sift(self, message: Message, items: list[Item]) -> Delivery:
+        """A delivery of the items that are inside the window of time, and of the faults of all else.
+
+        Raises:
+            DecodeError: TOO_MANY_POINTS.
+            ClockDoubtError: One is ahead of the window, but our clock may be what is behind.
+        """
+        faults, absent = (items.faults, items.absent) if isinstance(items, Partial) else ([], 0)
+        self._check_count(count_points(items) + len(faults) + absent)
+        latest = self._now() + self._ts_ahead
+        good: list[Item] = []
+        for item in items:
+            ts = item.ts_exec if isinstance(item, CommandAck) else item.ts
+            if ts is None or self._ts_min <= ts <= latest:
+                good.append(item)
+            elif ts > latest and self._clock is not None and self._clock.doubtful:
+                # What is too old is so by any clock.
+                raise ClockDoubtError(message)
+            else:
+                fault = (
+                    f"{ts.isoformat()} is not between {self._ts_min.isoformat()} and "
+                    f"{latest.isoformat(timespec='seconds')}"
+                )
+                faults = [*faults, Rejection(Reason.TIMESTAMP_OUT_OF_WINDOW, fault)]
+        self._ledger.points_absent += absent
+        return Delivery(message, good, count_points(good), _summary(faults, beside=bool(good)) if faults else None)
+
+
+def _summary(faults: Sequence[Rejection], *, beside: bool) -> Rejection:
+    """One rejection for the faults of a message: the reason of the first, and each with its own reason in the detail.
+
+    Args:
+        faults: At least one.
+        beside: Whether the rest of the message is good.
+    """
+    said = [f"{fault.reason}: {fault.detail}" for fault in faults]
+    if beside:
+        detail = f"{len(faults)} fault{'s' * (len(faults) > 1)}, and the rest is stored: {said.pop(0)}"
+    else:
+        # As if it were the only one; it is what the reason is about.
+        detail, _ = faults[0].detail, said.pop(0)
+    while said:
+        more = f"; and {len(said) - 1} more" if len(said) > 1 else ""
+        if len(detail) + len("; ") + len(said[0]) + len(more) > DETAIL_MAX:
+            return Rejection(faults[0].reason, f"{detail}; and {len(said)} more")
+        detail += f"; {said.pop(0)}"
+    return Rejection(faults[0].reason, detail)
+
+
+def _let_go(error: DecodeError, payload: bytes) -> None:
+    _forget_frames(error)
+    if len(payload) >= LARGE_PAYLOAD_BYTES:
+        # The adapters' own frames may still form a cycle with an error that they handled.
+        gc.collect(1)
 
 
 def _forget_frames(error: BaseException) -> None:
@@ -153,4 +248,4 @@ def _forget_frames(error: BaseException) -> None:
 
 def _describe_topic(topic: str) -> str:
     shown = topic if len(topic) <= 200 else f"{topic[:200]}… ({len(topic)} characters)"
-    return f"not traksense/{{tenant}}/{{site}}/{{device}}/telem|ack|event: {shown}"
+    return f"{_topic_fault(topic)}: {shown}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from traksense.ingest.decode import Router
     from traksense.ingest.ledger import Ledger
     from traksense.model import Message
+
+_TICK: Final = timedelta(microseconds=1)
+"""What a database's clock can tell apart."""
 
 
 class Intake:
@@ -37,14 +41,26 @@ class Intake:
         self._max_bytes = max_bytes
         self._pending: deque[Message] = deque()
         self._pending_bytes = 0
+        self._instant = datetime.min.replace(tzinfo=UTC)
 
     def accept(self, messages: Sequence[Message]) -> None:
-        """Enter messages, in the order in which they were received. Never blocks; `flush` does."""
+        """Enter messages, in the order in which they were received. Never blocks; `flush` does.
+
+        `received_at` becomes later than that of any message before.
+        """
         route = self._router.route
+        instant = self._instant
         for message in messages:
+            # One read may bring hundreds, at one time by the clock, which may also go back. What a device sent without
+            # a time of its own is known by this instant, so each has one to itself.
+            if message.received_at > instant:
+                instant = message.received_at
+            else:
+                instant = message.received_at = instant + _TICK
             message.route = route(message.topic)
             cost = message.cost_bytes = cost_bytes(message)
             self._pending_bytes += cost
+        self._instant = instant
         self._ledger.receive(messages)
         self._acknowledger.received(messages)
         self._pending.extend(messages)

@@ -41,6 +41,8 @@ class Ledger:
         stored, duplicate, dead: How messages ended.
         dead_reasons: Dead letters by reason.
         points_stored, points_duplicate, points_conflicting: What the store made of the points.
+        points_absent: Points that came without a reading: null, or not-a-number.
+        empty: Messages with an empty payload; they are stored, there being nothing to store.
         in_flight: Messages received and not ended.
         in_flight_bytes: The memory they hold.
     """
@@ -55,6 +57,8 @@ class Ledger:
     points_stored: int = 0
     points_duplicate: int = 0
     points_conflicting: int = 0
+    points_absent: int = 0
+    empty: int = 0
     in_flight: int = 0
     in_flight_bytes: int = 0
     _room: trio.Event = attrs.field(factory=trio.Event, repr=False)
