@@ -44,10 +44,10 @@ class Subscribed:
 
 @attrs.frozen
 class Unsubscribed:
-    """UNSUBACK: one reason code for each topic filter, or none at all (MQTT 3.1.1)."""
+    """UNSUBACK: one reason code for each topic filter; None with MQTT 3.1.1, which has no reasons there."""
 
     packet_id: int
-    reasons: tuple[int, ...]
+    reasons: tuple[int, ...] | None
 
 
 @attrs.frozen
@@ -81,6 +81,11 @@ class Codec(Protocol):
     """
 
     messages: deque[Message]
+
+    @property
+    def outgoing_bytes(self) -> int:
+        """How much is queued for `take`."""
+        ...
 
     def connect(self) -> None:
         """Queue CONNECT."""

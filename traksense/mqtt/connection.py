@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from traksense.errors import BrokerError, BrokerRefusedError, SessionTakenOverError
+from traksense.errors import BrokerError, BrokerRefusedError, ConnectionLostError, SessionTakenOverError
 from traksense.mqtt.codec import Connected, Disconnected, ProtocolError
 
 if TYPE_CHECKING:
@@ -25,9 +25,16 @@ SILENCE: Final = 1.5
 gives the server the same measure for us."""
 
 SESSION_TAKEN_OVER: Final = 0x8E
-REFUSED_CONFIGURATION: Final = (0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C)
-"""CONNACK reasons that no waiting mends: unsupported version, invalid client identifier, bad user name or password, not
-authorized, banned, bad authentication method. Source: MQTT 5.0 §3.2.2.2."""
+REFUSED_CONFIGURATION: Final = {
+    0x84: "MQTT_VERSION",
+    0x85: "MQTT_CLIENT_ID",
+    0x86: "MQTT_URL",
+    0x87: "MQTT_URL",
+    0x8A: "MQTT_URL",
+    0x8C: "MQTT_URL",
+}
+"""CONNACK reasons that no waiting mends, and the variable to look at: unsupported version, invalid client identifier,
+bad user name or password, not authorized, banned, bad authentication method. Source: MQTT 5.0 §3.2.2.2."""
 
 
 class Connection:
@@ -38,20 +45,31 @@ class Connection:
         self._stream = stream
         self._keepalive = keepalive
         self._queued = trio.Event()
+        self._sending_bytes = 0
         self._heard_at = trio.current_time()
         self._paused = False
         self._farewell = False
         self._failure: BrokerError | None = None
 
-    async def run(self, body: Callable[[], Awaitable[None]]) -> None:
-        """Run the body until it returns; the stream is closed then.
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not taken yet, as far as we can see."""
+        return self._sending_bytes + self.codec.outgoing_bytes
 
-        Error handling: a BrokerError in the body or in one of the tasks ends all of them and is raised as it is.
-        Anything else is a bug, and comes in an exception group.
+    @property
+    def paused(self) -> bool:
+        """Whether reading is paused by backpressure."""
+        return self._paused
+
+    async def run(self, body: Callable[[], Awaitable[None]], *beside: Callable[[], Awaitable[None]]) -> None:
+        """Run the body until it returns, and other tasks beside it; the stream is closed then.
+
+        Error handling: a BrokerError or ProtocolError in the body or in one of the tasks ends all of them and is raised
+        as a BrokerError. Anything else is a bug, and comes in an exception group.
         """
         try:
             async with trio.open_nursery() as nursery:
-                for task in (self._write, self._ping):
+                for task in (self._write, self._ping, *beside):
                     nursery.start_soon(self._guard, task, nursery.cancel_scope)
                 await self._guard(body, nursery.cancel_scope)
                 nursery.cancel_scope.cancel()
@@ -68,19 +86,32 @@ class Connection:
         Raises:
             BrokerRefusedError: The broker refuses for a reason that no waiting mends.
             BrokerError: It does not answer, or refuses for now.
+            ProtocolError: Something else comes first [MQTT-3.2.0-1]. Nobody takes messages out of memory yet.
         """
         self.codec.connect()
         self.wake()
         with trio.move_on_after(HANDSHAKE_TIMEOUT_SECONDS):
             while True:
-                for event in await self.receive():
+                try:
+                    events = await self.receive()
+                except ConnectionLostError as error:
+                    # NATS 2.9 and aedes do that to MQTT 5.
+                    raise BrokerError(
+                        f"{error} instead of answering CONNECT: does it speak this MQTT_VERSION?"
+                    ) from error
+                for event in events:
                     if isinstance(event, Connected):
-                        if event.reason in REFUSED_CONFIGURATION:
-                            raise BrokerRefusedError(f"the broker refuses the connection: {event.reason_text}")
+                        if variable := REFUSED_CONFIGURATION.get(event.reason):
+                            raise BrokerRefusedError(
+                                f"the broker refuses the connection: {event.reason_text}", variable
+                            )
                         if event.reason:
                             raise BrokerError(f"the broker refuses the connection for now: {event.reason_text}")
                         self._keepalive = min(self._keepalive, event.keepalive or self._keepalive)
                         return event
+                    raise ProtocolError(f"{type(event).__name__} before CONNACK")
+                if self.codec.messages:
+                    raise ProtocolError("PUBLISH before CONNACK")
         raise BrokerError(f"no CONNACK within {HANDSHAKE_TIMEOUT_SECONDS:.0f} s")
 
     async def receive(self) -> list[Event]:
@@ -88,19 +119,18 @@ class Connection:
 
         Raises:
             SessionTakenOverError: Another client connected with our client id.
-            BrokerError: The connection is lost, or the broker said goodbye or nonsense.
+            ConnectionLostError: The connection ended without a word.
+            BrokerError: The broker said goodbye.
+            ProtocolError: What it said is not MQTT.
         """
         try:
             data = await self._stream.receive_some(READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise BrokerError(f"connection lost: {error.__cause__ or error}") from error
+            raise ConnectionLostError(f"connection lost: {error.__cause__ or error}") from error
         if not data:
-            raise BrokerError("the broker closed the connection")
+            raise ConnectionLostError("the broker closed the connection")
         self._heard_at = trio.current_time()
-        try:
-            events = self.codec.feed(bytes(data))
-        except ProtocolError as error:
-            raise BrokerError(f"the broker broke the protocol: {error}") from error
+        events = self.codec.feed(bytes(data))
         for event in events:
             if isinstance(event, Disconnected):
                 if event.reason == SESSION_TAKEN_OVER:
@@ -147,13 +177,15 @@ class Connection:
             farewell = self._farewell
             try:
                 if data := self.codec.take():
+                    self._sending_bytes = len(data)
                     await self._stream.send_all(data)
+                    self._sending_bytes = 0
                 if farewell and isinstance(self._stream, trio.SocketStream):
                     await self._stream.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 if farewell:
                     return
-                raise BrokerError(f"connection lost: {error.__cause__ or error}") from error
+                raise ConnectionLostError(f"connection lost: {error.__cause__ or error}") from error
 
     async def _ping(self) -> None:
         while True:
@@ -164,9 +196,15 @@ class Connection:
             self.wake()
 
     async def _guard(self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        failure: BrokerError
         try:
             await task()
+            return
         except BrokerError as error:
-            # The first failure is the cause; what the others say after it is its echo.
-            self._failure = self._failure or error
-            scope.cancel()
+            failure = error
+        except ProtocolError as error:
+            failure = BrokerError(f"the broker broke the protocol: {error}")
+            failure.__cause__ = error
+        # The first failure is the cause; what the others say after it is its echo.
+        self._failure = self._failure or failure
+        scope.cancel()

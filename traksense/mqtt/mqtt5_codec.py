@@ -91,6 +91,11 @@ class Mqtt5Codec:
         self._last_packet_id = 0
         self._unconfirmed: set[int] = set()
 
+    @property
+    def outgoing_bytes(self) -> int:
+        """How much is queued for `take`."""
+        return len(self._outgoing)
+
     def connect(self) -> None:
         """Queue CONNECT."""
         self._outgoing += self._connect.write()

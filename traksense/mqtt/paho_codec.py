@@ -50,6 +50,16 @@ _PINGREQ: Final = b"\xc0\x00"
 _PUBREL: Final = 0x62
 _PUBREL_BYTES: Final = 4
 _PUBCOMP: Final = b"\x70\x02"
+_ANSWERS: Final = frozenset(
+    {
+        PacketTypes.CONNACK,
+        PacketTypes.PUBACK,
+        PacketTypes.SUBACK,
+        PacketTypes.UNSUBACK,
+        PacketTypes.PINGRESP,
+        PacketTypes.DISCONNECT,
+    }
+)
 
 
 class PahoCodec:
@@ -106,6 +116,11 @@ class PahoCodec:
         client.on_subscribe = self._on_subscribe
         client.on_unsubscribe = self._on_unsubscribe
         client.on_publish = self._on_publish
+
+    @property
+    def outgoing_bytes(self) -> int:
+        """How much is queued for `take`."""
+        return len(self._wire.outgoing)
 
     def connect(self) -> None:
         """Queue CONNECT."""
@@ -173,6 +188,9 @@ class PahoCodec:
             if packet[0] == _PUBREL and len(packet) >= _PUBREL_BYTES:
                 # With `manual_ack` paho does not answer it (l.4179), and its place in the window would be lost.
                 self._wire.outgoing += _PUBCOMP + packet[2:4]
+            elif packet[0] >> 4 not in _ANSWERS:
+                # paho would answer some of them, and a broker that floods us with those would fill our memory.
+                raise ProtocolError(f"an unexpected packet of type {packet[0] >> 4}")
             elif self._hand_to_paho(packet):
                 break  # the peer said goodbye: what follows means nothing
         events, self._events = self._events, []
@@ -222,7 +240,7 @@ class PahoCodec:
     def _on_unsubscribe(
         self, _client: Any, _userdata: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any
     ) -> None:
-        self._events.append(Unsubscribed(mid, tuple(reason.value for reason in reasons)))
+        self._events.append(Unsubscribed(mid, tuple(reason.value for reason in reasons) if self._v5 else None))
 
     def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         self._events.append(Published(mid, reason.value))

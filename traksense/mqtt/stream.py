@@ -64,12 +64,12 @@ async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> S
             await trio.aclose_forcefully(tcp)
         if isinstance(error, trio.TooSlowError):
             raise BrokerError(f"no connection within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
-        if isinstance(error, (OSError, trio.BrokenResourceError)):
-            raise BrokerError(f"cannot connect: {_root(error)}") from error
+        if isinstance(error, (OSError, UnicodeError, trio.BrokenResourceError)):
+            raise BrokerError(f"cannot connect: {root(error)}") from error
         raise
 
 
-def _root(error: BaseException) -> BaseException:
+def root(error: BaseException) -> BaseException:
     """What was at the bottom of it: Trio wraps the refusals of all addresses of a host."""
     while error.__cause__ is not None or isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__  # type: ignore[assignment]  # not None

@@ -97,9 +97,15 @@ class Subscriptions:
         self._releases.clear()
 
     def handle(self, event: Event) -> bool:
-        """Take an event; whether it is the SUBACK after which all are answered."""
+        """Take an event; whether it is the SUBACK after which all are answered.
+
+        Raises:
+            ProtocolError: It does not answer for each filter that was asked for.
+        """
         if isinstance(event, Subscribed) and event.packet_id in self._pending:
-            self._granted.update(zip(self._pending.pop(event.packet_id), event.reasons, strict=False))
+            part = self._pending.pop(event.packet_id)
+            require_one_each("SUBACK", part, event.reasons)
+            self._granted.update(zip(part, event.reasons, strict=True))
             return not self._pending
         if isinstance(event, Unsubscribed):
             self._release(event)
@@ -122,8 +128,9 @@ class Subscriptions:
             if event.packet_id in release.pending:
                 part = release.pending.pop(event.packet_id)
                 # MQTT 3.1.1 has no reasons in UNSUBACK; 0x11 of MQTT 5 says that there was no such subscription.
-                reasons = event.reasons or (0,) * len(part)
-                release.confirmed.update(topic for topic, code in zip(part, reasons, strict=False) if code < 0x80)
+                reasons = event.reasons if event.reasons is not None else (0,) * len(part)
+                require_one_each("UNSUBACK", part, reasons)
+                release.confirmed.update(topic for topic, code in zip(part, reasons, strict=True) if code < 0x80)
                 for topic in release.confirmed.difference(self.topics):
                     self._granted.pop(topic, None)
                 self.kept -= release.confirmed
@@ -131,6 +138,16 @@ class Subscriptions:
                     release.ended.set()
                     self._releases.remove(release)
                 return
+
+
+def require_one_each(packet: str, topics: Sequence[str], reasons: Sequence[int]) -> None:
+    """Source: MQTT 5.0 §3.9.3 and §3.11.3, a reason code for each topic filter; which of them is missing nobody knows.
+
+    Raises:
+        ProtocolError: There are more or fewer.
+    """
+    if len(topics) != len(reasons):
+        raise ProtocolError(f"{packet} with {len(reasons)} reason codes for {len(topics)} topic filters")
 
 
 def _parts(topics: Sequence[str]) -> Iterator[Sequence[str]]:
