@@ -1,13 +1,13 @@
 # shellcheck shell=sh
-# Parts of demo.sh and test.sh: a virtual environment and, where wanted, a Mosquitto, on a machine that may have nothing
-# but Python 3.11 and git. POSIX sh; sourced from the root of the repository.
+# Parts of demo.sh and test.sh: a virtual environment and, where wanted, Mosquitto, PgBouncer and promtool, on a machine
+# that may have nothing but Python 3.11 and git. POSIX sh; sourced from the root of the repository.
 #
 # Nothing on the system is changed, also when root calls: what Debian's packages have and this machine lacks is unpacked
 # into .bootstrap/, so no service starts and nothing is left behind but that folder.
 #
 #   TRAKSENSE_PYTHON       the Python to use (default: the first of python3, python3.13, … that is new enough)
 #   TRAKSENSE_BOOTSTRAP    the folder to use instead of .bootstrap/
-#   TRAKSENSE_MOSQUITTO    the Mosquitto to use
+#   TRAKSENSE_MOSQUITTO    the Mosquitto to use; likewise TRAKSENSE_PGBOUNCER and TRAKSENSE_PROMTOOL
 
 bootstrap=${TRAKSENSE_BOOTSTRAP:-$PWD/.bootstrap}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -64,33 +64,45 @@ pip_install() {
     printf '%s\n' "$wanted" >"$venv/installed"
 }
 
-# find_mosquitto: exports TRAKSENSE_MOSQUITTO unless one is on the system already.
+# find_mosquitto, find_pgbouncer, find_promtool: each exports TRAKSENSE_… unless one is on the system already.
 find_mosquitto() {
-    [ -n "${TRAKSENSE_MOSQUITTO:-}" ] && return
-    command -v mosquitto >/dev/null && return
-    for folder in /usr/sbin /usr/local/sbin /opt/homebrew/sbin; do
-        [ -x "$folder/mosquitto" ] && return
-    done
-    wrapper=$bootstrap/mosquitto
-    if ! is_mosquitto "$wrapper"; then
-        say "Mosquitto is not installed: taking it from Debian's package"
-        unpack_debian mosquitto ||
-            die "needs the MQTT broker Mosquitto: install it (Debian: apt-get install mosquitto), or name it in" \
-                "TRAKSENSE_MOSQUITTO"
-        libraries=$(find "$bootstrap/debian" -name '*.so.*' -exec dirname {} + | sort -u | paste -s -d : -)
-        cat >"$wrapper" <<WRAPPER
-#!/bin/sh
-LD_LIBRARY_PATH='$libraries'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH} exec '$bootstrap/debian/usr/sbin/mosquitto' "\$@"
-WRAPPER
-        chmod +x "$wrapper"
-        is_mosquitto "$wrapper" || die "Debian's Mosquitto does not run here: install one (apt-get install mosquitto)"
-    fi
-    export TRAKSENSE_MOSQUITTO="$wrapper"
+    find_program mosquitto mosquitto TRAKSENSE_MOSQUITTO 'MQTT broker Mosquitto' -h
+}
+find_pgbouncer() {
+    find_program pgbouncer pgbouncer TRAKSENSE_PGBOUNCER 'connection pooler PgBouncer' --version
+}
+find_promtool() {
+    find_program promtool prometheus TRAKSENSE_PROMTOOL 'tool promtool of Prometheus' --version
 }
 
-# is_mosquitto PROGRAM: whether it is there and runs.
-is_mosquitto() {
-    "$1" -h 2>/dev/null | grep -q '^mosquitto version'
+# find_program PROGRAM PACKAGE VARIABLE WORDS OPTION: exports VARIABLE unless PROGRAM is on the system; OPTION makes it
+# say what it is.
+find_program() {
+    eval "[ -n \"\${$3:-}\" ]" && return
+    command -v "$1" >/dev/null && return
+    for folder in /usr/sbin /usr/local/sbin /opt/homebrew/sbin /opt/homebrew/bin; do
+        [ -x "$folder/$1" ] && return
+    done
+    wrapper=$bootstrap/$1
+    if ! is_program "$wrapper" "$5"; then
+        say "$1 is not installed: taking it from Debian's package $2"
+        unpack_debian "$2" ||
+            die "needs the $4: install it (Debian: apt-get install $2), or name it in $3"
+        libraries=$(find "$bootstrap/debian" -name '*.so.*' -exec dirname {} + | sort -u | paste -s -d : -)
+        program=$(find "$bootstrap/debian/usr/sbin" "$bootstrap/debian/usr/bin" -name "$1" 2>/dev/null | head -n 1)
+        cat >"$wrapper" <<WRAPPER
+#!/bin/sh
+LD_LIBRARY_PATH='$libraries'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH} exec '$program' "\$@"
+WRAPPER
+        chmod 755 "$wrapper"
+        is_program "$wrapper" "$5" || die "Debian's $1 does not run here: install one (apt-get install $2)"
+    fi
+    eval "export $3=\"\$wrapper\""
+}
+
+# is_program PROGRAM OPTION: whether it is there and says something when it is asked.
+is_program() {
+    [ -x "$1" ] && [ -n "$("$1" "$2" 2>&1 | head -n 1 | grep -iv 'error\|not found')" ]
 }
 
 # unpack_debian PACKAGE: it and what it needs beyond what is installed, into .bootstrap/debian. Works for any user.

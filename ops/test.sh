@@ -1,5 +1,6 @@
 #!/bin/sh
-# All tests, on a machine with nothing but Python 3.11 and git: tox, with a real Mosquitto and a real PostgreSQL.
+# All tests, on a machine with nothing but Python 3.11 and git: tox, with a real Mosquitto, PostgreSQL,
+# PgBouncer and promtool.
 #
 #   sh ops/test.sh [arguments of tox, such as -e lint or -e py311 -- tests/unit]
 #
@@ -12,6 +13,8 @@ cd "$(dirname "$0")/.."
 make_venv "$bootstrap/test"
 pip_install "$bootstrap/test" 'tox>=4.20,<5' /dev/null
 find_mosquitto
+find_pgbouncer
+find_promtool
 # pyenv's Pythons are found by tox only if they are on the path.
 for folder in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[123].*/bin; do
     if [ -d "$folder" ]; then PATH=$PATH:$folder; fi

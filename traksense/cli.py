@@ -7,10 +7,12 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from traksense import __version__, config, log
+from traksense import __version__, config, log, signals
 from traksense.errors import ConfigError, TraksenseError
+from traksense.names import printable
+from traksense.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = _parser(list(sys.argv[1:] if argv is None else argv))
     command = arguments.command or "run"
+    if command != "run":
+        # The service keeps them to its end, the others take what they need.
+        signals.release()
+    try:
+        status = _run(command, arguments)
+        if not _flush() and command != "run":
+            status = FAILED
+    finally:
+        signals.ignore()
+    return status
+
+
+def _run(command: str, arguments: argparse.Namespace) -> int:
     try:
         if arguments.env_file is not None:
             load_env_file(arguments.env_file)
@@ -47,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`). Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough (`| head`).
         return FAILED
     except TraksenseError as error:
         return report(error)
@@ -60,11 +74,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _flush() -> bool:
+    """Send off what was printed; whether it went. What stays would be tried again at the end, which then has exit
+    status 120.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def report(error: BaseException) -> int:
     """Tell the user, one line a fault; returns the exit status."""
     faults = error.faults if isinstance(error, ConfigError) else (str(error),)
     for fault in faults:
-        print(f"traksense: {fault}", file=sys.stderr)
+        say(f"traksense: {fault}", to=sys.stderr)
     return MISUSED if isinstance(error, ConfigError) else FAILED
 
 
@@ -92,15 +119,16 @@ def load_env_file(path: Path) -> None:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"cannot read it: {error} @ {path}"]) from error
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8"
+        raise ConfigError([f"cannot read it: {reason} @ {path}"]) from None
     faults = []
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         name, separator, value = text.removeprefix("export ").partition("=")
-        if not separator or not name.strip().isidentifier():
+        if not separator or not name.strip().isidentifier() or "\x00" in value:
             faults.append(f"not NAME=value @ {path}:{number}")
             continue
         value = value.strip()
@@ -111,8 +139,16 @@ def load_env_file(path: Path) -> None:
         raise ConfigError(faults)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Escapes what it quotes of the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage, the line, exit 2."""
+        super().error(printable(message))
+
+
 def _parser(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="traksense",
         description="Telemetry from MQTT into PostgreSQL/TimescaleDB: acknowledged after the commit, stored once.",
     )

@@ -7,22 +7,23 @@ a test holds the two together. The names and the first defaults are those of the
 from __future__ import annotations
 
 import functools
-import importlib.util
-import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
-import cattrs
 
+from traksense.contradictions import contradictions
 from traksense.errors import ConfigError
-from traksense.shards import Entry, Layout, parse_entries
+from traksense.shards import Entry, Layout
+from traksense.urls import Broker, DatabaseUrl, Secret
+from traksense.values import structure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+__all__ = ["Broker", "DatabaseUrl", "Secret", "Settings", "load", "variables"]
 
 BYTES: Final = 1
 MIB: Final = 1024 * 1024 * BYTES
@@ -34,55 +35,6 @@ DAYS: Final = 24 * HOURS
 
 RECEIVE_MAXIMUM_LIMIT: Final = 65535
 """The largest Receive Maximum that a client can ask for. Source: MQTT 5.0 §3.1.2.11.3."""
-
-_WILDCARDS: Final = frozenset("+#")
-
-N = TypeVar("N", int, float)
-
-
-class Secret(str):
-    """A string that does not show itself in a repr or a log; `reveal()` gives the text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-    def __str__(self) -> str:
-        return "***"
-
-    def __format__(self, spec: str) -> str:
-        return format("***", spec)
-
-    def reveal(self) -> str:
-        """The secret itself."""
-        return str.__str__(self)
-
-
-@attrs.frozen
-class Broker:
-    """Where the broker is, from `MQTT_URL`."""
-
-    host: str
-    port: int
-    tls: bool
-    username: str | None = None
-    password: Secret | None = None
-
-    def __str__(self) -> str:
-        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
-
-
-@attrs.frozen
-class DatabaseUrl:
-    """A PostgreSQL connection string whose password does not show."""
-
-    dsn: Secret
-
-    def __str__(self) -> str:
-        """Where the database is, without credentials."""
-        parts = urlsplit(self.dsn.reveal())
-        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _variable(name: str, *, default: Any = attrs.NOTHING, from_file: bool = False, unit: float = 1) -> Any:
@@ -111,6 +63,8 @@ class Settings:
     mqtt_password: Secret | None = _variable("MQTT_PASSWORD", default=None, from_file=True)
     mqtt_client_id: str = _variable("MQTT_CLIENT_ID", default="traksense-ingest")
     mqtt_keepalive: float = _variable("MQTT_KEEPALIVE", default=30 * SECONDS)
+    mqtt_heartbeat_topic: str | None = _variable("MQTT_HEARTBEAT_TOPIC", default=None)
+    mqtt_heartbeat: float = _variable("MQTT_HEARTBEAT_SECONDS", default=10 * SECONDS)
     mqtt_session_expiry: float = _variable("MQTT_SESSION_EXPIRY", default=14 * DAYS)
     mqtt_ca_file: Path | None = _variable("MQTT_CA_FILE", default=None)
     mqtt_cert_file: Path | None = _variable("MQTT_CERT_FILE", default=None)
@@ -123,12 +77,17 @@ class Settings:
     batch_wait: float = _variable("INGEST_BATCH_MS", default=250 * MILLISECONDS, unit=MILLISECONDS)
     shutdown_deadline: float = _variable("INGEST_SHUTDOWN_SECONDS", default=25 * SECONDS)
 
-    # What is acceptable
+    # What is acceptable, and what it means
     provisioning: Literal["auto", "strict"] = _variable("INGEST_PROVISIONING", default="auto")
+    conflicts: Literal["keep", "replace"] = _variable("INGEST_CONFLICTS", default="keep")
     payload_max_bytes: int = _variable("INGEST_PAYLOAD_MAX_BYTES", default=1 * MIB)
     points_max: int = _variable("INGEST_POINTS_MAX", default=10_000)
     ts_min: datetime = _variable("INGEST_TS_MIN", default=datetime(2000, 1, 1, tzinfo=UTC))
     ts_ahead: float = _variable("INGEST_TS_AHEAD_SECONDS", default=1 * DAYS)
+    gone_words: tuple[str, ...] = _variable(
+        "INGEST_GONE_WORDS",
+        default=("offline", "disconnected", "connection_lost", "last_will", "lwt", "death"),
+    )
 
     # The database
     database: DatabaseUrl = _variable(
@@ -199,12 +158,12 @@ def load(environ: Mapping[str, str]) -> Settings:
         try:
             text = _read(environ, variable, from_file=field.metadata["from_file"])
             if text is not None:
-                values[field.name] = _structure(text, _TYPES[field.name], unit=field.metadata["unit"])
+                values[field.name] = structure(text, _TYPES[field.name], unit=field.metadata["unit"])
         except ValueError as error:
             faults.append(f"{error} @ {variable}")
     faults.extend(_unknown_variables(environ))
     settings = Settings(**values)
-    faults.extend(f"{what} @ {variable}" for variable, what in _contradictions(settings, set(values)))
+    faults.extend(f"{what} @ {variable}" for variable, what in contradictions(settings, set(values)))
     if faults:
         raise ConfigError(faults)
     return settings
@@ -222,6 +181,8 @@ def variables() -> dict[str, attrs.Attribute[Any]]:
 
 def _read(environ: Mapping[str, str], variable: str, *, from_file: bool) -> str | None:
     text = environ.get(variable) or None
+    if text is not None and not _is_utf_8(text):
+        raise ValueError("must be UTF-8")
     path = (environ.get(f"{variable}_FILE") or None) if from_file else None
     if path is None:
         return text
@@ -229,8 +190,18 @@ def _read(environ: Mapping[str, str], variable: str, *, from_file: bool) -> str 
         raise ValueError(f"set this or {variable}_FILE, not both")
     try:
         return Path(path).read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {variable}_FILE: {type(error).__name__}") from error
+    except (OSError, ValueError) as error:
+        # Its text may be what was meant for the variable itself, or in the file.
+        raise ValueError(f"cannot read {variable}_FILE: {type(error).__name__}") from None
+
+
+def _is_utf_8(text: str) -> bool:
+    """Bytes of the environment that are not appear as surrogates (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -239,213 +210,17 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return [
         f"unknown variable (is it misspelt?) @ {name}"
         for name in sorted(environ)
-        if name.startswith(("INGEST_", "MQTT_")) and name not in known
+        if name.startswith(("INGEST_", "MQTT_")) and name not in known and not _is_of_kubernetes(name, environ[name])
     ]
 
 
-def _contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
-    rules: list[tuple[bool, str, str]] = [
-        (
-            s.mqtt_qos == 2,
-            "MQTT_QOS",
-            "QoS 2 would confirm messages before they are stored; use 1, the broker downgrades QoS 2 publishers",
-        ),
-        (s.mqtt_qos not in (0, 1, 2), "MQTT_QOS", "must be 0 or 1"),
-        (
-            s.mqtt_reader == "mqtt5" and s.mqtt_version != "5",
-            "MQTT_READER",
-            f"mqtt5 speaks MQTT 5 only, and MQTT_VERSION is {s.mqtt_version}; use paho",
-        ),
-        (
-            s.mqtt_reader == "mqtt5" and importlib.util.find_spec("mqtt5") is None,
-            "MQTT_READER",
-            "the package mqtt5 is missing: pip install traksense[fast]",
-        ),
-        (not s.mqtt_topics, "MQTT_TOPICS", "needs at least one topic filter"),
-        (s.mqtt_shard is not None and s.mqtt_shard_count is None, "MQTT_SHARD", "needs MQTT_SHARD_COUNT too"),
-        (s.mqtt_shard_count is not None and not s.mqtt_tenants, "MQTT_SHARD_COUNT", "needs MQTT_TENANTS too"),
-        (s.mqtt_shard_count is None and bool(s.mqtt_tenants), "MQTT_TENANTS", "needs MQTT_SHARD_COUNT too"),
-        (
-            s.mqtt_shard is not None and not 1 <= s.mqtt_shard <= (s.mqtt_shard_count or s.mqtt_shard),
-            "MQTT_SHARD",
-            f"must be 1-{s.mqtt_shard_count}, not {s.mqtt_shard}",
-        ),
-        (s.mqtt_handover < 0, "MQTT_HANDOVER_SECONDS", "must not be negative"),
-        (
-            not 1 <= len(s.mqtt_client_id.encode()) <= 65535,
-            "MQTT_CLIENT_ID",
-            "must have 1-65535 bytes: it names the broker session",
-        ),
-        (not 1 <= s.mqtt_keepalive <= 65535, "MQTT_KEEPALIVE", "must be 1-65535 seconds"),
-        (not 1 <= s.mqtt_session_expiry <= 0xFFFFFFFF, "MQTT_SESSION_EXPIRY", "must be 1-4294967295 seconds"),
-        (s.mqtt_key_file is not None and s.mqtt_cert_file is None, "MQTT_KEY_FILE", "needs MQTT_CERT_FILE too"),
-        (s.queue_max < 1, "INGEST_QUEUE_MAX", "must be at least 1 message"),
-        (s.batch_size < 1, "INGEST_BATCH_SIZE", "must be at least 1 point"),
-        (not 0 <= s.batch_wait <= 60, "INGEST_BATCH_MS", "must be 0-60000 milliseconds"),
-        (s.shutdown_deadline <= 0, "INGEST_SHUTDOWN_SECONDS", "must be more than 0 seconds"),
-        (s.payload_max_bytes < 1, "INGEST_PAYLOAD_MAX_BYTES", "must be at least 1 byte"),
-        (s.payload_max_bytes > 8 * MIB, "INGEST_PAYLOAD_MAX_BYTES", "must be at most 8388608 bytes"),
-        (s.queue_max_bytes < 1 * MIB, "INGEST_QUEUE_BYTES", "must be at least 1048576 bytes"),
-        (s.points_max < 1, "INGEST_POINTS_MAX", "must be at least 1 point"),
-        (s.ts_ahead < 0, "INGEST_TS_AHEAD_SECONDS", "must not be negative"),
-        (s.ts_min.year < 1970, "INGEST_TS_MIN", "must not be before 1970"),
-        (s.db_pool_min < 0, "DB_POOL_MIN", "must not be negative"),
-        (s.db_pool_max < 1, "DB_POOL_MAX", "must be at least 1 connection"),
-        (s.db_statement_timeout < 1, "DB_STATEMENT_TIMEOUT", "must be at least 1 second"),
-        (not 0 <= s.metrics_port <= 65535, "METRICS_PORT", "must be 0-65535"),
-        (s.db_pool_min > s.db_pool_max, "DB_POOL_MIN", f"is more than DB_POOL_MAX ({s.db_pool_max})"),
-        (
-            s.payload_max_bytes > s.queue_max_bytes,
-            "INGEST_PAYLOAD_MAX_BYTES",
-            f"is more than INGEST_QUEUE_BYTES ({s.queue_max_bytes}): such a message could never be held",
-        ),
-        (
-            not s.broker.tls and not given.isdisjoint({"mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file"}),
-            "MQTT_URL",
-            "has TLS files but is not mqtts://",
-        ),
-    ]
-    faults = [(variable, what) for broken, variable, what in rules if broken]
-    for variable, topics in (("MQTT_TOPICS", s.mqtt_topics), ("MQTT_UNSUBSCRIBE", s.mqtt_unsubscribe)):
-        faults.extend((variable, fault) for topic in topics if (fault := _topic_filter_fault(topic)))
-    if s.layout is not None and s.mqtt_tenants:
-        faults.extend(s.layout.faults())
-        faults.extend(
-            ("MQTT_UNSUBSCRIBE", f"this replica subscribes to it: {topic}")
-            for topic in (sorted(set(s.mqtt_unsubscribe) & set(s.topics)) if not faults else ())
-        )
-    else:
-        faults.extend(
-            ("MQTT_UNSUBSCRIBE", f"is in MQTT_TOPICS too: {topic}")
-            for topic in sorted(set(s.mqtt_unsubscribe) & set(s.mqtt_topics))
-        )
-    faults.extend(
-        (variable, f"no such file: {path}")
-        for variable, path in (
-            ("MQTT_CA_FILE", s.mqtt_ca_file),
-            ("MQTT_CERT_FILE", s.mqtt_cert_file),
-            ("MQTT_KEY_FILE", s.mqtt_key_file),
-        )
-        if path is not None and not path.is_file()
-    )
-    return faults
-
-
-def _topic_filter_fault(topic: str) -> str | None:
-    """Source: MQTT 5.0 §4.7.1 (wildcards stand for whole levels, `#` only last), §4.8.2 (shared subscriptions)."""
-    levels = topic.split("/")
-    if levels[0] == "$share":
-        # The group is no filter; what is behind it is one.
-        if len(levels) < 3 or not levels[1] or _WILDCARDS & set(levels[1]) or levels[2:] == [""]:
-            return f"not a shared subscription, $share/group/filter: {topic}"
-        levels = levels[2:]
-    if any(("+" in level or "#" in level) and len(level) > 1 for level in levels) or "#" in levels[:-1]:
-        return f"not a topic filter: {topic}"
-    return None
-
-
-# --- text to values
-# -----------------------------------------------------------------------------------------------------
-
-
-def _structure(text: str, kind: Any, *, unit: float) -> Any:
-    try:
-        value = _CONVERTER.structure(text, kind)
-    except (
-        cattrs.BaseValidationError,
-        cattrs.StructureHandlerNotFoundError,
-    ) as error:  # pragma: no cover - hooks cover all types
-        raise ValueError(f"cannot be read as {kind}") from error
-    return value * unit if unit != 1 else value
-
-
-def _number(cast: Callable[[str], N], what: str) -> Callable[[str, Any], N]:
-    def hook(text: str, _: Any) -> N:
-        try:
-            value = cast(text.strip())
-        except ValueError:
-            raise ValueError(f"must be {what}, not {text!r}") from None
-        if not math.isfinite(value):
-            raise ValueError(f"must be {what}, not {text!r}")
-        return value
-
-    return hook
-
-
-def _boolean(text: str, _: Any) -> bool:
-    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.strip().lower())
-    if value is None:
-        raise ValueError(f"must be true or false, not {text!r}")
-    return value
-
-
-def _literal(text: str, kind: Any) -> str:
-    choices: tuple[str, ...] = kind.__args__
-    for choice in choices:
-        if text.strip().lower() == choice.lower():
-            return choice
-    raise ValueError(f"must be one of {', '.join(choices)}, not {text!r}")
-
-
-def _timestamp(text: str, _: Any) -> datetime:
-    try:
-        value = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise ValueError(f"must be an ISO 8601 date or time, not {text!r}") from None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-def _broker(text: str, _: Any) -> Broker:
-    # The text may hold a password: no part of it goes into a message.
-    try:
-        parts = urlsplit(text.strip())
-        port = parts.port
-    except ValueError:
-        raise ValueError("must look like mqtt://host:1883 or mqtts://host:8883") from None
-    if parts.scheme not in ("mqtt", "mqtts", "tcp", "ssl") or not parts.hostname:
-        raise ValueError("must look like mqtt://host:1883 or mqtts://host:8883")
-    if parts.path.strip("/") or parts.query:
-        raise ValueError("must end after the port; topics belong in MQTT_TOPICS")
-    tls = parts.scheme in ("mqtts", "ssl")
-    return Broker(
-        host=parts.hostname,
-        port=port if port is not None else (8883 if tls else 1883),
-        tls=tls,
-        username=unquote(parts.username) if parts.username is not None else None,
-        password=Secret(unquote(parts.password)) if parts.password is not None else None,
-    )
-
-
-def _database(text: str, _: Any) -> DatabaseUrl:
-    text = text.strip()
-    # SQLAlchemy's and Django's spellings of the same scheme are common in existing env files.
-    text = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", text)
-    try:
-        # Its port is not looked at: several hosts, each with a port, are a list that the driver understands.
-        parts = urlsplit(text)
-    except ValueError:
-        raise ValueError("must look like postgresql://user:password@host:5432/database") from None
-    if parts.scheme != "postgresql" or len(parts.path) < 2:
-        raise ValueError("must look like postgresql://user:password@host:5432/database")
-    return DatabaseUrl(Secret(text))
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes injects it for a Service called `mqtt`, `mqtt-broker` or the like, unless the pod says
+    `enableServiceLinks: false`. Source: its documentation of Services, "Environment variables".
+    """
+    if re.fullmatch(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)", name):
+        return True
+    return name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 _TYPES: Final[dict[str, Any]] = {field.name: field.type for field in attrs.fields(attrs.resolve_types(Settings))}
-_CONVERTER: Final = cattrs.Converter(detailed_validation=False)
-_CONVERTER.register_structure_hook(int, _number(int, "a whole number"))
-_CONVERTER.register_structure_hook(int | None, _number(int, "a whole number"))
-_CONVERTER.register_structure_hook(float, _number(float, "a number"))
-_CONVERTER.register_structure_hook(bool, _boolean)
-_CONVERTER.register_structure_hook(str, lambda text, _: text)
-_CONVERTER.register_structure_hook(str | None, lambda text, _: text)
-_CONVERTER.register_structure_hook(Secret | None, lambda text, _: Secret(text))
-_CONVERTER.register_structure_hook(Path | None, lambda text, _: Path(text))
-_CONVERTER.register_structure_hook(datetime, _timestamp)
-_CONVERTER.register_structure_hook(Broker, _broker)
-_CONVERTER.register_structure_hook(DatabaseUrl, _database)
-_CONVERTER.register_structure_hook_func(
-    lambda kind: getattr(kind, "__origin__", None) is tuple,
-    lambda text, _: tuple(part.strip() for part in text.split(",") if part.strip()),
-)
-_CONVERTER.register_structure_hook_func(lambda kind: kind == tuple[Entry, ...], lambda text, _: parse_entries(text))
-_CONVERTER.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Literal, _literal)

@@ -13,10 +13,11 @@ import attrs
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from traksense import log
 from traksense.model import Event, Kind, Reason, Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     import trio
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from traksense.ingest.session import SessionWatch
     from traksense.ingest.write import Writer
     from traksense.model import Delivery, Message
-    from traksense.mqtt.reader import SessionStatistics
+    from traksense.mqtt.reader import Reader
+    from traksense.store.upkeep import Upkeep
 
 LATENCY_BUCKETS: Final = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
@@ -115,12 +117,13 @@ class ServiceCollector:
     metrics: Metrics
     ledger: Ledger
     acknowledger: Acknowledger
-    session: SessionStatistics
+    reader: Reader
     session_watch: SessionWatch
     health: Health
     writers: Sequence[Writer]
     messages: trio.MemoryReceiveChannel[Message]
     max_bytes: int
+    upkeep: Upkeep
     now: Callable[[], datetime]
 
     def collect(self) -> Iterator[Metric]:
@@ -154,6 +157,16 @@ class ServiceCollector:
             ledger.points_conflicting,
         )
         yield CounterMetricFamily(
+            "ingest_points_absent",
+            "Points that came without a reading: null, or not-a-number. They are not stored.",
+            ledger.points_absent,
+        )
+        yield CounterMetricFamily(
+            "ingest_messages_empty",
+            "Messages with an empty payload, as when a retained message is cleared; counted as stored.",
+            ledger.empty,
+        )
+        yield CounterMetricFamily(
             "ingest_messages_redelivered", "Messages received with the DUP flag.", ledger.redelivered
         )
         yield CounterMetricFamily("ingest_messages_acknowledged", "PUBACKs sent.", self.acknowledger.acknowledged)
@@ -165,8 +178,10 @@ class ServiceCollector:
         yield CounterMetricFamily(
             "ingest_store_retries", "Batches that had to wait for the database.", sum(w.retries for w in self.writers)
         )
+        yield CounterMetricFamily("ingest_log_failures", "Log lines that stdout did not take.", log.failures())
         yield from self._session()
         yield from self._gauges()
+        yield from self._maintenance()
         yield self.metrics.batch_size.family(
             "ingest_batch_size", "Points in a batch; a message without points counts as one."
         )
@@ -181,11 +196,18 @@ class ServiceCollector:
         )
 
     def _session(self) -> Iterator[Metric]:
-        session = self.session
+        session = self.reader.statistics
         yield CounterMetricFamily(
             "ingest_broker_connections", "Successful connections to the broker.", session.connections
         )
-        yield CounterMetricFamily("ingest_broker_failures", "Connections to the broker that failed.", session.failures)
+        yield CounterMetricFamily(
+            "ingest_broker_failures", "Connections to the broker that failed.", self.reader.failures.count
+        )
+        yield CounterMetricFamily(
+            "ingest_broker_mishandled",
+            "Connections that ended because we could not handle what the broker sent: a bug.",
+            self.reader.failures.mishandled,
+        )
         yield CounterMetricFamily(
             "ingest_sessions_lost",
             "Times the broker had forgotten our session, and its queue.",
@@ -196,12 +218,11 @@ class ServiceCollector:
             "Length of the interval that the last lost session put at risk.",
             self.session_watch.lost_seconds,
         )
-        if session.broker_dropped is not None:
-            yield CounterMetricFamily(
-                "ingest_broker_dropped_messages",
-                "Messages that the broker has dropped, by its own count.",
-                session.broker_dropped,
-            )
+        yield CounterMetricFamily(
+            "ingest_broker_dropped_messages",
+            "Messages that the broker has dropped, by its own count, since this process knows that.",
+            self.reader.drops.total,
+        )
         yield CounterMetricFamily(
             "ingest_session_takeovers", "Times another client took our client id.", session.takeovers
         )
@@ -237,6 +258,35 @@ class ServiceCollector:
             ready.add_metric([name], float(bool(condition["ok"])))
         yield ready
 
+    def _maintenance(self) -> Iterator[Metric]:
+        upkeep = self.upkeep
+        yield _counter(
+            "ingest_maintenance_failures",
+            "Steps of the background work that this process tried and that failed.",
+            "step",
+            upkeep.failures,
+        )
+        done = GaugeMetricFamily(
+            "ingest_maintenance_last_success_timestamp_seconds",
+            "When each step of the background work was last done, by whoever does it.",
+            labels=["step"],
+        )
+        for state in upkeep.states:
+            done.add_metric([state.name], state.succeeded_at.timestamp())
+            if state.waiting is not None:
+                yield GaugeMetricFamily(
+                    "ingest_rollup_marks",
+                    "Ranges that wait to be aggregated (plain PostgreSQL); more than 100000 are not counted.",
+                    state.waiting,
+                )
+                since = state.waiting_since
+                yield GaugeMetricFamily(
+                    "ingest_rollup_lag_seconds",
+                    "For how long the oldest of them waits (plain PostgreSQL).",
+                    (self.now() - since).total_seconds() if since else 0.0,
+                )
+        yield done
+
 
 def make_registry(collector: ServiceCollector) -> CollectorRegistry:
     """A registry with the service's metrics and those of the process."""
@@ -248,7 +298,7 @@ def make_registry(collector: ServiceCollector) -> CollectorRegistry:
     return registry
 
 
-def _counter(name: str, documentation: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
+def _counter(name: str, documentation: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(name, documentation, labels=[label])
     for value, count in values.items():
         family.add_metric([value], count)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from traksense import __version__
+from traksense import __version__, signals
 from traksense.adapters import load_registry
 from traksense.errors import BrokerRefusedError, ConfigError, SessionTakenOverError
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
+from traksense.ingest.clock import ClockWatch
 from traksense.ingest.decode import Decoder, Router
 from traksense.ingest.handover import Handover
 from traksense.ingest.health import Health, watch_progress
@@ -45,10 +46,15 @@ if TYPE_CHECKING:
 
     from traksense.config import Settings
     from traksense.store.postgres import PostgresStore
+    from traksense.store.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-CONDITIONS: Final = ("broker", "subscription", "database", "progress")
+CONDITIONS: Final = ("broker", "subscription", "database", "clock", "progress")
+"""What must hold for the service to be ready."""
+
+INFORMING: Final = ("maintenance",)
+"""What somebody has to look at, although messages are taken and stored: no reason to take the service away."""
 
 
 async def run(
@@ -56,7 +62,7 @@ async def run(
     *,
     retire: Callable[[Pipeline], Awaitable[None]] | None = None,
 ) -> None:
-    """Run the service until SIGTERM or SIGINT, then drain.
+    """Run the service until SIGTERM, SIGINT or SIGHUP, then drain.
 
     Args:
         settings: All that can be configured.
@@ -69,13 +75,16 @@ async def run(
     if retire is None and settings.layout is not None and settings.mqtt_shard is None:
         raise ConfigError([f"there are {settings.mqtt_shard_count} shards; which of them is this? @ MQTT_SHARD"])
     listener = listen(settings.metrics_host, settings.metrics_port)
-    health = Health(CONDITIONS)
+    health = Health(CONDITIONS, INFORMING)
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        received = stack.enter_context(trio.open_signal_receiver(*signals.wanted()))
+        for number in signals.noted():
+            signal.raise_signal(number)
         await stack.enter_async_context(open_asyncio_loop())
-        store = await stack.enter_async_context(open_store(settings, health))
-        pipeline = Pipeline.build(settings, store, health, retiring=retire is not None)
+        clock = ClockWatch(health)
+        store = await stack.enter_async_context(open_store(settings, health, clock))
+        pipeline = Pipeline.build(settings, store, health, clock, retiring=retire is not None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, listener, make_registry(pipeline.collector()), health)
             nursery.start_soon(store.run)
@@ -84,7 +93,7 @@ async def run(
             if retire is not None:
                 nursery.start_soon(retire, pipeline)
             nursery.start_soon(watch_progress, health, pipeline.ledger, pipeline.acknowledger)
-            nursery.start_soon(_drain_on_signal, signals, pipeline, settings.shutdown_deadline)
+            nursery.start_soon(_drain_on_signal, received, pipeline, settings.shutdown_deadline)
             _log_start(settings, listener)
             await pipeline.run()
             # A Trio deadline around asyncpg is soft; with its connections gone, nothing under way can hold us up.
@@ -119,11 +128,14 @@ class Pipeline:
     metrics: Metrics
     messages: trio.MemoryReceiveChannel[Message]
     max_bytes: int
+    upkeep: Upkeep
     failure: ConfigError | None = None
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     @classmethod
-    def build(cls, settings: Settings, store: PostgresStore, health: Health, *, retiring: bool = False) -> Pipeline:
+    def build(
+        cls, settings: Settings, store: PostgresStore, health: Health, clock: ClockWatch, *, retiring: bool = False
+    ) -> Pipeline:
         """Connect the stages; nothing runs yet."""
         ledger, acknowledger, metrics = Ledger(), Acknowledger(), Metrics(_now)
         messages_send, messages_receive = trio.open_memory_channel[Message](settings.queue_max)
@@ -134,7 +146,8 @@ class Pipeline:
         batcher = Batcher(
             messages_receive,
             batches_send,
-            decode=Decoder(settings, load_registry()).decode,
+            decode=Decoder(settings, load_registry(), clock=clock, ledger=ledger).decode,
+            clock=clock,
             size_max=settings.batch_size,
             wait_max=settings.batch_wait,
             on_flush=metrics.flushed,
@@ -148,12 +161,15 @@ class Pipeline:
                 acknowledger=acknowledger,
                 health=health,
                 on_committed=metrics.committed,
+                name=f"writer {number}",
             )
-            for _ in range(writer_count(settings))
+            for number in range(1, writer_count(settings) + 1)
         ]
         batches_receive.close()
         topics = () if retiring else settings.topics
-        watch = SessionWatch(store, health, client_id=settings.client_id, broker=str(settings.broker), now=_now)
+        watch = SessionWatch(
+            store.sessions, health, client_id=settings.client_id, broker=str(settings.broker), now=_now
+        )
 
         def connected(session_present: bool) -> None:  # noqa: FBT001  (the flag of CONNACK)
             watch.connected(session_present)
@@ -168,7 +184,7 @@ class Pipeline:
             topics=topics,
         )
         handover = Handover(
-            store,
+            store.sessions,
             reader,
             client_id=settings.client_id,
             broker=str(settings.broker),
@@ -191,6 +207,7 @@ class Pipeline:
             metrics,
             messages_receive,
             settings.queue_max_bytes,
+            store.upkeep,
         )
 
     async def run(self) -> None:
@@ -219,7 +236,7 @@ class Pipeline:
         try:
             await self.reader.run()
         except BrokerRefusedError as error:
-            raise ConfigError([f"{error} @ MQTT_URL"]) from error
+            raise ConfigError([f"{error} @ {error.variable}"]) from error
         except SessionTakenOverError as error:
             # What was read has been stored. To exit as misconfigured keeps a supervisor from the tug of war.
             self.failure = ConfigError([f"{error}: each replica needs one of its own @ MQTT_CLIENT_ID"])
@@ -230,19 +247,20 @@ class Pipeline:
             metrics=self.metrics,
             ledger=self.ledger,
             acknowledger=self.acknowledger,
-            session=self.reader.statistics,
+            reader=self.reader,
             session_watch=self.session_watch,
             health=self.health,
             writers=self.writers,
             messages=self.messages,
             max_bytes=self.max_bytes,
+            upkeep=self.upkeep,
             now=_now,
         )
 
 
-async def _drain_on_signal(signals: AsyncIterator[int], pipeline: Pipeline, deadline: float) -> None:
+async def _drain_on_signal(received: AsyncIterator[int], pipeline: Pipeline, deadline: float) -> None:
     """The first signal drains; a second one, or the deadline in seconds, ends everything at once."""
-    number = await anext(signals)
+    number = await anext(received)
     logger.info(
         "draining",
         extra={"traksense_signal": signal.Signals(number).name, "traksense_in_flight": pipeline.ledger.in_flight},
@@ -250,7 +268,7 @@ async def _drain_on_signal(signals: AsyncIterator[int], pipeline: Pipeline, dead
     pipeline.drain()
     why = "deadline"
     with trio.move_on_after(deadline):
-        why = signal.Signals(await anext(signals)).name
+        why = signal.Signals(await anext(received)).name
     logger.warning("drain_abandoned", extra={"traksense_reason": why, "traksense_in_flight": pipeline.ledger.in_flight})
     pipeline.abandon()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from traksense.commands import arguments as types
+from traksense.terminal import say
 
 if TYPE_CHECKING:
     from traksense.tools.bench.run import Plan
@@ -64,21 +65,22 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.cli import DONE, FAILED
     from traksense.tools.bench import report
     from traksense.tools.bench.plot import write_plots
-    from traksense.tools.bench.run import run, say
+    from traksense.tools.bench.run import run
+    from traksense.tools.bench.run import say as say_aside
     from traksense.tools.interrupt import INTERRUPTED, run_interruptible
 
     plan = _plan(arguments)
     found = []
 
     async def measure(_interruption: Interruption) -> None:
-        found.append(await run(plan, say))
+        found.append(await run(plan, say_aside))
 
     if trio.run(run_interruptible, measure):
         return INTERRUPTED
     ((results, environment),) = found
     lines = list(report.text(results, environment, plan.baseline))
     document = json.dumps(report.as_json(results, environment, plan.baseline), indent=1)
-    print(document if arguments.json else "\n".join(lines))
+    say(document if arguments.json else "\n".join(lines))
     if arguments.plots is not None:
         subtitle = (
             f"{environment['cpus']} CPUs for everything, {environment['broker']}, PostgreSQL {environment['postgres']}"

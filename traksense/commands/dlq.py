@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from traksense.terminal import say
 from traksense.tools.dlq.selection import add_filters, add_ids, dead_letter_id, need_choice
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _purge(arguments: argparse.Namespace) -> bool:
     if count.total and not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError([f"would delete {actions.letters(count.total)}: confirm with --yes @ dlq purge"])
-        print(f"Delete {actions.letters(count.total)}? [y/N] ", end="", file=sys.stderr, flush=True)
+        say(f"Delete {actions.letters(count.total)}? [y/N] ", end="", to=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             actions.say("nothing was deleted")
             return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from traksense.terminal import say
+
 if TYPE_CHECKING:
     import argparse
 
@@ -53,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _tell(document: dict[str, Any], text: list[str], *, as_json: bool) -> None:
-    print(json.dumps(document, indent=2, default=str) if as_json else "\n".join(text))
+    say(json.dumps(document, indent=2, default=str) if as_json else "\n".join(text))
 
 
 def _changes_json(changes: list[Change]) -> list[dict[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from traksense.terminal import say
+
 if TYPE_CHECKING:
     import argparse
 
@@ -26,13 +28,16 @@ def main(arguments: argparse.Namespace) -> int:
     import os
 
     from traksense import config
-    from traksense.cli import DONE
+    from traksense.cli import DONE, FAILED
     from traksense.store import maintenance
+    from traksense.store.fault_words import describe
 
     dsn = config.load(os.environ).database.dsn.reveal()
     report = maintenance.run_once(dsn, APPLICATION, lambda c: maintenance.maintain(c, jobs=arguments.jobs))
-    print(
-        f"worked off {report.marks} marks, dropped {len(report.dropped)} parts, deleted {report.purged} rows"
+    say(
+        f"worked off {report.marks} marks, dropped {report.dropped} parts, deleted {report.purged} rows"
         + (f", ran {report.jobs} jobs" if arguments.jobs else "")
     )
-    return DONE
+    for name, error in report.failed.items():
+        say(f"failed: {name}: {describe(error)}")
+    return FAILED if report.failed else DONE

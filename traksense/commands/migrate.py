@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from traksense.terminal import say
+
 if TYPE_CHECKING:
     import argparse
 
@@ -32,11 +34,11 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if report.applied:
         applied = ", ".join(report.applied)
-        print(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {applied}")
+        say(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {applied}")
     else:
-        print(f"schema {report.to_version} ({report.engine}): nothing to do")
+        say(f"schema {report.to_version} ({report.engine}): nothing to do")
     if report.roles_missing:
-        print(
+        say(
             f"missing: {', '.join(report.roles_missing)}; this role may not create roles. "
             "Create them (NOLOGIN) and run `traksense migrate` again, or use --no-roles"
         )

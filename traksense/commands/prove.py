@@ -6,16 +6,24 @@ import argparse
 import secrets
 from pathlib import Path
 
-BREAKAGES = ("ack-early", "no-unique-key", "not-replaced", "hasty-handover")
+from traksense.terminal import say
 
 REVEALING = {
     "ack-early": ("service-kill", "service-kill-mid-batch", "database-freeze"),
     "not-replaced": ("service-loss",),
     "hasty-handover": ("service-reshard",),
     "no-unique-key": ("service-kill-before-puback", "broker-reset", "database-ambiguous"),
+    "hasty-repeats": ("database-failover",),
+    "no-dictionary-check": ("operator-delete", "operator-truncate"),
+    "no-clock-check": ("service-clock",),
+    "coarse-instants": ("message-untimed",),
+    "whole-message": ("message-partial",),
+    "lockable": ("reader-locks",),
+    "unhealed": ("database-strangers", "pooler-kill"),
 }
-"""For each breakage the faults that bring it to light soonest: the default then."""
+"""What can be broken, and for each the faults that bring it to light soonest: the default then."""
 
+BREAKAGES = tuple(REVEALING)
 
 REPLICAS_MAX = 16
 """They share this machine."""
@@ -52,8 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--break",
         dest="breakage",
         choices=BREAKAGES,
-        help="negative control: a service that acknowledges early, a table without its unique key, a replica that dies "
-        "and is not replaced, or one that gives topics up before another reads them (with --replicas); it has to fail",
+        help="negative control, which has to fail: a service that acknowledges early, or acknowledges repeats before "
+        "the standby has them; a table without its unique key; writers that do not look whether names have changed, or "
+        "that wait for what a reader locks; a replica that dies and is not replaced, or gives topics up before another "
+        "reads them (with --replicas); a clock that is believed; messages without a time that share one; good points "
+        "that are lost with a bad one; faults that are not undone",
+    )
+    parser.add_argument(
+        "--patience",
+        type=_positive,
+        default=30.0,
+        metavar="N",
+        help="seconds after a fault until something new has to be stored (default: 30)",
     )
     parser.add_argument("--json", action="store_true", help="the result, with the schedule, as one JSON object")
     parser.add_argument(
@@ -76,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.list_faults:
         width = max(map(len, CATALOGUE))
         for fault in CATALOGUE.values():
-            print(f"{fault.name:<{width}}  {fault.summary}")
+            say(f"{fault.name:<{width}}  {fault.summary}")
         return DONE
     faults = REVEALING.get(arguments.breakage, tuple(CATALOGUE))
     if arguments.faults is not None:
@@ -92,11 +110,13 @@ def main(arguments: argparse.Namespace) -> int:
                 faults=faults,
                 replicas=arguments.replicas,
                 breakage=arguments.breakage,
+                patience=arguments.patience,
             ),
             seed=arguments.seed if arguments.seed is not None else secrets.randbelow(1_000_000),
             runs=arguments.runs,
             directory=arguments.directory,
             as_json=arguments.json,
+            chosen=arguments.faults is not None or arguments.breakage is not None,
         )
     )
 

@@ -17,11 +17,14 @@ def main(_arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     import trio
 
-    from traksense import service
+    from traksense import service, signals
     from traksense.cli import DONE, load_settings
     from traksense.memory import collect_rarely, return_large_blocks
 
+    settings = load_settings()
+    if signals.noted():
+        return DONE
     return_large_blocks()
     collect_rarely()
-    trio.run(service.run, load_settings())
+    trio.run(service.run, settings)
     return DONE

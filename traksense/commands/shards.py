@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from traksense.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
@@ -52,15 +54,15 @@ def main(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "show":
         settings = config.load(os.environ)
-        print(json.dumps(layout.as_json(settings)) if arguments.json else "\n".join(layout.as_text(settings)))
+        say(json.dumps(layout.as_json(settings)) if arguments.json else "\n".join(layout.as_text(settings)))
         return DONE
     if arguments.action == "check":
         unread = trio.run(check, config.load(os.environ), arguments.listen)
         for name, where in sorted(unread.seen.items()):
-            print(f"in no shard: {name} ({where})")
+            say(f"in no shard: {name} ({where})")
         return FAILED if unread.seen else DONE
     ended = trio.run(retire, load_settings(), arguments.client_id)
-    print("the session is ended" if ended else "interrupted: the session is as it was, without what was stored")
+    say("the session is ended" if ended else "interrupted: the session is as it was, without what was stored")
     sys.stdout.flush()
     return DONE if ended else FAILED
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+from traksense.terminal import say
+
 POINTS_MIN = 5_000
 """A second's worth at the target: with fewer, the figure says how long one message takes, not how many go through."""
 
@@ -69,7 +71,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     printer.end(report)
     if arguments.json:
-        print(json.dumps(report.as_json(), indent=2))
+        say(json.dumps(report.as_json(), indent=2))
     if report.interrupted:
         return INTERRUPTED
     return DONE if report.passed else FAILED

@@ -1,25 +1,25 @@
-"""An ASGI application on Hypercorn's Trio worker."""
+"""What the service says over HTTP: its metrics, that it lives, whether it is ready."""
 
 from __future__ import annotations
 
 import json
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import hypercorn.trio
-import trio
-from hypercorn.config import Config
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from traksense.errors import ConfigError
+from traksense.web.server import Server, connection_limit
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from traksense.ingest.health import Health
+    from traksense.web.server import Answer
 
 BACKLOG: Final = 64
+"""Connections that wait to be accepted."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -34,43 +34,21 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        raise ConfigError([f"cannot listen on {host}:{port}: {error.strerror or error} @ METRICS_PORT"]) from error
+        reason = (isinstance(error, OSError) and error.strerror) or "no such address"
+        raise ConfigError([f"cannot listen on {host}:{port}: {reason} @ METRICS_PORT"]) from error
     listener.setblocking(False)
     return listener
 
 
 async def serve(listener: socket.socket, registry: CollectorRegistry, health: Health) -> None:
-    """Answer until cancelled. Takes the listener over, as Hypercorn closes what it is given by number."""
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.accesslog = None
-    config.errorlog = None
-    config.graceful_timeout = 1.0
-    config.shutdown_timeout = 1.0
-    await hypercorn.trio.serve(_application(registry, health), config, shutdown_trigger=trio.sleep_forever)
+    """Answer until cancelled. Takes the listener over."""
+    server = Server(lambda path: _answer(path, registry, health), limit=connection_limit())
+    await server.serve(listener)
 
 
-def _application(registry: CollectorRegistry, health: Health) -> Any:
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            while True:
-                event = (await receive())["type"]
-                await send({"type": f"{event}.complete"})
-                if event == "lifespan.shutdown":
-                    return
-        if scope["type"] != "http":
-            return
-        status, content_type, body = _answer(scope["path"], registry, health)
-        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    return application
-
-
-def _answer(path: str, registry: CollectorRegistry, health: Health) -> tuple[int, str, bytes]:
+def _answer(path: str, registry: CollectorRegistry, health: Health) -> Answer:
     if path == "/metrics":
         return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
     if path == "/healthz":
