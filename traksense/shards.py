@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from traksense.names import tenant_fault
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -111,6 +113,8 @@ class Layout:
         seen: set[str] = set()
         whole = {entry.tenant for entry in self.entries if entry.site is None}
         for entry in self.entries:
+            if fault := tenant_fault(entry.tenant):
+                found.append(("MQTT_TENANTS", f"{entry.tenant}: the name {fault}; its messages would be dead letters"))
             if str(entry) in seen:
                 found.append(("MQTT_TENANTS", f"{entry} is listed twice"))
             elif entry.site is not None and entry.tenant in whole:

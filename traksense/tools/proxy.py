@@ -99,6 +99,7 @@ class Proxy:
         port: Where it listens.
         latency: Seconds that each piece waits before it is passed on.
         rate: Bytes a second of each direction of each connection, or None for no limit.
+        upstream: Host and port that new connections lead to.
         cuts: How often `cut_after` and `cut_at_outcome` have cut.
     """
 
@@ -109,7 +110,7 @@ class Proxy:
         self.latency = 0.0
         self.rate: float | None = None
         self.cuts = 0
-        self._upstream = (upstream_host, upstream_port)
+        self.upstream = (upstream_host, upstream_port)
         self._observe = observe
         self._listeners: list[trio.SocketListener] = []
         self._links: set[_Link] = set()
@@ -196,7 +197,7 @@ class Proxy:
 
     async def _pass_on(self, link: _Link) -> None:
         try:
-            await link.server.socket.connect(self._upstream)
+            await link.server.socket.connect(self.upstream)
         except OSError:
             link.reset()
             return

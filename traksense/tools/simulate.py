@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from traksense.mqtt.stream import tls_context
+from traksense.terminal import say
 from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, play
 from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS
 from traksense.tools.outbox import PACKET_TOO_LARGE
@@ -59,9 +60,9 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
         ) as publisher:
             run.publisher = publisher
             if not arguments.json:
-                print(run.announcement(), flush=True)
+                say(run.announcement(), flush=True)
             await run.go(limits, signals)
-    print(json.dumps(run.as_dict(), ensure_ascii=False) if arguments.json else run.summary())
+    say(json.dumps(run.as_dict()) if arguments.json else run.summary())
     return 0 if run.complete else 1
 
 
@@ -100,7 +101,8 @@ class _Run:
                 tally, fault = self.tally, self.publisher.fault if self.publisher else None
                 state = f"; no connection: {fault}" if fault else ""
                 line = f"{tally.published:,} published, {tally.confirmed:,} confirmed{state}"
-                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+                print("\r\033[K", end="", file=sys.stderr)
+                say(line, to=sys.stderr, end="", flush=True)
         finally:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 

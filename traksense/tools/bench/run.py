@@ -17,6 +17,7 @@ import attrs
 from traksense import __version__
 from traksense.config import Settings
 from traksense.errors import TraksenseError
+from traksense.terminal import say as tell
 from traksense.tools.bench import backlog, ceiling, growth, outage, steady, tables
 from traksense.tools.bench.load import Fleet, Load
 from traksense.tools.bench.readings import machine
@@ -278,4 +279,4 @@ def _mosquitto_version() -> str:
 
 def say(line: str) -> None:
     """To stderr, where it does not mix with the answer."""
-    print(f"traksense: {line}", file=sys.stderr, flush=True)
+    tell(f"traksense: {line}", to=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from traksense.store.dictionary import digest
+from traksense.store.digests import digest
 from traksense.tools.bench.load import META
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from traksense.terminal import say
 from traksense.tools.demo.lines import LINE_SECONDS, status_line
 from traksense.tools.stack import StackError
 
@@ -62,9 +63,9 @@ async def show_lines(state: State) -> None:
     try:
         while True:
             await trio.sleep(LINE_SECONDS)
-            print(status_line(state), flush=True)
+            say(status_line(state), flush=True)
     finally:
-        print(status_line(state), flush=True)
+        say(status_line(state), flush=True)
 
 
 def take_screenshot(state: State, path: Path) -> None:

@@ -24,6 +24,7 @@ import trio_asyncio
 
 from traksense.config import load
 from traksense.store.migrate import migrate
+from traksense.terminal import say
 from traksense.tools.demo.display import chosen_display, take_screenshot
 from traksense.tools.demo.lines import ending
 from traksense.tools.demo.observe import (
@@ -97,7 +98,7 @@ async def demo(options: DemoOptions) -> int:
             status = await Demo(options, stop).run()
             nursery.cancel_scope.cancel()
     if status == INTERRUPTED:
-        print("\ntraksense demo: interrupted; everything that was started has been stopped.", file=sys.stderr)
+        say("\ntraksense demo: interrupted; everything that was started has been stopped.", to=sys.stderr)
     return status
 
 
@@ -257,7 +258,7 @@ class Demo:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(text, flush=True)
+        say(text, flush=True)
 
 
 def _log_to(path: Path) -> None:

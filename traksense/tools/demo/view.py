@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from traksense.names import printable
 from traksense.tools.demo.state import Phase
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def _header(state: State, *, wide: bool) -> list[RenderableType]:
     else:
         status = Text("● not ready", BAD)
     top = _grid(ratios=(1, None))
-    title = Text.assemble(("traksense demo", "bold"), ("  " + state.fleet, DIM), no_wrap=True, overflow="ellipsis")
+    title = Text.assemble(
+        ("traksense demo", "bold"), ("  " + printable(state.fleet), DIM), no_wrap=True, overflow="ellipsis"
+    )
     top.add_row(title, Text.assemble((clock, TITLE), "  ", status))
     a = state.addresses
     broker = _labelled("broker   ", f"{a.broker} ({a.broker_kind})")
@@ -96,7 +99,7 @@ def _header(state: State, *, wide: bool) -> list[RenderableType]:
     troubles = [f"fleet: no connection: {state.publisher_fault}"] if state.publisher_fault else []
     if state.phase is Phase.RUNNING and not state.ready:
         troubles.append(f"service: {state.not_ready}")
-    lines += [Text(trouble, WARN, no_wrap=True, overflow="ellipsis") for trouble in troubles]
+    lines += [Text(printable(trouble), WARN, no_wrap=True, overflow="ellipsis") for trouble in troubles]
     return [_indented(line) for line in lines]
 
 
@@ -169,22 +172,24 @@ def _values(state: State, *, rows: int, wide: bool) -> RenderableType:
     shown = sorted(state.values[:rows], key=lambda v: (v.tenant, v.device))
     for v in shown:
         cells: list[RenderableType] = [
-            v.tenant,
-            *([v.site] if wide else []),
-            v.device,
-            v.point,
+            *map(_named, (v.tenant, *([v.site] if wide else []), v.device, v.point)),
             _value(v),
-            Text(v.unit, DIM),
+            _named(v.unit, DIM),
         ]
         table.add_row(*cells, Text(age(v.ts, state.wall), DIM))
     return _panel("Latest values, read from ts_measure", table if shown else Text("waiting for the first rows", DIM))
+
+
+def _named(name: str, style: str = "default") -> Text:
+    """What others named: neither markup nor anything that acts on the terminal."""
+    return Text(printable(name), style)
 
 
 def _value(value: LatestValue) -> Text:
     if isinstance(value.value, bool):
         return Text("true" if value.value else "false", GOOD if value.value else "default")
     if isinstance(value.value, str):
-        return Text(value.value, BAD if value.value in ("FAULT", "TRIPPED") else ACCENT)
+        return _named(value.value, BAD if value.value in ("FAULT", "TRIPPED") else ACCENT)
     return Text(f"{value.value:,.2f}", "default")
 
 
@@ -208,9 +213,11 @@ def _newest(state: State, *, with_topic: bool) -> list[RenderableType]:
     label = Text.assemble(
         ("newest ", DIM), (f"{age(newest.ts, state.wall):>6} ago  ", DIM), no_wrap=True, overflow="ellipsis"
     )
-    lines: list[RenderableType] = [label.append(newest.reason, WARN).append(f"  {newest.detail}")]
+    lines: list[RenderableType] = [label.append(newest.reason, WARN).append(printable(f"  {newest.detail}"))]
     if with_topic:
-        lines.append(Text(f"{'':19}{newest.topic}, {newest.size:,} bytes", DIM, no_wrap=True, overflow="ellipsis"))
+        lines.append(
+            Text(printable(f"{'':19}{newest.topic}, {newest.size:,} bytes"), DIM, no_wrap=True, overflow="ellipsis")
+        )
     return lines
 
 
@@ -299,4 +306,4 @@ def _big(value: str, what: str) -> Text:
 
 
 def _labelled(label: str, value: str) -> Text:
-    return Text.assemble((label + " ", DIM), value, no_wrap=True, overflow="ellipsis")
+    return Text.assemble((label + " ", DIM), printable(value), no_wrap=True, overflow="ellipsis")

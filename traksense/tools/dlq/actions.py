@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from traksense.store import dead_letters
+from traksense.terminal import say as tell
 from traksense.tools.dlq import text
 from traksense.tools.dlq.replay import Replay
 from traksense.tools.dlq.selection import selection
@@ -43,7 +44,7 @@ async def list_letters(context: Context) -> bool:
         return True
     if found:
         for line in text.table(found, width=text.terminal_width()):
-            print(line)
+            tell(line)
     if len(found) == wanted.limit:
         count = await context.database.call(dead_letters.count, wanted)
         say(f"{len(found)} of {letters(count.total)}; --limit shows more")
@@ -65,7 +66,7 @@ async def show(context: Context) -> bool:
         text.print_json(text.letter_as_json(letter))
     else:
         for line in text.description(letter):
-            print(line)
+            tell(line)
     return True
 
 
@@ -91,7 +92,7 @@ def _tell(counts: Counts, arguments: argparse.Namespace) -> None:
     rest = [f"{value} {name}" for name, value in values.items() if value and name not in ("published", "selected")]
     told = f" ({', '.join(rest)})" if rest else ""
     verb = "would publish" if arguments.dry_run else "published"
-    print(f"{verb} {counts.published} of {letters(counts.selected)}{told}")
+    tell(f"{verb} {counts.published} of {letters(counts.selected)}{told}")
 
 
 async def count(context: Context) -> Count:
@@ -107,7 +108,7 @@ async def purge(context: Context, newest: int) -> bool:
     if context.arguments.json:
         text.print_json({"deleted": deleted})
     else:
-        print(f"deleted {letters(deleted)}")
+        tell(f"deleted {letters(deleted)}")
     return True
 
 
@@ -118,4 +119,4 @@ def letters(number: int) -> str:
 
 def say(line: str) -> None:
     """To stderr, where it does not mix with the answer."""
-    print(f"traksense: {line}", file=sys.stderr)
+    tell(f"traksense: {line}", to=sys.stderr)

@@ -8,6 +8,9 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from traksense.names import printable
+from traksense.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
@@ -117,7 +120,7 @@ def letter_as_json(letter: Letter) -> dict[str, Any]:
 
 def print_json(document: object) -> None:
     """To stdout, indented; in ASCII, so that it survives any terminal and any pipe."""
-    print(json.dumps(document, indent=2))
+    say(json.dumps(document, indent=2))
 
 
 def terminal_width() -> int | None:
@@ -149,6 +152,4 @@ def _time(instant: datetime | None) -> str:
 
 
 def _printable(text: str | None) -> str:
-    if text is None:
-        return "-"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "-" if text is None else printable(text)

@@ -108,7 +108,7 @@ def _payload(fault: Fault, number: int, when: str) -> bytes:
         case Fault.INVALID_UTF8:
             return good.encode().replace(b"sequence", b"temp\xff\xfeatura")
         case Fault.NUL_BYTE:
-            return good.encode() + b"\x00" * 4
+            return good.encode().replace(b",", b"\x00,", 1)  # behind the text, it would be read
         case Fault.UNKNOWN_SCHEMA:
             text = good.replace('"v1"', '"v9"')
         case Fault.UNKNOWN_FORMAT:

@@ -10,6 +10,7 @@ import trio
 from traksense.config import DatabaseUrl, Secret
 from traksense.errors import StoreError
 from traksense.store.connection import open_connection
+from traksense.tools.prove import reader
 from traksense.tools.prove.messages import REFUSED_TEXT
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PREPARE: Final = (
     # Refusals: what passes every decoder and only the database can refuse (23514, the data's fault).
     f"ALTER TABLE traksense.measure ADD CONSTRAINT prove_refuses CHECK (v_text IS DISTINCT FROM '{REFUSED_TEXT}')",
     f"ALTER TABLE public.device_event ADD CONSTRAINT prove_refuses CHECK (event_type <> '{REFUSED_TEXT}')",
+    reader.PREPARE,
     # A switch for the full disk, in place from the beginning: triggers made later would wait for the service's locks.
     "CREATE SCHEMA prove",
     "CREATE TABLE prove.switch (is_full boolean NOT NULL)",
@@ -50,6 +52,38 @@ PREPARE: Final = (
         )
     ),
 )  # fmt: skip
+
+NO_DICTIONARY_CHECK: Final = """
+DO $$
+DECLARE
+    check_ oid;
+BEGIN
+    FOR check_ IN SELECT oid FROM pg_proc WHERE proname = 'hold_dictionary' LOOP
+        EXECUTE format(
+            'CREATE OR REPLACE PROCEDURE traksense.hold_dictionary(%s) LANGUAGE plpgsql AS $body$ BEGIN END $body$',
+            pg_get_function_arguments(check_)
+        );
+    END LOOP;
+END
+$$
+"""
+"""For `--break no-dictionary-check`."""
+
+LOCKABLE: Final = (
+    """
+    CREATE FUNCTION prove.share_a_lock() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_xact_lock_shared(1953653099, 2);
+        RETURN NULL;
+    END
+    $$
+    """,
+    """
+    CREATE TRIGGER prove_lock BEFORE INSERT ON traksense.measure
+    FOR EACH STATEMENT EXECUTE FUNCTION prove.share_a_lock()
+    """,
+)
+"""For `--break lockable`: writers wait for a lock that a reader may hold."""
 
 DROP_UNIQUE_KEY: Final = "ALTER TABLE traksense.measure DROP CONSTRAINT measure_pkey"
 """For `--break no-unique-key`; on a partitioned table it holds for all partitions."""
@@ -85,6 +119,15 @@ _PRESENT: Final = {
                 AND m.ts = timestamptz 'epoch' + k.ts::bigint * interval '1 microsecond'
         )
     """,
+    "untimed": """
+        SELECT k.n FROM unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+            AS k (n, tenant, site, device, point, value)
+        WHERE EXISTS (
+            SELECT FROM public.ts_measure m
+            WHERE (m.tenant_id, m.site_id, m.device_id, m.point_id) = (k.tenant, k.site, k.device, k.point)
+                AND m.v_num = k.value::float8
+        )
+    """,
     "ack": """
         SELECT k.n FROM unnest($1::int[], $2::text[], $3::text[], $4::text[]) AS k (n, tenant, device, cmd)
         JOIN public.cmd_ack a ON (a.tenant_id, a.device_id, a.cmd_id) = (k.tenant, k.device, k.cmd)
@@ -108,6 +151,10 @@ class Database:
     """The run's database, over the direct way, past the proxy."""
 
     def __init__(self, dsn: str) -> None:
+        self.move(dsn)
+
+    def move(self, dsn: str) -> None:
+        """From the next connection on, it is there."""
         self.url = DatabaseUrl(Secret(dsn))
 
     @asynccontextmanager

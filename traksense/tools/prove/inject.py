@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from traksense.tools.prove import saboteur
-from traksense.tools.prove.schedule import CATALOGUE
+from traksense.tools.prove import database_faults, operators, reader, saboteur
+from traksense.tools.prove.messages import PARTIAL, UNTIMED
+from traksense.tools.prove.schedule import (
+    CATALOGUE,
+    FAILOVER,
+    PARTIAL_MESSAGES,
+    POOLER_KILL,
+    RESTORE,
+    UNTIMED_MESSAGES,
+)
 from traksense.tools.stack.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from traksense.tools.prove.schedule import Injection
     from traksense.tools.prove.stage import Stage
@@ -22,15 +27,15 @@ if TYPE_CHECKING:
 
 CUT_SECONDS: Final = 5.0
 """How long a cut may wait for its moment."""
-BACKENDS_SECONDS: Final = 4.0
-"""How long to wait for the service to have a connection to the database."""
-WORKING_SECONDS: Final = 2.0
+WORKING_SECONDS: Final = 5.0
 """How long to wait for a service that works, so that most faults meet one."""
 OVERLAP_SECONDS: Final = 0.15
 """How long a service that was thought dead lives on at most: less than its reader waits before it connects again."""
 SLOW_LATENCY_SECONDS: Final = 0.08
 SLOW_RATE: Final = 64 * 1024
 """Bytes a second."""
+CLOCK_OFF_SECONDS: Final = -3 * 86_400
+BURST_MESSAGES: Final = 60
 
 
 async def inject(stage: Stage, injection: Injection) -> bool:
@@ -40,23 +45,26 @@ async def inject(stage: Stage, injection: Injection) -> bool:
     """
     fault = CATALOGUE[injection.fault]
     async with stage.turns[fault.part]:
-        return await ACTIONS[fault.name](stage, injection)
+        if not fault.harmless:
+            stage.resumed.begins()
+        took_effect = await ACTIONS[fault.name](stage, injection)
+        if not fault.harmless:
+            stage.resumed.ends(fault.name)
+        return took_effect
 
 
 async def heal(stage: Stage) -> None:
     """Undo everything; afterwards nothing stands between the service and its work."""
-    stage.broker_link.heal()
-    stage.database_link.heal()
-    await stage.postgres.start()
+    for link in (stage.broker_link, *stage.database_links):
+        link.heal()
+    for keeper in stage.replicas.keepers:
+        keeper.set_clock(0)
+    await stage.servers.heal()
+    if stage.pooler is not None:
+        await stage.pooler.start()
     await stage.broker.start()
-    await stage.database.execute_at_last(*_UNDO)
-
-
-_UNDO: Final = (
-    "ALTER SYSTEM RESET default_transaction_read_only",
-    "SELECT pg_reload_conf()",
-    "UPDATE prove.switch SET is_full = false",
-)
+    await database_faults.heal(stage)
+    stage.publishing.only, stage.publishing.paused = None, False
 
 
 # --- the service ------------------------------------------------------------------------------------------------------
@@ -95,6 +103,20 @@ async def _take_over(stage: Stage, injection: Injection) -> bool:
     return await stage.replicas.hit_by(injection).take_over(injection.seconds)
 
 
+async def _wrong_clock(stage: Stage, injection: Injection) -> bool:
+    """It starts with a wrong clock, as a machine without a battery does; or the clock goes wrong under it."""
+    await _wait_working(stage, injection)
+    keeper = stage.replicas.hit_by(injection)
+    keeper.set_clock(CLOCK_OFF_SECONDS)
+    try:
+        if injection.draw % 2:
+            await keeper.kill()
+        await trio.sleep(injection.seconds)
+    finally:
+        keeper.set_clock(0)
+    return True
+
+
 async def _reshard(stage: Stage, _injection: Injection) -> bool:
     await stage.replicas.deal_again()
     return True
@@ -105,6 +127,8 @@ def _kill_at(point: str, *, afresh: bool = False) -> Callable[[Stage, Injection]
         if afresh:
             # Only a service that has just started comes by here.
             await stage.replicas.hit_by(injection).kill()
+        else:
+            await _wait_working(stage, injection)
         return await stage.replicas.hit_by(injection).kill_at(point, 1 + injection.draw % (2 if afresh else 8))
 
     return action
@@ -117,76 +141,6 @@ async def _wait_working(stage: Stage, injection: Injection) -> None:
     with trio.move_on_after(WORKING_SECONDS):
         while not await stage.replicas.hit_by(injection).ready():
             await trio.sleep(POLL_SECONDS)
-
-
-# --- the database -----------------------------------------------------------------------------------------------------
-
-
-async def _terminate_backends(stage: Stage, _injection: Injection) -> bool:
-    pids = await _backends(stage)
-    await stage.database.execute_at_last(*(f"SELECT pg_terminate_backend({pid})" for pid in pids))
-    return bool(pids)
-
-
-async def _kill_backend(stage: Stage, injection: Injection) -> bool:
-    pids = await _backends(stage)
-    if pids:
-        os.kill(pids[injection.draw % len(pids)], signal.SIGKILL)
-        await stage.database.execute_at_last("SELECT 1")
-    return bool(pids)
-
-
-async def _kill_postmaster(stage: Stage, injection: Injection) -> bool:
-    stage.postgres.kill()
-    await trio.sleep(injection.seconds)
-    await stage.postgres.start()
-    return True
-
-
-async def _restart_postgres(stage: Stage, injection: Injection) -> bool:
-    await stage.postgres.stop()
-    await trio.sleep(injection.seconds)
-    await stage.postgres.start()
-    return True
-
-
-async def _freeze(stage: Stage, injection: Injection) -> bool:
-    pids = await _backends(stage)
-    try:
-        _signal_all(pids, signal.SIGSTOP)
-        await trio.sleep(injection.seconds)
-    finally:
-        _signal_all(pids, signal.SIGCONT)
-    return bool(pids)
-
-
-async def _read_only(stage: Stage, injection: Injection) -> bool:
-    reload = "SELECT pg_reload_conf()"
-    await stage.database.execute_at_last("ALTER SYSTEM SET default_transaction_read_only = on", reload)
-    await trio.sleep(injection.seconds)
-    await stage.database.execute_at_last("ALTER SYSTEM RESET default_transaction_read_only", reload)
-    return True
-
-
-async def _full(stage: Stage, injection: Injection) -> bool:
-    await stage.database.execute_at_last("UPDATE prove.switch SET is_full = true")
-    await trio.sleep(injection.seconds)
-    await stage.database.execute_at_last("UPDATE prove.switch SET is_full = false")
-    return True
-
-
-async def _backends(stage: Stage) -> list[int]:
-    pids: list[int] = []
-    with trio.move_on_after(BACKENDS_SECONDS):
-        while not (pids := await stage.database.backends()):
-            await trio.sleep(POLL_SECONDS)
-    return pids
-
-
-def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 # --- the broker -------------------------------------------------------------------------------------------------------
@@ -205,6 +159,26 @@ async def _restart_broker(stage: Stage, injection: Injection) -> bool:
     await trio.sleep(injection.seconds)
     await stage.broker.start()
     return True
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+async def _kill_pooler(stage: Stage, injection: Injection) -> bool:
+    if stage.pooler is None:
+        return False
+    stage.pooler.kill()
+    await trio.sleep(injection.seconds)
+    if not stage.unhealed:
+        await stage.pooler.start()
+    return True
+
+
+def _send(sort: str, count: int) -> Callable[[Stage, Injection], Awaitable[bool]]:
+    async def action(stage: Stage, _injection: Injection) -> bool:
+        return bool(await stage.publishing.send(sort, count))
+
+    return action
 
 
 # --- the links --------------------------------------------------------------------------------------------------------
@@ -252,17 +226,29 @@ ACTIONS: Final[dict[str, Callable[[Stage, Injection], Awaitable[bool]]]] = {
     "service-loss": _lose,
     "service-takeover": _take_over,
     "service-reshard": _reshard,
-    "database-terminate": _terminate_backends,
-    "database-kill-backend": _kill_backend,
-    "database-kill": _kill_postmaster,
-    "database-restart": _restart_postgres,
-    "database-freeze": _freeze,
-    "database-read-only": _read_only,
-    "database-full": _full,
+    "service-clock": _wrong_clock,
+    "database-terminate": database_faults.terminate_backends,
+    "database-kill-backend": database_faults.kill_backend,
+    "database-kill": database_faults.kill_postmaster,
+    "database-restart": database_faults.restart_postgres,
+    "database-freeze": database_faults.freeze,
+    "database-read-only": database_faults.read_only,
+    "database-strangers": database_faults.strangers,
+    FAILOVER: database_faults.fail_over,
+    "database-year": database_faults.year,
+    "operator-delete": operators.delete_device,
+    "operator-rename": operators.rename_series,
+    "operator-truncate": operators.truncate,
+    RESTORE: operators.restore,
+    "reader-locks": reader.lock_everything,
+    "database-full": database_faults.full,
     "database-reset": _on_link("database_link", _reset, lasts=False),
     "database-ambiguous": _on_link("database_link", lambda link, _: link.cut_at_outcome(), awaits_cut=True),
     "database-black-hole": _on_link("database_link", lambda link, _: link.black_hole()),
     "database-slow": _on_link("database_link", _slow),
+    POOLER_KILL: _kill_pooler,
+    UNTIMED_MESSAGES: _send(UNTIMED, BURST_MESSAGES),
+    PARTIAL_MESSAGES: _send(PARTIAL, BURST_MESSAGES),
     "broker-restart": _restart_broker,
     "broker-kill": _kill_broker,
     "broker-reset": _on_link("broker_link", _reset, lasts=False),

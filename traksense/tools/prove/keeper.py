@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from traksense.tools.prove.saboteur import BREAKAGES
+from traksense.tools.prove.saboteur import BREAKAGES, CLOCK_SUFFIX
 from traksense.tools.prove.witness import Remarks
 from traksense.tools.stack import ServiceProcess
 from traksense.tools.stack.processes import POLL_SECONDS
@@ -27,6 +27,10 @@ SLACK_SECONDS: Final = 5.0
 
 NOT_REPLACED: Final = "not-replaced"
 """For `--break`: what is lost with its host stays away."""
+
+MISUSED: Final = 2
+"""How a service ends whose session another client has taken over: its configuration is wrong. A test holds it to
+`cli.MISUSED`."""
 
 _SIGKILL: Final = signal.SIGKILL
 KILLED: Final = -_SIGKILL
@@ -51,6 +55,7 @@ class Keeper:
         self._env = dict(env)
         self._directory = directory
         self._arm_file = directory / "armed"
+        self._clock_file = directory / f"armed{CLOCK_SUFFIX}"
         self._command = [sys.executable, "-P", "-m", "traksense.tools.prove.saboteur", str(self._arm_file)]
         if breakage in BREAKAGES:
             self._command += ["--break", breakage]
@@ -83,6 +88,13 @@ class Keeper:
     def configure(self, **variables: str) -> None:
         """From the next start on."""
         self._env |= variables
+
+    def set_clock(self, off_seconds: float) -> None:
+        """From now on, its clock is off by so much."""
+        if off_seconds:
+            self._clock_file.write_text(str(off_seconds), encoding="ascii")
+        else:
+            self._clock_file.unlink(missing_ok=True)
 
     def _note_end(self, status: int) -> None:
         if status not in self._expected:
@@ -131,7 +143,7 @@ class Keeper:
             process.terminate()
             with trio.move_on_after(self._deadline) as scope:
                 status = await process.wait()
-                if status not in (0, 1, -signal.SIGTERM if starting else 0):
+                if status not in (0, MISUSED, -signal.SIGTERM if starting else 0):
                     self.misbehaved.add(f"the service whose session was taken over ended with status {status}")
             if scope.cancelled_caught:
                 self.misbehaved.add(f"the service had not ended {self._deadline:.0f} s after SIGTERM")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
+from traksense.tools.prove import plain
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Key: TypeAlias = tuple[str, ...]
 """What identifies a row: its relation, then the columns of its unique key as text."""
@@ -26,6 +28,11 @@ POINTS_MAX: Final = 10
 REFUSED_TEXT: Final = "the database refuses this"
 """The CHECK constraints of `database.REFUSALS` let no row with this text in. Everything that a decoder accepts can be
 stored, as far as we know: so a message that only the database refuses has to be made."""
+
+UNTIMED_POINT: Final = plain.POINT
+
+ANY_REASON: Final = "*"
+"""Of a dead letter whose reason is not ours to say."""
 
 SENTINEL: Final = "sentinel"
 """Type of the event that is published last: once it is acknowledged, so is everything before it."""
@@ -40,6 +47,19 @@ _SHARES: Final = (
 """Of 200 messages, so many of each sort. Few are refused by the database only: each costs a bisection."""
 
 _SORTS: Final = tuple(sort for sort, share in _SHARES for _ in range(share))
+
+UNTIMED: Final = "untimed"
+PARTIAL: Final = "partial"
+STRANGER: Final = "stranger"
+NEW_DAY: Final = "new_day"
+EVENT: Final = "event"
+"""Sorts that can be asked for."""
+
+MORE_SHARE: Final = 12
+"""Of 200 messages, as many of each further sort that a run wants."""
+
+_OLD_DAYS: Final = 40
+_MONTH_DAYS: Final = 31
 
 
 @attrs.frozen
@@ -72,8 +92,11 @@ def tenant_count(replicas: int) -> int:
 class Traffic:
     """Makes the messages of a run; the same seed makes the same ones, apart from the time."""
 
-    def __init__(self, seed: int, epoch_microseconds: int, *, tenants: int = TENANTS) -> None:
+    def __init__(self, seed: int, epoch_microseconds: int, *, tenants: int = TENANTS, more: Iterable[str] = ()) -> None:
         self._tenants = tenants
+        self._sorts = (*_SORTS, *(sort for sort in sorted(more) for _ in range(MORE_SHARE)))
+        self._strangers = 0
+        self._days = LATE_DAYS
         self._random = Random(seed)  # noqa: S311  (repeatable, not secret)
         self._epoch = epoch_microseconds
         self._number = 0
@@ -82,14 +105,19 @@ class Traffic:
         while True:
             yield self.next()
 
-    def next(self) -> Sent:
-        """The next message."""
+    def device(self, draw: int) -> Key:
+        """Tenant, site and device of one of those that publish."""
+        site = f"site-{draw // 3 % 2}"
+        return (f"tenant-{draw % self._tenants}", site, f"{site}-device-{draw // 7 % DEVICES}")
+
+    def next(self, sort: str | None = None) -> Sent:
+        """The next message; of this sort, if one is named."""
         number = self._number
         self._number += 1
         random = self._random
         tenant, site = f"tenant-{random.randrange(self._tenants)}", f"site-{random.randrange(2)}"
         where = (tenant, site, f"{site}-device-{random.randrange(DEVICES)}")
-        sort: str = random.choice(_SORTS)
+        sort = sort or random.choice(self._sorts)
         ts = self._epoch + number * 1000
         if sort == "late":
             sort, ts = "telemetry", ts - random.randint(1, LATE_DAYS) * 86_400_000_000
@@ -118,6 +146,30 @@ class Traffic:
         elif shape == 3:
             document["meta"] = {"uptime": number}
         return Sent(number, _topic(where, "telem"), _encode(document), rows)
+
+    def _stranger(self, number: int, where: Key, ts: int) -> Sent:
+        """Of a device that nobody has heard of, and never will again."""
+        self._strangers += 1
+        return self._telemetry(number, (*where[:2], f"stranger-{self._strangers}"), ts)
+
+    def _new_day(self, number: int, where: Key, ts: int) -> Sent:
+        """Of a day, or beyond 40 days of a month, of which there is nothing yet."""
+        self._days += 1 if self._days < _OLD_DAYS else _MONTH_DAYS
+        return self._telemetry(number, where, ts - self._days * 86_400_000_000)
+
+    def _untimed(self, number: int, where: Key, _ts: int) -> Sent:
+        """A plain number, and no time."""
+        rows: dict[Key, str] = {(UNTIMED, *where, UNTIMED_POINT, str(number)): str(number)}
+        return Sent(number, _topic(where, "telem"), str(number).encode(), rows)
+
+    def _partial(self, number: int, where: Key, ts: int) -> Sent:
+        """Good points around a bad one: they are stored, and the message is a dead letter all the same."""
+        good = [_point(number, index) for index in (0, 1)]
+        points = [good[0][0], {"name": "bad", "t": "float", "v": f"no number {number}"}, good[1][0]]
+        payload = _encode({"schema": "v1", "ts": timestamp(ts), "points": points})
+        topic = _topic(where, "telem")
+        rows: dict[Key, str] = {("measure", *where, str(point["name"]), str(ts)): value for point, value in good}
+        return Sent(number, topic, payload, rows | {("dead", topic, payload.hex()): ANY_REASON})
 
     def _acknowledgement(self, number: int, where: Key, ts: int) -> Sent:
         tenant, _, device = where

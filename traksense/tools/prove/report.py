@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import trio
 
+from traksense.names import printable
+from traksense.terminal import say
 from traksense.tools.prove.schedule import CATALOGUE
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ FIGURES: Final = {
     "confirmed": "confirmed to the publisher by the broker",
     "stored": "stored",
     "dead_lettered": "bad ones among them, kept as dead letters",
+    "removed": "removed by operators",
+    "repeated": "rows too many of messages without a time (allowed)",
     "redelivered": "delivered again after a fault",
     "duplicates_refused": "duplicates refused by the database (at least)",
     "service_kills": "service killed",
@@ -46,6 +50,9 @@ FINDINGS: Final = {
     "out of order": "acknowledged out of order",
     "ledger mismatches": "ledgers that do not add up",
     "misbehaved": "crashes and wrong exits of the service",
+    "misnamed": "stored under a name that is not theirs any more",
+    "nameless": "runs with rows that nobody can read",
+    "slow to resume": "stops that lasted longer than their fault",
     "stuck": "runs that could not be drained",
     "sessions wiped": "sessions at the broker wiped",
     "false conflicts": "conflicts counted where there are none",
@@ -107,7 +114,7 @@ class Lines:
         return f"{text}; now: {active}" if active else text
 
     def _say(self, text: str) -> None:
-        print(f"{trio.current_time() - self._began if self._run else 0:6.1f} s  {text}", file=self._out, flush=True)
+        say(f"{trio.current_time() - self._began if self._run else 0:6.1f} s  {text}", to=self._out, flush=True)
 
 
 class Live(Lines):
@@ -122,14 +129,14 @@ class Live(Lines):
         from rich.text import Text
 
         while True:
-            self._live.update(Text(f"  ▸ {self.status()}", style="bold", overflow="ellipsis", no_wrap=True))
+            self._live.update(Text(printable(f"  ▸ {self.status()}"), style="bold", overflow="ellipsis", no_wrap=True))
             await trio.sleep(REFRESH_SECONDS)
 
     def _say(self, text: str) -> None:
         from rich.text import Text
 
         seconds = trio.current_time() - self._began if self._run else 0.0
-        self._live.console.print(Text.assemble((f"{seconds:6.1f} s  ", "dim"), text))
+        self._live.console.print(Text.assemble((f"{seconds:6.1f} s  ", "dim"), printable(text)))
 
 
 @contextmanager
@@ -162,11 +169,19 @@ def table(total: Total) -> str:
     width = max(*(len(text) for text, _ in rows), *(len(f"{f.part}: {f.summary}") for f in CATALOGUE.values()))
     lines = [f"  {text:<{width}}  {value:>12}".rstrip() for text, value in rows]
     faults = [
-        f"  {f'{fault.part}: {fault.summary}':<{width}}  {total.faults().get(name, 0):>12}"
+        f"  {f'{fault.part}: {fault.summary}':<{width}}  {total.faults().get(name, 0):>12}  {_seconds(total, name):>12}"
         for name, fault in CATALOGUE.items()
         if name in total.planned()
     ]
-    return "\n".join(["", *lines, "", "Faults by kind", *faults, "", *_closing(total)])
+    faults = [line.rstrip() for line in faults]
+    head = f"{'Faults by kind':<{width + 2}}  {'times':>12}  {'stop at most':>12}"
+    return "\n".join(["", *lines, "", head, *faults, "", *_closing(total)])
+
+
+def _seconds(total: Total, fault: str) -> str:
+    """The longest time from the fault's end to the next message that was stored."""
+    seconds = total.resumed().get(fault)
+    return "" if seconds is None else f"{seconds:.1f} s"
 
 
 def _closing(total: Total) -> list[str]:

@@ -27,6 +27,7 @@ class Result:
         figures: What was counted, by name.
         injected: How often each kind of fault took effect.
         without_effect: How often its moment did not come.
+        resumed: By kind of fault, the longest time from its end to the next message that was stored, in seconds.
         findings: What must be zero: by name, the count and the first cases in words.
         lost_by_broker: The same for what the broker itself lost.
     """
@@ -38,6 +39,7 @@ class Result:
     figures: dict[str, int]
     injected: dict[str, int]
     without_effect: dict[str, int]
+    resumed: dict[str, float]
     findings: dict[str, dict[str, Any]]
     lost_by_broker: list[str]
 
@@ -57,10 +59,12 @@ def result(run: Run) -> Result:
     assert run.promises is not None
     totals = ledger.totals()
     figures = {
-        "published": len(run.messages),
+        "published": len(run.publishing.messages),
         "confirmed": judgement.confirmed,
         "stored": judgement.stored,
         "dead_lettered": judgement.dead,
+        "removed": judgement.removed,
+        "repeated": judgement.repeated,
         "published_again": publisher.counters.retransmitted,
         "delivered": run.witness.delivered.total(),
         "redelivered": run.witness.redelivered,
@@ -84,7 +88,8 @@ def result(run: Run) -> Result:
         figures=figures,
         injected=dict(sorted(run.injected.items())),
         without_effect=dict(sorted(run.without_effect.items())),
-        findings={name: {"count": f.count, "cases": f.texts} for name, f in run.faults.items()},
+        resumed={name: round(seconds, 2) for name, seconds in sorted(run.resumed.longest.items())},
+        findings={name: {"count": f.count, "cases": f.texts} for name, f in run.findings.items()},
         lost_by_broker=judgement.lost_by_broker.texts,
     )
 
@@ -137,6 +142,14 @@ class Total:
             total.update(r.injected)
         return dict(sorted(total.items()))
 
+    def resumed(self) -> dict[str, float]:
+        """The longest of all runs, by kind of fault."""
+        total: dict[str, float] = {}
+        for r in self.results:
+            for name, seconds in r.resumed.items():
+                total[name] = max(total.get(name, 0.0), seconds)
+        return dict(sorted(total.items()))
+
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
@@ -147,5 +160,6 @@ class Total:
             "figures": self.figures(),
             "findings": self.findings(),
             "faults": self.faults(),
+            "resumed_seconds": self.resumed(),
             "runs": [attrs.asdict(r) | {"passed": r.passed} for r in self.results],
         }

@@ -10,10 +10,15 @@ import trio
 
 from traksense.config import Broker
 from traksense.tools.prove import audit, oracle
+from traksense.tools.prove.acts import explains
 from traksense.tools.prove.inject import heal, inject
 from traksense.tools.prove.keeper import NOT_REPLACED
-from traksense.tools.prove.messages import Traffic, tenant_count
-from traksense.tools.prove.schedule import make_schedule
+from traksense.tools.prove.messages import PARTIAL, UNTIMED, Traffic, tenant_count
+from traksense.tools.prove.operators import count_nameless
+from traksense.tools.prove.publishing import Publishing
+from traksense.tools.prove.resume import PATIENCE_SECONDS as RESUME_SECONDS
+from traksense.tools.prove.resume import ResumeWatch
+from traksense.tools.prove.schedule import PARTIAL_MESSAGES, UNTIMED_MESSAGES, make_schedule, suited
 from traksense.tools.prove.stage import open_stage, save_sessions
 from traksense.tools.prove.watch import Ledgers, PromiseWatch
 from traksense.tools.prove.witness import Remarks, Witness
@@ -24,16 +29,18 @@ if TYPE_CHECKING:
 
     from traksense.tools.prove.messages import Sent
     from traksense.tools.prove.schedule import Injection
+    from traksense.tools.prove.servers import Servers
     from traksense.tools.prove.stage import Stage
     from traksense.tools.publisher import Publisher
-    from traksense.tools.stack import PostgresProcess
 
 PATIENCE_SECONDS: Final = 60.0
 """So long after the healing, or after the last progress, the draining is given up. The longest waits are the service's
 own: 15 s between connections to the broker, 10 s for a pooled connection; chosen by guess beyond them."""
 
 WINDOW: Final = 100
-TICK_SECONDS: Final = 0.02
+
+_FURTHER_SORTS: Final = {UNTIMED_MESSAGES: UNTIMED, PARTIAL_MESSAGES: PARTIAL}
+"""Whoever wants these faults has such messages all the time, so that they meet the others."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +52,7 @@ class Options:
     faults: tuple[str, ...]
     replicas: int = 1
     breakage: str | None = None
+    patience: float = RESUME_SECONDS
 
 
 class Progress(Protocol):
@@ -75,25 +83,28 @@ class Run:
     def __init__(self, options: Options, seed: int) -> None:
         self.options = options
         self.seed = seed
-        self.schedule = make_schedule(seed, options.seconds, options.faults)
+        self.faults = suited(seed, options.faults)
+        self.schedule = make_schedule(seed, options.seconds, self.faults)
         self.injected: dict[str, int] = {}
         self.without_effect: dict[str, int] = {}
-        self.messages: dict[int, Sent] = {}
-        self.fates: dict[int, oracle.Fate] = {}
         self.judgement: oracle.Judgement | None = None
         self.stuck = Remarks()
         self.seconds = 0.0
-        self.witness = Witness(self._number_of, self._on_acknowledged)
+        self.nameless = Remarks()
+        self.resumed = ResumeWatch(options.patience)
+        more = [sort for fault, sort in _FURTHER_SORTS.items() if fault in self.faults]
+        tenants = tenant_count(options.replicas)
+        self._traffic = Traffic(seed, time.time_ns() // 1000, tenants=tenants, more=more)
+        self.publishing = Publishing(self._traffic, options.rate, self.resumed.stored)
+        self.witness = Witness(self.publishing.number_of, self._on_acknowledged)
         self.ledger: Ledgers | None = None
         self.promises: PromiseWatch | None = None
         self.publisher: Publisher | None = None
         self.stage: Stage | None = None
         # It is known to be stuck then.
         self._patience = 5.0 if options.breakage == NOT_REPLACED else PATIENCE_SECONDS
-        self._numbers: dict[bytes, int] = {}
-        self._traffic = Traffic(seed, time.time_ns() // 1000, tenants=tenant_count(options.replicas))
 
-    async def run(self, directory: Path, postgres: PostgresProcess, progress: Progress) -> None:
+    async def run(self, directory: Path, servers: Servers, progress: Progress) -> None:
         """Do all of it.
 
         Raises:
@@ -104,15 +115,18 @@ class Run:
         started = trio.current_time()
         async with open_stage(
             directory,
-            postgres,
+            servers,
             self.witness,
+            self.publishing,
             seed=self.seed,
             replicas=self.options.replicas,
+            faults=self.faults,
+            resumed=self.resumed,
             breakage=self.options.breakage,
         ) as stage:
             self.stage = stage
             self.ledger = Ledgers(stage.replicas.keepers)
-            self.promises = PromiseWatch(stage.database, self.messages, self.seed)
+            self.promises = PromiseWatch(stage.database, self.publishing.messages, self.seed, self._removed)
             # The session must exist before anything is published: a broker queues for nobody.
             await stage.replicas.wait_ready()
             await save_sessions(stage.broker)
@@ -120,12 +134,13 @@ class Run:
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(self.ledger.run)
                 watchers.start_soon(self.promises.run)
+                watchers.start_soon(self.resumed.run)
                 async with open_publisher(
                     _broker(stage),
                     client_id="traksense-prove-publisher",
                     window=WINDOW,
                     keepalive=5,
-                    on_confirmed=self._on_confirmed,
+                    on_confirmed=self.publishing.on_confirmed,
                 ) as self.publisher:
                     await self._play(stage, self.publisher, progress)
                     progress.phase("everything is healed; draining")
@@ -140,7 +155,7 @@ class Run:
 
     async def _play(self, stage: Stage, publisher: Publisher, progress: Progress) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._publish, publisher)
+            nursery.start_soon(self.publishing.run, publisher)
             async with trio.open_nursery() as faults:
                 started = trio.current_time()
                 for injection in self.schedule:
@@ -156,42 +171,24 @@ class Run:
         counts[injection.fault] = counts.get(injection.fault, 0) + 1
         progress.fault(injection, took_effect)
 
-    async def _publish(self, publisher: Publisher) -> None:
-        due = trio.current_time()
-        while True:
-            # What could not be sent in time is not made up for: the rate is an upper bound.
-            due = max(due, trio.current_time() - TICK_SECONDS)
-            while due <= trio.current_time():
-                due += 1 / self.options.rate
-                await self._publish_one(publisher, self._traffic.next())
-            await trio.sleep_until(due + TICK_SECONDS)
-
-    async def _publish_one(self, publisher: Publisher, sent: Sent) -> None:
-        self.messages[sent.number] = sent
-        self._numbers[sent.payload] = sent.number
-        self.fates[sent.number] = oracle.Fate(published_at=trio.current_time())
-        try:
-            await publisher.publish(sent.topic, sent.payload, tag=sent.number)
-        except trio.Cancelled:
-            # The publisher took nothing over.
-            del self.messages[sent.number], self.fates[sent.number]
-            raise
-
-    def _on_confirmed(self, number: int) -> None:
-        self.fates[number].confirmed_at = trio.current_time()
-
-    def _number_of(self, payload: bytes) -> int | None:
-        return self._numbers.get(payload)
-
     def _on_acknowledged(self, number: int) -> None:
+        self.publishing.on_acknowledged(number)
         if self.promises is not None:
             self.promises.acknowledged(number)
+
+    def _removed(self, sent: Sent) -> bool:
+        """Whether an operator may be why the first row of a message is not there now."""
+        assert self.stage is not None
+        fate = self.publishing.fates[sent.number]
+        return explains(self.stage.acts, next(iter(sent.rows)), fate.published_at, fate.acknowledged_at)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def _drain(self, stage: Stage, publisher: Publisher) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up_without_progress, stage, publisher, nursery.cancel_scope)
+            if stage.unhealed:
+                await trio.sleep(self.resumed.patience + 1)
             await heal(stage)
             await publisher.drain()
             # Acknowledgements go out in receive order: when the last message is acknowledged, all are. Even the last
@@ -199,7 +196,7 @@ class Run:
             # One for each replica, whose session has an order of its own.
             sentinels = [self._traffic.sentinel(tenant) for tenant in range(self.options.replicas)]
             for sentinel in sentinels:
-                await self._publish_one(publisher, sentinel)
+                await self.publishing.publish(publisher, sentinel)
             await publisher.drain()
             last = {sentinel.number for sentinel in sentinels}
             while not (self.witness.acknowledged.issuperset(last) and await self._idle()):
@@ -219,22 +216,28 @@ class Run:
         return await self.ledger.scrape()
 
     async def _judge(self, stage: Stage) -> None:
-        still: set[int] = set()
+        publishing = self.publishing
+        still: set[int | None] = set()
         for client_id in stage.replicas.client_ids:
             owed = await audit.owed(_broker(stage), client_id, version=stage.environment["MQTT_VERSION"])
-            still.update(self._numbers[payload] for payload in owed if payload in self._numbers)
-        for number, fate in self.fates.items():
-            fate.acknowledged = number in self.witness.acknowledged
+            still.update(map(publishing.number_of, owed))
+        for number, fate in publishing.fates.items():
             fate.delivered = self.witness.delivered[number]
             fate.owed = number in still
+        if count := await count_nameless(stage):
+            self.nameless.add(f"{count} rows of measurements whose series is gone")
         self.judgement = oracle.judge(
-            self.messages.values(), self.fates, await stage.database.rows(), broker_kills=stage.broker_kills
+            publishing.messages.values(),
+            publishing.fates,
+            await stage.database.rows(),
+            broker_kills=stage.broker_kills,
+            acts=stage.acts,
         )
 
     # --- the verdict ----------------------------------------------------------------------------------------------
 
     @property
-    def faults(self) -> dict[str, Remarks]:
+    def findings(self) -> dict[str, Remarks]:
         """Everything that must be zero, by name."""
         assert self.stage is not None
         assert self.judgement is not None
@@ -246,6 +249,8 @@ class Run:
             "out of order": self.witness.disorder,
             "ledger mismatches": self.ledger.mismatches,
             "misbehaved": self.stage.replicas.misbehaved,
+            "nameless": self.nameless,
+            "slow to resume": self.resumed.late,
             "stuck": self.stuck,
             "sessions wiped": self._sessions_wiped(),
             "false conflicts": self._false_conflicts(),

@@ -1,34 +1,25 @@
 """The service, with a bomb inside: `python -m traksense.tools.prove.saboteur ARM_FILE [--break WHAT]`.
 
-The code that ships has no failpoints. Here the methods at the interesting places are wrapped before the service starts;
-each passage looks whether ARM_FILE names its point, counts down, and at zero the process kills itself with SIGKILL, so
-that nothing of it (no `finally`, no buffer, no signal handler) runs afterwards. Whoever writes the file sees it vanish
-just before.
+The code that ships has no failpoints. Here the methods at the interesting places are wrapped (`sabotage`) before the
+service starts, as `traksense run` does it; each passage looks whether ARM_FILE names its point, counts down, and at
+zero the process kills itself with SIGKILL, so that nothing of it (no `finally`, no buffer, no signal handler) runs
+afterwards. Whoever writes the file sees it vanish just before. The process's clock is off by the seconds in
+ARM_FILE.clock, if there is one.
+
+Nothing of the product is imported before its clock is in place.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import importlib.metadata
 import os
+import runpy
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
-from traksense import config, log, service
-from traksense.ingest.handover import Handover
-from traksense.ingest.intake import Intake
-from traksense.ingest.write import Writer
-from traksense.mqtt.connection import Connection
-from traksense.store import packing, transaction
-from traksense.store.dictionary import Dictionary
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-
-    from traksense.model import Delivery, Message
+    from collections.abc import Iterable
 
 AFTER_RECEIVE: Final = "after-receive"
 REGISTERING: Final = "registering"
@@ -38,6 +29,14 @@ MID_PUBACK: Final = "mid-puback"
 
 ACK_EARLY: Final = "ack-early"
 HASTY_HANDOVER: Final = "hasty-handover"
+HASTY_REPEATS: Final = "hasty-repeats"
+COARSE_INSTANTS: Final = "coarse-instants"
+WHOLE_MESSAGE: Final = "whole-message"
+NO_CLOCK_CHECK: Final = "no-clock-check"
+BREAKAGES: Final = (ACK_EARLY, HASTY_HANDOVER, HASTY_REPEATS, COARSE_INSTANTS, WHOLE_MESSAGE, NO_CLOCK_CHECK)
+"""What is broken in the service itself; `stage` and `keeper` break the rest."""
+
+CLOCK_SUFFIX: Final = ".clock"
 
 
 class Bomb:
@@ -73,114 +72,51 @@ class Bomb:
             self.explode()
 
 
-def plant(bomb: Bomb) -> None:
-    """Wrap the methods at the points."""
-    _plant_in_pipeline(bomb)
-    _plant_in_store(bomb)
-    _plant_in_connection(bomb)
+class Plugins(importlib.metadata.DistributionFinder):
+    """Announces `plain.PlainNumber` as if a package with its entry point were installed."""
+
+    def find_spec(self, *_: object) -> None:
+        """No module comes from here."""
+
+    def find_distributions(
+        self,
+        context: importlib.metadata.DistributionFinder.Context = importlib.metadata.DistributionFinder.Context(),  # noqa: B008
+    ) -> Iterable[importlib.metadata.Distribution]:
+        """The one package, if it is asked for."""
+        return [_Plugin()] if context.name in (None, _Plugin.TITLE) else []
 
 
-def _plant_in_pipeline(bomb: Bomb) -> None:
-    accept = Intake.accept
-    settle = Writer._settle
+class _Plugin(importlib.metadata.Distribution):
+    TITLE: Final = "traksense-prove-plain"
 
-    @functools.wraps(accept)
-    def accept_and_die(intake: Intake, messages: Iterable[Message]) -> None:
-        messages = list(messages)
-        accept(intake, messages)
-        if messages:
-            bomb.at(AFTER_RECEIVE)
+    def read_text(self, filename: str) -> str | None:
+        """Of the files of a `.dist-info`."""
+        return {
+            "METADATA": f"Metadata-Version: 2.1\nName: {self.TITLE}\nVersion: 1\n",
+            "entry_points.txt": "[traksense.adapters]\nprove_plain = traksense.tools.prove.plain:PlainNumber\n",
+        }.get(filename)
 
-    @functools.wraps(settle)
-    def die_before_settling(writer: Writer, *arguments: Any) -> None:
-        bomb.at(BEFORE_PUBACK)
-        settle(writer, *arguments)
-
-    Intake.accept = accept_and_die  # type: ignore[method-assign,assignment]
-    Writer._settle = die_before_settling  # type: ignore[method-assign,assignment]
+    def locate_file(self, path: object) -> Any:
+        """It has no files."""
+        raise FileNotFoundError(path)
 
 
-def _plant_in_store(bomb: Bomb) -> None:
-    store_others = transaction._store_others
-    register = Dictionary._register_series
-    chunks = packing._chunks
+def main(argv: list[str]) -> None:
+    """Run the service, and end as it ends."""
+    from traksense.tools.prove import clock
 
-    @functools.wraps(store_others)
-    async def die_before_commit(connection: Any, rows: Any) -> set[int]:
-        fresh = await store_others(connection, rows)
-        if connection.is_in_transaction():
-            bomb.at(MID_BATCH)
-        return fresh
+    arm_file, *breaking = argv
+    clock.install(arm_file + CLOCK_SUFFIX)
+    sys.meta_path.append(Plugins())
 
-    @functools.wraps(register)
-    async def die_registering(dictionary: Dictionary, connection: Any, series: Any) -> None:
-        bomb.at(REGISTERING)
-        await register(dictionary, connection, series)
+    from traksense.tools.prove import sabotage
 
-    @functools.wraps(chunks)
-    async def die_before_the_end(packed: Iterable[bytes]) -> AsyncIterator[bytes]:
-        async for chunk in chunks(packed):
-            yield chunk
-        # The rows are sent; a COPY that is alone commits with its end.
-        bomb.at(MID_BATCH)
-
-    packing._chunks = die_before_the_end
-    transaction._store_others = die_before_commit
-    Dictionary._register_series = die_registering  # type: ignore[method-assign,assignment]
-
-
-def _plant_in_connection(bomb: Bomb) -> None:
-    acknowledge = Connection.acknowledge
-
-    @functools.wraps(acknowledge)
-    def die_acknowledging(connection: Connection, packet_ids: Iterable[int]) -> None:
-        acknowledge(connection, packet_ids)
-        if bomb.passes(MID_PUBACK):
-            # Straight to the kernel: the writing task will not get its turn. Half, and in the middle of a packet.
-            data = connection.codec.take()
-            stream = connection._stream
-            assert isinstance(stream, trio.SocketStream)  # no TLS on this stage
-            with contextlib.suppress(OSError):  # the connection may be gone as well
-                os.write(stream.socket.fileno(), data[: len(data) // 2 | 1])
-            bomb.explode()
-
-    Connection.acknowledge = die_acknowledging  # type: ignore[method-assign,assignment]
-
-
-def break_ack_early() -> None:
-    """The classic bug: acknowledge first, store then."""
-    write = Writer._write
-
-    @functools.wraps(write)
-    async def acknowledge_then_write(writer: Writer, deliveries: list[Delivery]) -> None:
-        writer._acknowledger.settle([delivery.message for delivery in deliveries])
-        await write(writer, deliveries)
-
-    Writer._write = acknowledge_then_write  # type: ignore[method-assign,assignment]
-
-
-def break_handover() -> None:
-    """Give topics up at once, whoever reads them."""
-
-    def release_everything(handover: Handover, _claims: frozenset[str]) -> frozenset[str]:
-        return handover.kept
-
-    Handover._claimed_long_enough = release_everything  # type: ignore[method-assign,assignment]
-
-
-BREAKAGES: Final = {ACK_EARLY: break_ack_early, HASTY_HANDOVER: break_handover}
-
-
-def main(argv: list[str]) -> int:
-    """Run the service."""
-    plant(Bomb(argv[0]))
-    if argv[1:]:
-        BREAKAGES[argv[2]]()
-    settings = config.load(os.environ)
-    log.configure(settings.log_level, settings.log_format)
-    trio.run(service.run, settings)
-    return 0
+    sabotage.plant(Bomb(arm_file))
+    if breaking:
+        sabotage.BREAK[breaking[1]]()
+    sys.argv = ["traksense", "run"]
+    runpy.run_module("traksense", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from traksense.tools.stack import BASEBACKUP, find_pgbouncer
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 class Part(enum.StrEnum):
@@ -21,6 +24,8 @@ class Part(enum.StrEnum):
     BROKER = "broker"
     DATABASE_LINK = "database link"
     BROKER_LINK = "broker link"
+    POOLER = "connection pooler"
+    PUBLISHER = "devices"
 
 
 @attrs.frozen
@@ -32,15 +37,23 @@ class Fault:
         part: What it takes hold of.
         summary: What is done, for people.
         seconds: How long it lasts: at least and at most. (0, 0) for what happens at once.
+        harmless: It may stop nothing, not even while it lasts.
     """
 
     name: str
     part: Part
     summary: str
     seconds: tuple[float, float] = (0.0, 0.0)
+    harmless: bool = False
 
 
 _S, _D, _B, _DL, _BL = Part.SERVICE, Part.DATABASE, Part.BROKER, Part.DATABASE_LINK, Part.BROKER_LINK
+
+FAILOVER: Final = "database-failover"
+POOLER_KILL: Final = "pooler-kill"
+RESTORE: Final = "operator-restore"
+UNTIMED_MESSAGES: Final = "message-untimed"
+PARTIAL_MESSAGES: Final = "message-partial"
 
 CATALOGUE: Final = {
     fault.name: fault
@@ -57,17 +70,29 @@ CATALOGUE: Final = {
         Fault("service-loss", _S, "SIGKILL, as if its host had died; another in its place later", (1.0, 4.0)),
         Fault("service-takeover", _S, "another with the same client id while the first works", (0.5, 2.5)),
         Fault("service-reshard", _S, "tenants dealt out anew, every replica restarted in turn"),
+        Fault("service-clock", _S, "its clock is three days behind, later right again", (1.0, 3.0)),
         Fault("database-terminate", _D, "pg_terminate_backend of every backend of the service"),
         Fault("database-kill-backend", _D, "SIGKILL of one backend: the server restarts itself"),
         Fault("database-kill", _D, "SIGKILL of the postmaster, start again", (0.0, 1.0)),
         Fault("database-restart", _D, "fast shutdown, start again", (0.0, 1.0)),
         Fault("database-freeze", _D, "SIGSTOP of the service's backends, SIGCONT later", (0.5, 3.0)),
         Fault("database-read-only", _D, "default_transaction_read_only on, later off", (0.5, 2.5)),
+        Fault("database-strangers", _D, "read-only while only unknown devices publish", (0.5, 2.5)),
+        Fault(FAILOVER, _D, "synchronous standby away, primary SIGKILLed, standby promoted", (8.5, 9.5)),
+        Fault("database-year", _D, "a year of daily partitions, and everything under way comes again"),
+        Fault("operator-delete", _D, "an operator deletes a device and its series"),
+        Fault("operator-rename", _D, "an operator renames a series"),
+        Fault("operator-truncate", _D, "an operator empties measurements and names"),
+        Fault(RESTORE, _D, "an operator restores a dump in place", (0.5, 1.5)),
+        Fault("reader-locks", _D, "a tenant's reader locks what it may, in a transaction", (1.0, 2.0), harmless=True),
         Fault("database-full", _D, "every insertion raises 53100 disk_full, later no more", (0.5, 2.5)),
         Fault("database-reset", _DL, "RST on every connection"),
         Fault("database-ambiguous", _DL, "connection cut between COMMIT and its answer"),
         Fault("database-black-hole", _DL, "silence, both ways; the connections are dead afterwards", (1.0, 4.0)),
         Fault("database-slow", _DL, "80 ms more latency, 64 KiB/s", (1.0, 3.0)),
+        Fault(POOLER_KILL, Part.POOLER, "SIGKILL of pgbouncer, start again", (0.0, 1.0)),
+        Fault(UNTIMED_MESSAGES, Part.PUBLISHER, "many at once that are a number without a time"),
+        Fault(PARTIAL_MESSAGES, Part.PUBLISHER, "good points around a bad one"),
         Fault("broker-restart", _B, "SIGTERM, start again", (0.0, 1.0)),
         Fault("broker-kill", _B, "SIGKILL, start again", (0.0, 1.0)),
         Fault("broker-reset", _BL, "RST on every connection"),
@@ -103,6 +128,28 @@ class Injection:
     fault: str
     seconds: float
     draw: int
+
+
+def missing_programs(faults: Iterable[str], bindir: Path) -> dict[str, str]:
+    """Which of these faults cannot be done here, and what they lack; PostgreSQL's programs are in `bindir`."""
+    programs = {FAILOVER: (BASEBACKUP,), RESTORE: ("pg_dump", "psql")}
+    missing = {}
+    for fault in faults:
+        for program in programs.get(fault, ()):
+            if not (bindir / program).exists():
+                missing[fault] = f"{program}, which is not in {bindir}"
+        if fault == POOLER_KILL and find_pgbouncer() is None:
+            missing[fault] = "pgbouncer (Debian: apt-get install pgbouncer, or name it in TRAKSENSE_PGBOUNCER)"
+    return missing
+
+
+def suited(seed: int, faults: Iterable[str]) -> tuple[str, ...]:
+    """What of this one run can have: a standby or a pooler, by its seed, where both are wanted."""
+    wanted = tuple(faults)
+    if not {FAILOVER, POOLER_KILL} <= {*wanted}:
+        return wanted
+    left_out = FAILOVER if seed % 2 else POOLER_KILL
+    return tuple(fault for fault in wanted if fault != left_out)
 
 
 def make_schedule(seed: int, seconds: float, faults: Iterable[str] = CATALOGUE) -> tuple[Injection, ...]:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from traksense.terminal import say
 from traksense.tools.interrupt import INTERRUPTED, run_interruptible
 from traksense.tools.prove.report import open_progress, table
 from traksense.tools.prove.results import Total, result
 from traksense.tools.prove.run import Options, Run
+from traksense.tools.prove.schedule import missing_programs
+from traksense.tools.prove.servers import Servers
 from traksense.tools.prove.stage import make_template
-from traksense.tools.stack import open_postgres
+from traksense.tools.stack import StackError, open_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,18 +35,27 @@ POSTGRES_SETTINGS: Final = {
     # Recovery begins with an fsync of every file; nothing here outlives the operating system, so one for all will do.
     "recovery_init_sync_method": "syncfs",
     "max_connections": "50",
+    # Restoring a dump in one transaction locks every partition with its indexes.
+    "max_locks_per_transaction": "512",
+    # What a standby has missed while it was away.
+    "wal_keep_size": "512MB",
+    "wal_retrieve_retry_interval": "100ms",
 }
+
+STOP_SECONDS: Final = 30.0
+"""How long the database servers may take to end, whatever ended the session."""
 
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """What the command line asks for."""
+    """What the command line asks for; `chosen`: the faults were named, so that none may be left out."""
 
     options: Options
     seed: int
     runs: int
     directory: Path | None
     as_json: bool
+    chosen: bool = True
 
 
 def prove(request: Request) -> int:
@@ -72,22 +84,45 @@ async def _prove(request: Request, directory: Path, results: list[Result]) -> No
             async with open_postgres(directory / "postgres", settings=POSTGRES_SETTINGS) as postgres:
                 if postgres.note:
                     progress.phase(postgres.note)
+                request = _possible(request, postgres, progress)
                 await make_template(postgres)
-                for seed in range(request.seed, request.seed + request.runs):
-                    outcome = await _run(request, seed, directory, postgres, progress)
-                    results.append(outcome)
+                servers = Servers(postgres, directory)
+                try:
+                    for seed in range(request.seed, request.seed + request.runs):
+                        outcome = await _run(request, seed, directory, servers, progress)
+                        results.append(outcome)
+                finally:
+                    with trio.move_on_after(STOP_SECONDS, shield=True):
+                        await servers.stop()
             nursery.cancel_scope.cancel()
 
 
-async def _run(request: Request, seed: int, directory: Path, postgres: PostgresProcess, progress: Lines) -> Result:
+def _possible(request: Request, postgres: PostgresProcess, progress: Lines) -> Request:
+    """Without the faults whose programs are not here.
+
+    Raises:
+        StackError: One of them was asked for.
+    """
+    missing = missing_programs(request.options.faults, postgres.bindir)
+    if not missing:
+        return request
+    words = "; ".join(f"{fault} needs {program}" for fault, program in missing.items())
+    if request.chosen:
+        raise StackError(words)
+    progress.phase(f"left out: {words}")
+    faults = tuple(fault for fault in request.options.faults if fault not in missing)
+    return attrs.evolve(request, options=attrs.evolve(request.options, faults=faults))
+
+
+async def _run(request: Request, seed: int, directory: Path, servers: Servers, progress: Lines) -> Result:
     place = directory / f"seed-{seed}"
     run = Run(request.options, seed)
-    await run.run(place, postgres, progress)
+    await run.run(place, servers, progress)
     outcome = result(run)
     if outcome.passed and request.directory is None:
         await trio.to_thread.run_sync(shutil.rmtree, place)
     if outcome.passed:
-        await postgres.drop_database(f"prove_{seed}")
+        await servers.primary.drop_database(f"prove_{seed}")
     progress.end(outcome)
     return outcome
 
@@ -119,9 +154,9 @@ def _tell(request: Request, total: Total, kept: Path | None) -> None:
     if request.as_json:
         asked = {"seed": request.seed, **attrs.asdict(request.options)}
         answer = asked | total.as_dict() | {"directory": None if kept is None else str(kept)}
-        print(json.dumps(answer, ensure_ascii=False))
+        say(json.dumps(answer))
         return
-    print(table(total))
+    say(table(total))
     if kept is not None and total.failed:
-        print(f"Kept: {kept} (traksense.log under seed-* is the service's log)")
+        say(f"Kept: {kept} (traksense.log under seed-* is the service's log)")
     sys.stdout.flush()

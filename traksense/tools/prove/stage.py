@@ -1,6 +1,7 @@
-"""The stage of a run: broker, database, the service's replicas, and the two links between them that can be broken.
+"""The stage of a run: broker, database, the service's replicas, and the links between them that can be broken.
 
-publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── service ──▶ database link (Proxy) ──▶ database
+publisher ──▶ broker ◀── broker link (Proxy, Witness) ◀── service ──▶ database link (Proxy) ──▶ [pooler ──▶] database
+                                                                 └──▶ database link (Proxy) ──▶ [standby]
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ import attrs
 import trio
 
 from traksense.store.migrate import migrate
-from traksense.tools.prove.database import DROP_UNIQUE_KEY, PREPARE, Database
+from traksense.tools.prove.database import DROP_UNIQUE_KEY, LOCKABLE, NO_DICTIONARY_CHECK, PREPARE, Database
 from traksense.tools.prove.frames import CommitSpotter
 from traksense.tools.prove.keeper import NOT_REPLACED
 from traksense.tools.prove.replicas import Replicas
-from traksense.tools.prove.saboteur import ACK_EARLY, HASTY_HANDOVER
-from traksense.tools.prove.schedule import Part
+from traksense.tools.prove.saboteur import BREAKAGES as IN_THE_SERVICE
+from traksense.tools.prove.schedule import FAILOVER, POOLER_KILL, Part
 from traksense.tools.proxy import Proxy
-from traksense.tools.stack import BrokerOptions, BrokerProcess, open_broker
+from traksense.tools.stack import BrokerOptions, BrokerProcess, PoolerProcess, open_broker
 from traksense.tools.stack.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection, Sequence
     from pathlib import Path
 
+    from traksense.tools.prove.acts import Act
+    from traksense.tools.prove.publishing import Publishing
+    from traksense.tools.prove.resume import ResumeWatch
+    from traksense.tools.prove.servers import Servers
     from traksense.tools.prove.witness import Witness
     from traksense.tools.stack import PostgresProcess
 
@@ -49,22 +54,65 @@ saved for as long as that lasts. With `autosave_on_changes` at each change, seed
 them confirmed more than 5 s before the kill; with a save every second, 163."""
 
 NO_UNIQUE_KEY: Final = "no-unique-key"
-BREAKAGES: Final = (ACK_EARLY, NO_UNIQUE_KEY, NOT_REPLACED, HASTY_HANDOVER)
+LOCKABLE_WRITERS: Final = "lockable"
+UNCHECKED_DICTIONARY: Final = "no-dictionary-check"
+UNHEALED: Final = "unhealed"
+BREAKAGES: Final = (
+    *IN_THE_SERVICE, NO_UNIQUE_KEY, NOT_REPLACED, LOCKABLE_WRITERS, UNCHECKED_DICTIONARY, UNHEALED,
+)  # fmt: skip
+
+_IN_THE_DATABASE: Final = {
+    NO_UNIQUE_KEY: (DROP_UNIQUE_KEY,),
+    LOCKABLE_WRITERS: LOCKABLE,
+    UNCHECKED_DICTIONARY: (NO_DICTIONARY_CHECK,),
+}
 
 
 @attrs.define(eq=False)
 class Stage:
-    """See the module."""
+    """See the module.
 
-    postgres: PostgresProcess
+    Attributes:
+        directory: Where this run keeps what is its own.
+        servers: The database servers; `database` is the run's database on the primary.
+        database_links: One for each server, in the order of `Servers.ports`.
+        pooler: Between link and primary, if this run has one.
+        publishing: What is published.
+        resumed: Measures how long the service takes to store something new after a fault.
+        unhealed: What lasts is not undone before the end: the control for `resumed`.
+        acts: What operators have done.
+    """
+
+    directory: Path
+    servers: Servers
     broker: BrokerProcess
     database: Database
-    database_link: Proxy
+    database_name: str
+    database_links: list[Proxy]
     broker_link: Proxy
+    pooler: PoolerProcess | None
     replicas: Replicas
     environment: dict[str, str]
+    publishing: Publishing
+    resumed: ResumeWatch
+    unhealed: bool = False
+    acts: list[Act] = attrs.field(factory=list)
     broker_kills: list[float] = attrs.field(factory=list)
     turns: dict[Part, trio.Lock] = attrs.field(factory=lambda: {part: trio.Lock() for part in Part})
+
+    @property
+    def database_link(self) -> Proxy:
+        """The one to the primary."""
+        return self.database_links[self.servers.ports.index(self.servers.primary.port)]
+
+    async def fail_over(self, seconds: float) -> None:
+        """See `Servers.fail_over`; then another standby follows the new primary."""
+        await self.servers.fail_over(seconds, on_standby_lost=self._publish_on)
+        self.database.move(self.servers.primary.dsn_of(self.database_name))
+        await self.servers.follow()
+
+    def _publish_on(self) -> None:
+        self.publishing.paused = False
 
 
 class _DatabaseObserver:
@@ -90,7 +138,16 @@ async def make_template(postgres: PostgresProcess) -> None:
 
 @asynccontextmanager
 async def open_stage(
-    directory: Path, postgres: PostgresProcess, witness: Witness, *, seed: int, replicas: int, breakage: str | None
+    directory: Path,
+    servers: Servers,
+    witness: Witness,
+    publishing: Publishing,
+    *,
+    seed: int,
+    replicas: int,
+    faults: Collection[str],
+    resumed: ResumeWatch,
+    breakage: str | None,
 ) -> AsyncIterator[Stage]:
     """Set the stage: a fresh broker, a fresh database, the links, and the service on its way up.
 
@@ -98,25 +155,55 @@ async def open_stage(
 
     Trio-flavored.
     """
+    if FAILOVER in faults:
+        await servers.follow()
+    else:
+        await servers.part()
     name = f"prove_{seed}"
-    database = Database(await postgres.create_database(name, TEMPLATE))
-    if breakage == NO_UNIQUE_KEY:
-        await database.execute(DROP_UNIQUE_KEY)
+    database = Database(await servers.primary.create_database(name, TEMPLATE))
+    await database.execute(*_IN_THE_DATABASE.get(breakage or "", ()))
     options = BrokerOptions(autosave_interval=AUTOSAVE_SECONDS)
     async with (
         open_broker(directory / "broker", kind="mosquitto", options=options) as broker,
+        _open_pooler(servers.primary, seed, wanted=POOLER_KILL in faults) as pooler,
         trio.open_nursery() as nursery,
     ):
-        database_link = Proxy(postgres.port, observe=_DatabaseObserver)
+        ports = [pooler.port] if pooler else servers.ports[: 2 if servers.standby else 1]
+        database_links = [Proxy(port, observe=_DatabaseObserver) for port in ports]
         broker_link = Proxy(broker.port, observe=witness.observe)
-        environment = _environment(seed, broker_link.port, _through(database.url.dsn.reveal(), database_link.port))
+        dsn = _through(database.url.dsn.reveal(), [link.port for link in database_links])
+        environment = _environment(seed, broker_link.port, dsn)
         services = Replicas(environment, directory, replicas, breakage=breakage)
-        for link in (database_link, broker_link):
+        for link in (*database_links, broker_link):
             await link.listen()
             nursery.start_soon(link.run)
         nursery.start_soon(services.run)
-        yield Stage(postgres, broker, database, database_link, broker_link, services, environment)
+        yield Stage(
+            directory,
+            servers,
+            broker,
+            database,
+            name,
+            database_links,
+            broker_link,
+            pooler,
+            services,
+            environment,
+            publishing,
+            resumed,
+            unhealed=breakage == UNHEALED,
+        )
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_pooler(postgres: PostgresProcess, seed: int, *, wanted: bool) -> AsyncIterator[PoolerProcess | None]:
+    if not wanted:
+        yield None
+        return
+    # Where PostgreSQL's user can reach it.
+    async with PoolerProcess(postgres.directory / f"pooler-{seed}", postgres).opened() as pooler:
+        yield pooler
 
 
 async def save_sessions(broker: BrokerProcess) -> None:
@@ -157,8 +244,9 @@ def _environment(seed: int, broker_port: int, dsn: str) -> dict[str, str]:
     }
 
 
-def _through(dsn: str, port: int) -> str:
-    """The same database by way of a proxy on this machine."""
+def _through(dsn: str, ports: Sequence[int]) -> str:
+    """The same database by way of proxies on this machine."""
     parts = urlsplit(dsn)
     credentials = parts.netloc.rpartition("@")[0]
-    return parts._replace(netloc=f"{credentials}@127.0.0.1:{port}").geturl()
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return parts._replace(netloc=f"{credentials}@{hosts}").geturl()

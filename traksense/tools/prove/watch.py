@@ -14,7 +14,7 @@ from traksense.tools.prove.witness import Remarks
 from traksense.tools.stack import StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from traksense.tools.prove.database import Database
     from traksense.tools.prove.keeper import Keeper
@@ -133,7 +133,8 @@ class Ledgers:
 class PromiseWatch:
     """Takes a sample of the messages whose PUBACK has just passed and looks whether they are in the database.
 
-    A message that is not there *after* its PUBACK was seen was acknowledged before its COMMIT. One that is there proves
+    A message that is not there *after* its PUBACK was seen was acknowledged before its COMMIT, unless an operator has
+    removed it (`removed` knows). One that is there proves
     nothing: it may have come between. So this can accuse, and never acquits.
 
     Attributes:
@@ -141,7 +142,14 @@ class PromiseWatch:
         early: Those that were not there.
     """
 
-    def __init__(self, database: Database, messages: Mapping[int, Sent], seed: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        messages: Mapping[int, Sent],
+        seed: int,
+        removed: Callable[[Sent], bool] = lambda _sent: False,
+    ) -> None:
+        self._removed = removed
         self.checked = 0
         self.early = Remarks()
         self._database = database
@@ -166,7 +174,7 @@ class PromiseWatch:
                         there = await stored(connection, wanted)
                         self.checked += len(wanted)
                         for sent in wanted:
-                            if sent.number not in there:
+                            if sent.number not in there and not self._removed(sent):
                                 self.early.add(f"message {sent.number} was acknowledged before it was stored")
             except StoreError:
                 await trio.sleep(SAMPLE_SECONDS)

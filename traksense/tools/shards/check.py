@@ -19,6 +19,8 @@ from traksense.mqtt.codec import Subscribed
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
+from traksense.mqtt.subscriptions import require_one_each
+from traksense.names import canonical_name
 from traksense.store.connection import open_connection
 from traksense.tools.shards.layout import layout_of
 
@@ -81,7 +83,8 @@ def _listed(layout: Layout) -> dict[str, set[str] | None]:
         else:
             sites = listed.setdefault(entry.tenant, set())
             if sites is not None:
-                sites.add(entry.site)
+                # As they are stored; a filter takes what the device writes.
+                sites.update({entry.site, canonical_name(entry.site)})
     return listed
 
 
@@ -113,10 +116,11 @@ async def _listen(settings: Settings, listed: dict[str, set[str] | None], unread
                     route = read_topic(message.topic)
                     if route is None:
                         continue
+                    site = message.topic.split("/")[2]
                     if route.tenant not in listed:
                         unread.add(route.tenant, "at the broker")
-                    elif (sites := listed[route.tenant]) is not None and route.site not in sites:
-                        unread.add(f"{route.tenant}/{route.site}", "at the broker")
+                    elif (sites := listed[route.tenant]) is not None and site not in sites:
+                        unread.add(f"{route.tenant}/{site}", "at the broker")
                 codec.messages.clear()
         if not answered.is_set():
             raise BrokerError(f"the broker did not answer the subscription within {seconds:.0f} s: nobody was heard")
@@ -127,6 +131,7 @@ async def _listen(settings: Settings, listed: dict[str, set[str] | None], unread
 
 def _refuse_refusals(topics: Sequence[str], answer: Subscribed) -> None:
     """Who may not listen hears nobody, which would look like an all-clear."""
-    refused = [topic for topic, code in zip(topics, answer.reasons, strict=False) if code >= 0x80]
+    require_one_each("SUBACK", topics, answer.reasons)
+    refused = [topic for topic, code in zip(topics, answer.reasons, strict=True) if code >= 0x80]
     if refused:
         raise BrokerError(f"the broker refuses the subscription to {', '.join(refused)}: give this user the right")

@@ -22,10 +22,11 @@ from traksense import service
 from traksense.errors import BrokerError, ConfigError
 from traksense.mqtt.codec import Unsubscribed
 from traksense.mqtt.connection import Connection
+from traksense.mqtt.drops import DROPPED_TOPIC
 from traksense.mqtt.paho_codec import PahoCodec
-from traksense.mqtt.reader import DROPPED_TOPIC
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.store.connection import open_connection
+from traksense.terminal import say
 
 if TYPE_CHECKING:
     from traksense.config import Settings
@@ -75,7 +76,7 @@ async def retire(settings: Settings, client_id: str) -> bool:
             return False
         if await is_empty(settings):
             break
-        print("the broker had more", file=sys.stderr)
+        say("the broker had more", to=sys.stderr)
     await _end_session(settings)
     async with open_connection(settings.database, application=APPLICATION) as database:
         await database.fetch(FORGET, client_id)
@@ -91,7 +92,7 @@ class _Emptied:
     async def watch(self, pipeline: Pipeline) -> None:
         """Wait until everything is given up, then until nothing comes any more."""
         await pipeline.handover.done.wait()
-        print("nothing is subscribed any more; reading what is queued", file=sys.stderr)
+        say("nothing is subscribed any more; reading what is queued", to=sys.stderr)
         ledger = pipeline.ledger
         received, since = -1, trio.current_time()
         while True:
@@ -127,8 +128,9 @@ async def is_empty(settings: Settings) -> bool:
     connection = Connection(stream, codec, keepalive=30)
 
     def something() -> bool:
-        # The broker's own count comes at QoS 0: it is never queued.
-        return any(message.topic != DROPPED_TOPIC for message in codec.messages)
+        # The broker's own count and heartbeats come at QoS 0: they are never queued.
+        own = (DROPPED_TOPIC, settings.mqtt_heartbeat_topic)
+        return any(message.topic not in own for message in codec.messages)
 
     async def look() -> None:
         await connection.handshake()

@@ -11,6 +11,7 @@ however we end.
 
 from traksense.tools.stack.broker import BrokerOptions, BrokerProcess, TlsFiles, find_mosquitto, open_broker
 from traksense.tools.stack.errors import StackError
+from traksense.tools.stack.pooler import PoolerProcess, find_pgbouncer
 from traksense.tools.stack.postgres import (
     PostgresProcess,
     embedded_bindir,
@@ -21,19 +22,24 @@ from traksense.tools.stack.postgres import (
 )
 from traksense.tools.stack.processes import Child, Server, free_port
 from traksense.tools.stack.service import Samples, ServiceProcess, open_service, parse_metrics
+from traksense.tools.stack.standby import BASEBACKUP, StandbyProcess
 
 __all__ = [
+    "BASEBACKUP",
     "BrokerOptions",
     "BrokerProcess",
     "Child",
+    "PoolerProcess",
     "PostgresProcess",
     "Samples",
     "Server",
     "ServiceProcess",
     "StackError",
+    "StandbyProcess",
     "TlsFiles",
     "embedded_bindir",
     "find_mosquitto",
+    "find_pgbouncer",
     "free_port",
     "major_of",
     "open_broker",

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import attrs
 
 from traksense.tools.stack.errors import StackError
-from traksense.tools.stack.processes import Child, Server, free_port
+from traksense.tools.stack.processes import PROBE_SECONDS, Child, Server, free_port, listens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -50,7 +50,6 @@ IOTCORE_QUEUE_BYTES: Final = 256 * MIB
 
 Chosen by guess: some minutes of a demonstration's fleet."""
 _IOTCORE_SEGMENTS: Final = 8
-_PROBE_SECONDS: Final = 1.0
 _GET_MOSQUITTO: Final = "install it (Debian: apt-get install mosquitto)"
 _GET_IOTCORE: Final = "pip install 'traksense[demo]'"
 _MOSQUITTO_PLACES: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
@@ -144,7 +143,7 @@ class BrokerProcess(Server):
         user = next(iter((self.options.users or {}).items()), None)
         if not _speaks_mqtt5(self.host, self.port, user):
             return False
-        return self.tls_port is None or _listens(self.host, self.tls_port)
+        return self.tls_port is None or listens(self.host, self.tls_port)
 
     def _mosquitto_config(self) -> str:
         o = self.options
@@ -285,7 +284,7 @@ def _speaks_mqtt5(host: str, port: int, user: tuple[str, str] | None) -> bool:
     for text in (f"ready-{secrets.token_hex(6)}", *(user or ())):
         body += struct.pack("!H", len(text.encode())) + text.encode()
     try:
-        with socket.create_connection((host, port), _PROBE_SECONDS) as connection:
+        with socket.create_connection((host, port), PROBE_SECONDS) as connection:
             connection.sendall(b"\x10" + _variable_byte_integer(len(body)) + body)
             answered = connection.recv(4)[:1] == b"\x20"
             if answered:
@@ -303,14 +302,6 @@ def _variable_byte_integer(value: int) -> bytes:
         result.append(low | (0x80 if value else 0))
         if not value:
             return bytes(result)
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), _PROBE_SECONDS):
-            return True
-    except OSError:
-        return False
 
 
 def _mosquitto_hash(password: str) -> str:

@@ -88,15 +88,20 @@ class PostgresProcess(Server):
         return major_of(self.version)
 
     @property
+    def password(self) -> str:
+        """The superuser's."""
+        if not self._password:
+            raise StackError(f"PostgreSQL in {self.directory} has no password yet: start it first")
+        return self._password
+
+    @property
     def dsn(self) -> str:
         """The superuser's connection to the database `postgres`; holds the password."""
         return self.dsn_of("postgres")
 
     def dsn_of(self, database: str) -> str:
         """The superuser's connection to another database; holds the password."""
-        if not self._password:
-            raise StackError(f"PostgreSQL in {self.directory} has no password yet: start it first")
-        return f"postgresql://{SUPERUSER}:{self._password}@{self.host}:{self.port}/{database}"
+        return f"postgresql://{SUPERUSER}:{self.password}@{self.host}:{self.port}/{database}"
 
     async def create_database(self, name: str, template: str | None = None, *, exist_ok: bool = False) -> str:
         """Create a database, as a copy of `template` if given, and return the superuser's DSN for it.
@@ -163,9 +168,9 @@ class PostgresProcess(Server):
         unfinished = self.directory / "cluster.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        _write_private(self._password_file, secrets.token_urlsafe(24))
+        write_private(self._password_file, secrets.token_urlsafe(24))
         for_initdb = unfinished.with_name("password.new")
-        _write_private(for_initdb, self._password_file.read_text(encoding="ascii"))
+        write_private(for_initdb, self._password_file.read_text(encoding="ascii"))
         try:
             if self._identity:
                 os.chown(unfinished, self._identity.uid, self._identity.gid)
@@ -181,7 +186,7 @@ class PostgresProcess(Server):
             # Every machine has the C locale; UTF-8 text is stored and returned all the same.
             *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale"),
         ]
-        done = run_to_end(argv, env=_environment(), cwd=self.directory, identity=self._identity)
+        done = run_to_end(argv, env=server_environment(), cwd=self.directory, identity=self._identity)
         if done.returncode != 0:
             raise StackError(f"initdb failed in {place}: {last_words(done)}")
 
@@ -202,7 +207,7 @@ class PostgresProcess(Server):
             self.name,
             argv,
             log_path=self.log_path,
-            env=_environment(),
+            env=server_environment(),
             cwd=self.directory,
             identity=self._identity,
             stop_signal=signal.SIGINT,  # «fast shutdown»: SIGTERM would wait for the clients to leave
@@ -348,7 +353,7 @@ def postgres_version(bindir: Path) -> str:
     Raises:
         StackError: They do not run.
     """
-    done = run_to_end([bindir / "postgres", "--version"], env=_environment())
+    done = run_to_end([bindir / "postgres", "--version"], env=server_environment())
     if done.returncode != 0:
         raise StackError(
             f"no working PostgreSQL in {bindir} ({last_words(done)}): name the directory that has postgres and initdb"
@@ -409,14 +414,22 @@ def _executable_bindir(bindir: Path, identity: Identity | None, directory: Path,
 
 
 def _identity(cluster: Path) -> Identity:
-    """The owner of the cluster if there is one, else the first that exists of the usual users."""
-    candidates: list[int | str] = [*_UNPRIVILEGED_USERS]
+    """The owner of the cluster if there is one, else one of the usual users."""
     for place in (cluster, _replacement(cluster.parent) / cluster.name):
         with contextlib.suppress(OSError):
             owner = place.stat().st_uid
             if owner != 0:
-                candidates.insert(0, owner)
-                break
+                return unprivileged(owner)
+    return unprivileged()
+
+
+def unprivileged(*preferred: int) -> Identity:
+    """The first of these users and of the usual ones that exists.
+
+    Raises:
+        StackError: There is none.
+    """
+    candidates: list[int | str] = [*preferred, *_UNPRIVILEGED_USERS]
     for candidate in candidates:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwuid(candidate) if isinstance(candidate, int) else pwd.getpwnam(candidate)
@@ -472,7 +485,7 @@ def _make_base(directory: Path, identity: Identity | None) -> None:
 # --- small parts --------------------------------------------------------------------------------------------
 
 
-def _environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
     """What the server sees: nothing of ours (PGDATA, PGPORT, a locale, a library path of other software)."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
@@ -499,7 +512,7 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Replace a file that only we may read."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

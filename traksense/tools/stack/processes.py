@@ -36,6 +36,8 @@ POLL_SECONDS: Final = 0.02
 """Chosen by guess: well below what a person notices, well above what a probe costs."""
 KILL_SECONDS: Final = 10.0
 """How long a process may take to vanish after SIGKILL before something is badly wrong."""
+PROBE_SECONDS: Final = 1.0
+"""How long a server may take to answer a probe."""
 _TAIL_BYTES: Final = 4096
 _TAIL_LINES: Final = 3
 
@@ -351,6 +353,15 @@ class Server(ABC):
         if self._child is None:
             raise StackError(f"{self.name} has not been started: call start() first")
         return self._child
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        with socket.create_connection((host, port), PROBE_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def run_to_end(

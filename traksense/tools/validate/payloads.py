@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 NAME_TOO_LONG: Final = "x" * 129
-"""A device of this name makes the topic invalid, although `+` matches it. Source: `ingest.decode.NAME_MAX`."""
+"""A device of this name makes the topic invalid, although `+` matches it. Source: `names.NAME_MAX`."""
 
 _NESTED: Final = 20_000
 """Levels of nesting, beyond any decoder's limit."""
@@ -59,16 +59,16 @@ def bad_payloads(now: datetime) -> list[Bad]:
     return [
         Bad("not JSON", b'{"schema": "v1", ', Reason.PARSE_ERROR),
         Bad("NUL and invalid UTF-8", b"\x00\xff\xfe\x80 \x00{}\xc3\x28\x00", Reason.PARSE_ERROR),
-        Bad("empty", b"", Reason.PARSE_ERROR),
+        Bad("blank", b" \n", Reason.PARSE_ERROR),
         Bad("no known format", b'{"traksense_validate": true}', Reason.UNKNOWN_FORMAT),
         Bad("schema v2", _json({**good, "schema": "v2"}), Reason.UNKNOWN_SCHEMA),
         Bad("no points", _json({**good, "points": []}), Reason.INVALID_FIELD),
-        Bad("no ts", _json({"schema": "v1", "points": [point]}), Reason.INVALID_FIELD),
+        Bad("no ts", _json({"schema": "v1", "points": [point]}), Reason.MISSING_TIMESTAMP),
         Bad("type mismatch", _json({**good, "points": [{**point, "v": True}]}), Reason.TYPE_MISMATCH),
         Bad(
             "NUL in a text", _json({**good, "points": [{"name": "p", "t": "text", "v": "a\0b"}]}), Reason.NUL_CHARACTER
         ),
-        Bad("beyond a double", huge, Reason.NUMBER_OUT_OF_RANGE),
+        Bad("a number out of range", huge, Reason.NUMBER_OUT_OF_RANGE),
         Bad("year 1900", _json({**good, "ts": "1900-01-01T00:00:00Z"}), Reason.TIMESTAMP_OUT_OF_WINDOW),
         Bad(
             "nested too deep",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import attrs
 
+from traksense.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -136,13 +138,16 @@ class Printer:
     def heading(self, title: str, *, check: bool = True) -> None:
         """What comes next."""
         self._checks += check
-        self._line("")
-        self._line(self._paint(f"CHECK {self._checks}: {title}" if check else title, "1"))
+        self._line()
+        self._line(painted=f"CHECK {self._checks}: {title}" if check else title, colour="1")
 
     def finding(self, finding: Finding) -> None:
         """One line."""
-        mark = self._paint(f"[{finding.status.upper()}]", _COLOURS[finding.status])
-        self._line(f"{mark} {finding.what}: {finding.figure}")
+        self._line(
+            f" {finding.what}: {finding.figure}",
+            painted=f"[{finding.status.upper()}]",
+            colour=_COLOURS[finding.status],
+        )
 
     def end(self, report: Report) -> None:
         """The verdict."""
@@ -152,20 +157,20 @@ class Printer:
         }
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         verdict = "ALL CHECKS PASSED" if report.passed else "INTERRUPTED" if report.interrupted else "CHECKS FAILED"
-        self._line("")
+        self._line()
         self._line("=" * WIDTH)
-        self._line(self._paint(f"{verdict} ({said}; {report.seconds:.1f} s)", "32;1" if report.passed else "31;1"))
+        self._line(painted=f"{verdict} ({said}; {report.seconds:.1f} s)", colour="32;1" if report.passed else "31;1")
         self._line("=" * WIDTH)
 
-    def _paint(self, text: str, colour: str) -> str:
-        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
-
-    def _line(self, text: str) -> None:
-        if not self._silent:
-            encoding = sys.stdout.encoding or "ascii"
-            try:
-                print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-            except BrokenPipeError:
-                # Nobody reads any more; what was begun is still to be cleaned up.
-                self._silent = True
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def _line(self, text: str = "", *, painted: str = "", colour: str = "") -> None:
+        if self._silent:
+            return
+        begin, end = (f"\x1b[{colour}m", "\x1b[0m") if self._colours and painted else ("", "")
+        try:
+            print(begin, end="")
+            say(painted, end=end)
+            say(text, flush=True)
+        except BrokenPipeError:
+            # Nobody reads any more; what was begun is still to be cleaned up.
+            self._silent = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
