@@ -62,7 +62,7 @@ class OwnPostgres(Protocol):
 # The gate tries the same examples each time, so that it judges a change and not its luck; to explore is another job.
 # Registered here: a test's own settings start from the profile that is loaded when its module is imported.
 _examples = os.environ.get("TRAKSENSE_TEST_EXAMPLES")
-hypothesis.settings.register_profile("gate", derandomize=True, database=None)
+hypothesis.settings.register_profile("gate", derandomize=True, database=None, deadline=None)
 hypothesis.settings.register_profile("explore", max_examples=int(_examples or 100), deadline=None, print_blob=True)
 hypothesis.settings.load_profile("explore" if _examples else "gate")
 

@@ -9,6 +9,7 @@ import trio
 from traksense.errors import DataRefusedError, DeliveriesRefusedError
 from traksense.ingest.ports import WriteResult
 from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
+from traksense.names import canonical_point, canonical_unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 POISON = "poison"
 """A point with this text is refused by the store, as a real database refuses what it cannot store."""
+
+CONFLICT = Rejection(Reason.CONFLICTING_VALUE, "")
+"""Without the words of the real one."""
 
 
 class MemoryStore:
@@ -51,11 +55,11 @@ class MemoryStore:
         self._refuse(batch)
         stored = duplicate = conflicting = 0
         duplicates = set()
+        rejected = {}
         for index, delivery in enumerate(batch):
             if delivery.rejection is not None:
                 self.errors[(delivery.message.topic, delivery.message.payload)] = delivery.rejection
-                continue
-            fresh = 0
+            fresh = differing = 0
             for item in delivery.items:
                 assert delivery.message.route is not None
                 if isinstance(item, Telemetry):
@@ -63,23 +67,26 @@ class MemoryStore:
                     fresh += new
                     stored += new
                     duplicate += same
-                    conflicting += len(item.points) - new - same
+                    differing += len(item.points) - new - same
                 elif isinstance(item, CommandAck):
                     fresh += self._ack(item, delivery.message.route)
                 else:
-                    fresh += self._event(item, delivery.message.route)
-            if not fresh:
+                    new_event, same_event = self._event(item, delivery.message.route)
+                    fresh += new_event
+                    if not same_event:
+                        rejected[index] = CONFLICT
+            conflicting += differing
+            if differing:
+                rejected[index] = CONFLICT
+            if delivery.items and not fresh:
                 duplicates.add(index)
-        return WriteResult(stored, duplicate, conflicting, frozenset(duplicates))
+        return WriteResult(stored, duplicate, conflicting, frozenset(duplicates), rejected)
 
     def _refuse(self, batch: Sequence[Delivery]) -> None:
         unknown = {
             index: Rejection(Reason.UNKNOWN_DEVICE, "not registered")
             for index, d in enumerate(batch)
-            if self.devices is not None
-            and d.rejection is None
-            and d.message.route
-            and d.message.route.path not in self.devices
+            if self.devices is not None and d.items and d.message.route and d.message.route.path not in self.devices
         }
         if unknown:
             raise DeliveriesRefusedError(unknown)
@@ -91,7 +98,7 @@ class MemoryStore:
     def _measure(self, item: Telemetry, route: Route) -> tuple[int, int]:
         new = same = 0
         for point in item.points:
-            key = (route.path, point.name, point.u, item.ts)
+            key = (route.path, canonical_point(point.name), canonical_unit(point.u), item.ts)
             if key not in self.measures:
                 self.measures[key] = point.v
                 new += 1
@@ -106,9 +113,8 @@ class MemoryStore:
             self.acks[key] = ack
         return old is None
 
-    def _event(self, event: Event, route: Route) -> bool:
+    def _event(self, event: Event, route: Route) -> tuple[bool, bool]:
         identity = (event.event_id,) if event.event_id is not None else (event.event_type, event.ts)
         key = (route.tenant, route.device, *identity)
         new = key not in self.events
-        self.events.setdefault(key, event)
-        return new
+        return new, self.events.setdefault(key, event) == event

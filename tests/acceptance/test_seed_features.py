@@ -121,7 +121,7 @@ INVALID_PAYLOADS = {
     "a NUL byte": (b"\x00", "parse_error"),
     "invalid UTF-8": (b'{"schema": "v1", "ts": "\xff\xfe"}', "parse_error"),
     "every byte": (bytes(range(256)), "parse_error"),
-    "empty": (b"", "parse_error"),
+    "blank": (b" ", "parse_error"),
     "unknown schema": (b'{"schema": "v2", "ts": "2025-10-07T15:30:00Z", "points": []}', "unknown_schema"),
     "no points": (b'{"schema": "v1", "ts": "2025-10-07T15:30:00Z"}', "invalid_field"),
     "wrong type": (envelope([{"name": "a", "t": "bool", "v": 1}], ts=NOON), "type_mismatch"),

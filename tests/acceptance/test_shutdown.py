@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -158,6 +159,43 @@ async def test_second_signal_exits_at_once(
                 await trio.sleep(0.02)
             bench.service.terminate()
             assert 0 == await bench.service.wait()
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+async def test_signal_while_the_broker_says_nothing_exits_at_once(
+    database: str, tenant: str, tmp_path: Path, scheme: str
+) -> None:
+    """A server that accepts and is silent, in TLS's handshake or in MQTT's: with nothing in memory, SIGTERM does not
+    wait for it.
+    """
+    heard = trio.Event()
+
+    async def silent(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        heard.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, silent, 0, host="127.0.0.1"))
+        url = f"{scheme}://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        environ = {
+            "MQTT_URL": url,
+            "MQTT_CLIENT_ID": tenant,
+            "DATABASE_URL": database,
+            "INGEST_SHUTDOWN_SECONDS": "600",
+        }
+        async with open_service(environ, tmp_path) as service:
+            with trio.fail_after(30):
+                await heard.wait()
+                service.terminate()
+                assert 0 == await service.wait()
+            log = service.log_path.read_text()
+        nursery.cancel_scope.cancel()
+
+    # It did not wait until it would have given up by itself.
+    assert "no CONNACK within" not in log
+    assert "no connection within" not in log
+    assert '"left_to_broker": 0' in log
 
 
 async def migrated(dsn: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,9 +25,10 @@ from traksense.mqtt.codec import (
     Subscribed,
     Unsubscribed,
 )
+from traksense.mqtt.codecs import codec_factory
 from traksense.mqtt.mqtt5_codec import Mqtt5Codec
+from traksense.mqtt.packets import ANSWER_MAX_BYTES
 from traksense.mqtt.paho_codec import PahoCodec
-from traksense.mqtt.reader import codec_factory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -235,7 +237,7 @@ def test_unsuback_of_mqtt_3_has_no_reasons() -> None:
     codec.feed(bytes.fromhex("20 02 00 00"))
     packet_id = codec.unsubscribe(["a"])
 
-    assert [Unsubscribed(packet_id, ())] == codec.feed(b"\xb0\x02" + struct.pack("!H", packet_id))
+    assert [Unsubscribed(packet_id, None)] == codec.feed(b"\xb0\x02" + struct.pack("!H", packet_id))
 
 
 def test_publish_sends_what_was_given(codec: Codec) -> None:
@@ -475,6 +477,13 @@ def test_pingresp_is_nothing(codec: Codec) -> None:
         "20 00",  # CONNACK without one
         "40 01 00",  # half a packet identifier
         "10 0d 0004 4d515454 05 02 001e 00 0000",  # CONNECT is for clients
+        "c0 00",  # so is PINGREQ: to answer a flood of them would fill our memory
+        "50 02 0001",  # PUBREC for what we never send
+        "70 02 0001",  # PUBCOMP likewise
+        "60 02 0001",  # PUBREL with wrong flags
+        "32 06 0001 61 0000 00",  # a packet identifier of 0
+        "30 03 0000 00",  # no topic
+        "30 06 0000 03 23 0001",  # a topic alias, though we allow none
     ],
 )
 def test_nonsense_is_a_protocol_error(codec: Codec, raw: str) -> None:
@@ -520,6 +529,43 @@ def test_packet_beyond_our_limit_is_refused_at_once(codec: Codec) -> None:
     """A peer that claims a packet of more than we announced is not waited for: memory stays bounded."""
     with pytest.raises(ProtocolError, match=f"{PACKET_MAX_BYTES + 1} bytes"):
         codec.feed(b"\x30" + variable_byte_integer(PACKET_MAX_BYTES + 1))
+
+
+@pytest.mark.parametrize("first", [0x20, 0x40, 0x62, 0x90, 0xB0, 0xD0, 0xE0, 0xF0])
+def test_answer_beyond_all_reason_is_refused_at_once(codec: Codec, first: int) -> None:
+    """Half a megabyte of user properties would keep paho busy for half a minute, and nothing else would run."""
+    with pytest.raises(ProtocolError, match=f"type {first >> 4} with {ANSWER_MAX_BYTES + 1} bytes"):
+        codec.feed(bytes([first]) + variable_byte_integer(ANSWER_MAX_BYTES + 1))
+
+
+def test_packet_in_crumbs_takes_no_more_memory_than_its_bytes(codec: Codec) -> None:
+    """Two bytes at a time, as objects of their own, would be thirty times as much."""
+    packet = publish_packet(bytes(500_000))
+    crumbs = pieces(packet[:-2], 2)[::-1]
+    tracemalloc.start()
+    try:
+        while crumbs:
+            codec.feed(crumbs.pop())
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(packet) * 2 > held
+
+
+def test_queued_bytes_are_told(codec: Codec) -> None:
+    """What the peer asks of us can be bounded."""
+    codec.feed(b"\x62\x02\x00\x01" * 100)
+
+    assert 400 == codec.outgoing_bytes == len(codec.take())
+    assert 0 == codec.outgoing_bytes
+
+
+def test_retain_flag_is_told(codec: Codec) -> None:
+    """What the broker had kept is not what happens now."""
+    codec.feed(publish_packet(b"kept", retain=True) + publish_packet(b"live", packet_id=2))
+
+    assert [(b"kept", True), (b"live", False)] == [(m.payload, m.retain) for m in codec.messages]
 
 
 def test_qos_2_is_confirmed_after_it_is_stored(codec: Codec) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
+import re
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import asyncpg
@@ -18,21 +22,40 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from trio_asyncio import aio_as_trio
 
-from tests.memory_store import MemoryStore
+from tests.memory_store import CONFLICT, MemoryStore
+from traksense.adapters import Context, Registry, number
 from traksense.config import load
-from traksense.errors import DataRefusedError, DeliveriesRefusedError
+from traksense.errors import DataRefusedError, DeliveriesRefusedError, StoreUnavailableError
+from traksense.ingest.ack import Acknowledger
+from traksense.ingest.decode import Decoder, Router
 from traksense.ingest.health import Health
+from traksense.ingest.intake import Intake
+from traksense.ingest.ledger import Ledger
 from traksense.ingest.ports import WriteResult
-from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+from traksense.model import (
+    CommandAck,
+    Delivery,
+    Event,
+    Exact,
+    Item,
+    Kind,
+    Message,
+    Point,
+    Reason,
+    Rejection,
+    Route,
+    Telemetry,
+)
 from traksense.store import dictionary
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.packing import HEAD_BYTES
 from traksense.store.postgres import PostgresStore, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from traksense.adapters import Adapter
     from traksense.ingest.ports import Store
 
 Devices: TypeAlias = list[tuple[str, str, str]]
@@ -48,13 +71,18 @@ class OpenStore(Protocol):
 
 
 @asynccontextmanager
-async def open_postgres_store(dsn: str, *, registered: Devices | None = None) -> AsyncIterator[PostgresStore]:
+async def open_postgres_store(
+    dsn: str, *, registered: Devices | None = None, **environ: str
+) -> AsyncIterator[PostgresStore]:
     """A store on a migrated database, prepared."""
-    environ = {"DATABASE_URL": dsn, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
+    environ |= {"DATABASE_URL": dsn, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
     async with open_asyncio_loop():
         if registered:
             await aio_as_trio(register)(dsn, registered)
-        async with open_store(load(environ), Health(["database"])) as store, trio.open_nursery() as nursery:
+        async with (
+            open_store(load(environ), Health(["database", "maintenance"])) as store,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(store.run)
             with trio.fail_after(10):
                 await store.probe()
@@ -107,6 +135,11 @@ def telemetry(*points: Point, second: int = 0, meta: bytes | None = None) -> Tel
     return Telemetry(NOW + timedelta(seconds=second), list(points), meta)
 
 
+def wordless(result: WriteResult) -> WriteResult:
+    """What a store says, without the details of its rejections."""
+    return attrs.evolve(result, rejected={n: Rejection(r.reason, "") for n, r in result.rejected.items()})
+
+
 async def test_store_writes_every_type_of_value(open_any_store: OpenStore) -> None:
     """Numbers, booleans and texts of one message are stored and counted."""
     async with open_any_store() as store:
@@ -149,7 +182,69 @@ async def test_store_other_value_under_the_same_key_is_a_conflict(open_any_store
         await store.write([delivery(telemetry(Point("a", 1.0)))])
         result = await store.write([delivery(telemetry(Point("a", 2.0)))])
 
-    assert WriteResult(points_conflicting=1, duplicates=frozenset([0])) == result
+    assert WriteResult(points_conflicting=1, duplicates=frozenset([0]), rejected={0: CONFLICT}) == wordless(result)
+
+
+async def test_store_keeps_what_conflicts_as_a_dead_letter(database: str) -> None:
+    """The message is there with its bytes and with both values in words, once; its good points are stored. The next one
+    with the same value is no conflict.
+    """
+    other = delivery(telemetry(Point("a", 2.0, u="°C"), Point("b", 1.0)), payload=b"two")
+    async with open_postgres_store(database) as store:
+        await store.write([delivery(telemetry(Point("a", 1.0, u="°C")))])
+        await store.write([other])
+        result = await store.write([other, delivery(telemetry(Point("a", 1.0, u="°C")))])
+
+    assert [0] == list(result.rejected)
+    async with trio_asyncio.open_loop():
+        letters = await aio_as_trio(fetch)(database, "SELECT payload, reason, detail, repeats FROM ingest_errors")
+        numbers = await aio_as_trio(fetch)(database, "SELECT point_id, v_num FROM ts_measure ORDER BY 1")
+    detail = "a (°C) at 2026-11-20T12:00:00+00:00: 1.0 is stored, 2.0 came"
+    assert [(b"two", "conflicting_value", detail, 1)] == [tuple(row) for row in letters]
+    assert [("a", 1.0), ("b", 1.0)] == [tuple(row) for row in numbers]
+
+
+async def test_store_replaces_where_the_newest_shall_win(database: str) -> None:
+    """With INGEST_CONFLICTS=replace: what is stored is what came last, within a batch too; nothing is a dead letter."""
+    async with open_postgres_store(database, INGEST_CONFLICTS="replace") as store:
+        await store.write([delivery(telemetry(Point("a", 1.0), Point("b", True, "bool")))])
+        result = await store.write(
+            [delivery(telemetry(Point("a", 2.0))), delivery(telemetry(Point("a", 3.0, q=1), Point("b", True, "bool")))]
+        )
+
+    assert {} == result.rejected
+    assert (0, 1, 2) == (result.points_stored, result.points_duplicate, result.points_conflicting)
+    async with trio_asyncio.open_loop():
+        rows = await aio_as_trio(fetch)(database, "SELECT point_id, v_num, v_bool, qual FROM ts_measure ORDER BY 1")
+    assert [("a", 3.0, None, 1), ("b", None, True, 0)] == [tuple(row) for row in rows]
+
+
+async def test_store_other_event_under_the_same_id_is_a_conflict(open_any_store: OpenStore) -> None:
+    """It is kept, as a dead letter; the same one again is a repeat."""
+    async with open_any_store() as store:
+        await store.write([delivery(Event("door", NOW, "1", b'{"open": true}'))])
+        again = await store.write([delivery(Event("door", NOW, "1", b'{"open": true}'))])
+        other = await store.write([delivery(Event("door", NOW, "1", b'{"open": false}'))])
+
+    assert frozenset([0]) == again.duplicates
+    assert {0: CONFLICT} == wordless(other).rejected
+
+
+async def test_store_events_that_differ_within_a_batch_are_all_kept(database: str) -> None:
+    """Of two events under one id the first is stored and the other one is a dead letter, in a batch in any order."""
+    said = [(str(number), data) for data in (b"1", b"2") for number in range(40)]
+    random.Random(1).shuffle(said)
+    async with open_postgres_store(database) as store:
+        await store.write(
+            [delivery(Event("door", NOW, name, data), payload=data + name.encode()) for name, data in said]
+        )
+
+    async with trio_asyncio.open_loop():
+        letters = await aio_as_trio(fetch)(database, "SELECT payload FROM ingest_errors")
+        events = await aio_as_trio(fetch)(database, "SELECT event_id, data::text FROM device_event")
+    first = dict(reversed(said))
+    assert {(name, data.decode()) for name, data in first.items()} == {tuple(row) for row in events}
+    assert {data + name.encode() for name, data in said if data != first[name]} == {row[0] for row in letters}
 
 
 async def test_store_repeats_within_a_message_and_a_batch(open_any_store: OpenStore) -> None:
@@ -162,7 +257,13 @@ async def test_store_repeats_within_a_message_and_a_batch(open_any_store: OpenSt
             ]
         )
 
-    assert WriteResult(points_stored=1, points_duplicate=2, points_conflicting=1, duplicates=frozenset([1])) == result
+    assert WriteResult(
+        points_stored=1,
+        points_duplicate=2,
+        points_conflicting=1,
+        duplicates=frozenset([1]),
+        rejected={0: CONFLICT},
+    ) == wordless(result)
 
 
 # Messages of few points at few times, so that they share all, some or none of their keys; what a key says follows from
@@ -171,17 +272,19 @@ _messages = st.builds(
     lambda device, second, names: (device, second, names),
     st.sampled_from(["one", "two"]),
     st.integers(0, 3),
-    st.lists(st.sampled_from("abcd"), min_size=1, max_size=4),
+    st.lists(st.sampled_from("abcde"), min_size=1, max_size=4),
 )
 _examples = itertools.count()
 
 
-def _value_of(name: str, second: int) -> Point:
+def _value_of(name: str, second: int, reading: int) -> Point:
+    """What a message says of a point: of all but e, the same at each time, whichever message says it."""
     return {
         "a": Point("a", float(second)),
         "b": Point("b", 7.5, u="bar"),
         "c": Point("c", second % 2 == 0, "bool"),
         "d": Point("d", f"state {second}", "enum", q=1),
+        "e": Point("e", float(reading % 3)),
     }[name]
 
 
@@ -201,12 +304,15 @@ def test_stores_agree_whatever_repeats(database: str, batches: list[list[tuple[s
         async with open_postgres_store(database) as store:
             for batch in batches:
                 deliveries = [
-                    delivery(telemetry(*(_value_of(n, second) for n in names), second=second), device=prefix + device)
-                    for device, second, names in batch
+                    delivery(
+                        telemetry(*(_value_of(n, second, reading) for n in names), second=second),
+                        device=prefix + device,
+                    )
+                    for reading, (device, second, names) in enumerate(batch)
                 ]
                 expected, result = await memory.write(deliveries), await store.write(deliveries)
 
-                assert attrs.evolve(expected, duplicates=result.duplicates) == result
+                assert attrs.evolve(expected, duplicates=result.duplicates) == wordless(result)
                 keys = [{(device, second, name) for name in names} for device, second, names in batch]
                 occurs = Counter(key for some in keys for key in some)
                 nothing_new = {n for n, some in enumerate(keys) if some <= stored}
@@ -283,20 +389,78 @@ async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:
         await connection.close()
 
 
+async def test_store_partition_that_is_dropped_is_made_again(database: str) -> None:
+    """An idle service finds it and is ready again; so is a batch stored that finds it."""
+    drop = """
+    DO $$ BEGIN EXECUTE (
+        SELECT string_agg(format('DROP TABLE %s', inhrelid::regclass), '; ') FROM pg_inherits
+        WHERE inhparent = 'traksense.measure'::regclass
+    ); END $$
+    """
+    async with open_postgres_store(database) as store:
+        await aio_as_trio(fetch)(database, drop)
+        with suppress(StoreUnavailableError):  # unless the service's own probe has just found it
+            await store.probe()
+        await store.probe()
+
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        await aio_as_trio(fetch)(database, drop)
+        with suppress(StoreUnavailableError):
+            await store.write([delivery(telemetry(Point("b", 2.0)))])
+        assert 1 == (await store.write([delivery(telemetry(Point("c", 2.0)))])).points_stored
+
+
 async def test_store_unit_is_part_of_the_series(open_any_store: OpenStore) -> None:
-    """One name in two units is two series; no unit and an empty one too."""
+    """One name in two units is two series, and without a unit a third."""
+    points = (Point("A", 23.35, u="Cel"), Point("A", 64.0, u="%RH"), Point("A", 1.0))
     async with open_any_store() as store:
-        result = await store.write(
-            [
-                delivery(
-                    telemetry(
-                        Point("A", 23.35, u="Cel"), Point("A", 64.0, u="%RH"), Point("A", 1.0), Point("A", 2.0, u="")
-                    )
-                )
-            ]
+        result = await store.write([delivery(telemetry(*points))])
+
+    assert WriteResult(points_stored=3) == result
+
+
+async def test_store_spellings_of_a_point_are_one_series(open_any_store: OpenStore) -> None:
+    """Composed or not, micro or mu, a blank unit or none: the same point, beside each other and one after another."""
+    spellings = [
+        ("caf\u00e9", "\u00b5g"),
+        ("cafe\u0301", "\u03bcg"),
+        (" caf\u00e9", "\u00b5g "),
+        ("n", None),
+        ("n", ""),
+    ]
+    async with open_any_store() as store:
+        together = await store.write([delivery(telemetry(*(Point(name, 1.0, u=unit) for name, unit in spellings)))])
+        apart = [
+            await store.write([delivery(telemetry(Point(name, 1.0, u=unit), second=1 + n))])
+            for n, (name, unit) in enumerate(spellings)
+        ]
+        again = await store.write(
+            [delivery(telemetry(Point(name, 1.0, u=unit), second=1)) for name, unit in spellings[:3]]
         )
 
-    assert WriteResult(points_stored=4) == result
+    assert WriteResult(points_stored=2, points_duplicate=3) == together
+    assert [WriteResult(points_stored=1)] * 5 == apart
+    assert WriteResult(points_duplicate=3, duplicates=frozenset(range(3))) == again
+
+
+async def test_store_has_a_series_for_each_point(database: str) -> None:
+    """The spelling that is stored is the canonical one."""
+    spellings = [
+        ("caf\u00e9", "\u00b5g"),
+        ("cafe\u0301", "\u03bcg"),
+        (" caf\u00e9", "\u00b5g "),
+        ("n", None),
+        ("n", ""),
+    ]
+    async with open_postgres_store(database) as store:
+        await store.write(
+            [delivery(telemetry(*(Point(name, 1.0, u=unit) for name, unit in spellings)), device="names")]
+        )
+        rows = await aio_as_trio(fetch)(
+            database, "SELECT point_id, unit FROM traksense.series WHERE device_id = 'names' ORDER BY point_id"
+        )
+
+    assert [("caf\u00e9", "\u00b5g"), ("n", None)] == [tuple(row) for row in rows]
 
 
 async def test_store_dead_letters_beside_good_messages(open_any_store: OpenStore) -> None:
@@ -308,6 +472,141 @@ async def test_store_dead_letters_beside_good_messages(open_any_store: OpenStore
 
     assert WriteResult(points_stored=1) == first
     assert WriteResult() == again
+
+
+async def test_store_message_of_which_a_part_is_bad(open_any_store: OpenStore) -> None:
+    """Its good points are stored with its dead letter, and a repeat of it finds both."""
+    partial = delivery(
+        telemetry(Point("a", 1.0)), payload=b"partial", rejection=Rejection(Reason.TYPE_MISMATCH, "$.points[1].v")
+    )
+    async with open_any_store() as store:
+        first = await store.write([partial, delivery(telemetry(Point("b", 1.0))), delivery(payload=b"")])
+        again = await store.write([partial])
+
+    assert WriteResult(points_stored=2) == first
+    assert WriteResult(points_duplicate=1, duplicates=frozenset([0])) == again
+
+
+async def test_store_part_of_an_unknown_device(open_any_store: OpenStore) -> None:
+    """With strict provisioning, a message is refused as a whole, whatever is wrong with a part of it; one without
+    items is not looked at.
+    """
+    fault = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v")
+    batch = [
+        delivery(telemetry(Point("a", 1.0)), device="stranger", rejection=fault),
+        delivery(device="stranger", rejection=fault),
+        delivery(device="stranger", payload=b""),
+    ]
+    async with open_any_store(registered=[("tenant", "site", "device")]) as store:
+        with pytest.raises(DeliveriesRefusedError) as caught:
+            await store.write(batch)
+
+    assert {0: Reason.UNKNOWN_DEVICE} == {n: r.reason for n, r in caught.value.rejections.items()}
+
+
+async def test_store_exact_numbers_are_compared_to_the_last_digit(open_any_store: OpenStore) -> None:
+    """Two numbers with the same double are two values."""
+    async with open_any_store() as store:
+        await store.write([delivery(telemetry(Point("a", Exact("9007199254740993"))))])
+        same = await store.write([delivery(telemetry(Point("a", Exact("9007199254740993"))))])
+        other = await store.write([delivery(telemetry(Point("a", 9007199254740992.0)))])
+
+    assert WriteResult(points_duplicate=1, duplicates=frozenset([0])) == same
+    assert WriteResult(points_conflicting=1, duplicates=frozenset([0]), rejected={0: CONFLICT}) == wordless(other)
+
+
+class PlainNumber:
+    """An adapter of devices that send a number and nothing else."""
+
+    name = "plain_number"
+    kind = Kind.TELEM
+
+    def claims(self, payload: bytes, members: frozenset[str] | None) -> bool:
+        return members is None
+
+    def decode(self, payload: bytes, context: Context) -> list[Item]:
+        return [Telemetry(context.received_at, [Point("value", number(payload.decode()))])]
+
+
+def taken_in(*messages: tuple[Kind, bytes], adapters: Sequence[Adapter] = ()) -> list[Delivery]:
+    """What intake and decoder make of messages that one read brought."""
+    send, receive = trio.open_memory_channel[Message](len(messages))
+    intake = Intake(send, router=Router(), ledger=Ledger(), acknowledger=Acknowledger(), max_bytes=2**30)
+    intake.accept(
+        [
+            Message(f"traksense/tenant/site/device/{kind}", payload, 1, n, 1, redelivered=False, received_at=NOW)
+            for n, (kind, payload) in enumerate(messages)
+        ]
+    )
+    assert intake.flush_nowait()
+    decoder = Decoder(load({}), Registry(adapters), now=lambda: NOW)
+    return [decoder.decode(receive.receive_nowait()) for _ in messages]
+
+
+async def test_store_numbers_without_a_time_of_their_own(database: str) -> None:
+    """120 plain numbers of one read and one topic are 120 rows, the same ones twice too."""
+    numbers = [(Kind.TELEM, b"%d" % (n // 2)) for n in range(120)]
+    async with open_postgres_store(database) as store:
+        result = await store.write(taken_in(*numbers, adapters=[PlainNumber()]))
+        rows = await aio_as_trio(fetch)(database, "SELECT v_num FROM ts_measure ORDER BY ts")
+
+    assert WriteResult(points_stored=120) == result
+    assert [n // 2 for n in range(120)] == [row["v_num"] for row in rows]
+
+
+async def test_store_every_digit(database: str) -> None:
+    """Numbers that no double holds come back as they were sent, by what ops/reading.md says; in points, in
+    acknowledgements and in events.
+    """
+    sent = ["9007199254740993", "9223372036854775807", "18446744073709551615", "1e-400", "0.10000000000000000001"]
+    sent += [
+        "9007199254740992",
+        "1152921504606846976",
+        "1.152921504606847e18",
+        "-9223372036854775808",
+        "1e22",
+        "0.1",
+        "7",
+    ]
+    points = ",".join(f'{{"name":"p{n:02}","v":{text}}}' for n, text in enumerate(sent))
+    manual = (Path(__file__).parents[2] / "ops" / "reading.md").read_text(encoding="utf-8")
+    found = re.search(r"\n    (coalesce\(v_text::numeric.*?END\))\n", manual, re.DOTALL)
+    assert found is not None
+    batch = taken_in(
+        (Kind.TELEM, f'{{"schema":"v1","ts":"2026-11-20T10:00:00Z","points":[{points}]}}'.encode()),
+        (Kind.ACK, b'{"schema":"v1","cmd_id":"c","ok":true,"n":18446744073709551615}'),
+        (Kind.EVENT, b'{"schema":"v1","event_type":"e","ts":"2026-11-20T10:00:00Z","data":9007199254740993}'),
+    )
+    async with open_postgres_store(database) as store:
+        await store.write(batch)
+        stored = await aio_as_trio(fetch)(
+            database, f"SELECT {found[1]} AS exact, v_num FROM ts_measure ORDER BY point_id"
+        )
+        acks = await aio_as_trio(fetch)(database, "SELECT payload ->> 'n' AS n FROM cmd_ack")
+        events = await aio_as_trio(fetch)(database, "SELECT data #>> '{}' AS n FROM device_event")
+
+    assert [Decimal(text) for text in sent] == [row["exact"] for row in stored]
+    assert [float(text) for text in sent] == [row["v_num"] for row in stored]
+    assert ["18446744073709551615"] == [row["n"] for row in acks]
+    assert ["9007199254740993"] == [row["n"] for row in events]
+
+
+async def test_store_points_beyond_retention_beside_others(database: str) -> None:
+    """Of a pack with several times, what is too old is named in a dead letter, and the rest is stored."""
+    async with open_postgres_store(database) as store:
+        store.upkeep.retention = timedelta(days=30)
+        pack = delivery(
+            Telemetry(datetime.now(UTC), [Point("new", 1.0)]),
+            Telemetry(NOW - timedelta(days=3650), [Point("old", 1.0)]),
+        )
+        result = await store.write([pack])
+        again = await store.write([pack])
+        rows = await aio_as_trio(fetch)(database, "SELECT point_id FROM ts_measure")
+        errors = await aio_as_trio(fetch)(database, "SELECT reason, detail FROM ingest_errors")
+
+    assert (1, 1) == (result.points_stored, again.points_duplicate)
+    assert ["new"] == [row["point_id"] for row in rows]
+    assert [("timestamp_out_of_window", True)] == [(r["reason"], "kept for 30 days" in r["detail"]) for r in errors]
 
 
 async def test_store_ack_repeat_is_a_duplicate(open_any_store: OpenStore) -> None:
@@ -340,7 +639,7 @@ async def test_store_event_identity(open_any_store: OpenStore) -> None:
         )
 
     assert WriteResult() == first
-    assert WriteResult(duplicates=frozenset([0, 1])) == again
+    assert WriteResult(duplicates=frozenset([0, 1]), rejected={0: CONFLICT}) == wordless(again)
 
 
 async def test_store_event_beside_points_counts_as_new(open_any_store: OpenStore) -> None:

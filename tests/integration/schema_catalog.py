@@ -80,6 +80,7 @@ _QUERIES: Final = {
         FROM {_RELATIONS} JOIN pg_trigger t ON t.tgrelid = c.oid WHERE NOT t.tgisinternal AND {_OURS_ONLY}
     """,
     "settings": "SELECT name, value FROM traksense.setting",
+    "work": "SELECT name FROM traksense.work UNION ALL SELECT name FROM traksense.step",
     "versions": "SELECT version, name FROM traksense.schema_version",
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -43,6 +42,8 @@ PRIVATE_TABLES = (
     "setting",
     "ingest_session",
     "dirty",
+    "work",
+    "step",
     "rollup_1m",
     "tenant_retention",
 )
@@ -144,18 +145,7 @@ class Database:
                 while connection.execute("SELECT traksense.roll_up()").fetchone() != (0,):
                     pass
                 return
-            for level in ("1m", "5m", "1h"):
-                deadline = time.monotonic() + 30
-                while True:
-                    try:
-                        connection.execute(f"CALL refresh_continuous_aggregate('traksense.rollup_{level}', NULL, NULL)")
-                    except psycopg.OperationalError as error:
-                        # The background job is at it.
-                        if time.monotonic() > deadline or "concurrent refresh" not in str(error):
-                            raise
-                        time.sleep(0.2)
-                    else:
-                        break
+            connection.execute("CALL traksense.refresh_aggregates()")
 
     def add_series(self, tenant: str, device: str, point: str, unit: str | None = None, site: str = "site") -> int:
         """Register a series with its tenant and device, as the service does."""

@@ -21,10 +21,13 @@ from schema_servers import give_to_plain_owner, with_parts
 
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import migrate as module
-from traksense.store.migrate import ADVISORY_LOCK, LATEST, Migration, migrate, migrations, read_version
+from traksense.store import migration_lock
+from traksense.store.migrate import LATEST, Migration, migrate, migrations, read_version
 
 if TYPE_CHECKING:
     from schema_servers import Database, Server
+
+    from traksense.store.migrate import MigrationReport
 
 pytest_plugins = ("schema_fixtures",)
 
@@ -115,38 +118,48 @@ def test_migrate_by_plain_owner(bare: Database) -> None:
 
 
 def test_migrate_four_at_once(bare: Database) -> None:
-    """Of several replicas that start at once, one migrates and the others wait and find it done."""
+    """Of several replicas that start at once, each migration is applied by one, and all find everything done."""
 
-    async def race() -> list[tuple[str, ...]]:
-        reports = await asyncio.gather(*(migrate(bare.dsn, log=log) for _ in range(4)))
-        return sorted(report.applied for report in reports)
+    async def race() -> list[MigrationReport]:
+        return await asyncio.gather(*(migrate(bare.dsn, log=log) for _ in range(4)))
 
-    assert [(), (), (), NAMES] == asyncio.run(race())
+    reports = asyncio.run(race())
+    assert list(NAMES) == sorted(name for report in reports for name in report.applied)
+    assert {LATEST} == {report.to_version for report in reports}
 
 
-def test_migrate_tells_of_waiting(bare: Database, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("fresh", [True, False], ids=["no-schema-yet", "schema"])
+def test_migrate_tells_of_waiting(
+    bare: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
     """A wait for another replica's migration is logged when it begins and when it ends."""
+    if not fresh:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "migrations", lambda: migrations()[:1])
+            asyncio.run(migrate(bare.dsn, log=log, roles=False))
     caplog.set_level(logging.INFO)
-    with bare.connect() as other:
-        other.execute("SELECT pg_advisory_lock(%s, %s)", ADVISORY_LOCK)
+    caplog.clear()
+    with psycopg.connect(bare.dsn) as other:
+        # As the first migration begins, or as any other.
+        other.execute(b"CREATE SCHEMA traksense" if fresh else migration_lock.LOCK.encode())
         waiter = threading.Thread(target=bare.migrate)
         waiter.start()
         deadline = time.monotonic() + 20
         while "migration_lock_waited_for" not in caplog.messages and time.monotonic() < deadline:
             time.sleep(0.01)
-        before = other.execute("SELECT to_regnamespace('traksense')").fetchone()
+        other.rollback()
     waiter.join(20)
 
-    assert (None,) == before
     assert ["migration_lock_waited_for", "migration_lock_taken", "migration_applied"] == caplog.messages[:3]
+    assert bare.migrate().applied == ()
 
 
-def test_migrate_lock_wait_is_bounded(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrate_lock_wait_is_bounded(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is never released ends in an error that says so."""
-    monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.0)
-    with bare.connect() as other:
-        other.execute("SELECT pg_advisory_lock(%s, %s)", ADVISORY_LOCK)
-        error = run_migrate(bare.dsn)
+    monkeypatch.setattr(migration_lock, "LOCK_WAIT_SECONDS", 0.0)
+    with psycopg.connect(migrated.dsn) as other:
+        other.execute(migration_lock.LOCK.encode())
+        error = run_migrate(migrated.dsn)
 
     assert StoreUnavailableError is type(error)
     assert str(error).startswith("another migration of this database has been running")

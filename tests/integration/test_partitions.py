@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import asyncpg
 import psycopg
 import pytest
+import trio
+
+from traksense.store.partitions import Partitions
 
 if TYPE_CHECKING:
     from schema_servers import Database
@@ -77,39 +83,92 @@ def test_covered_range_includes_neighbours(partitioned: Database) -> None:
     assert ranges == partitioned.rows("SELECT lower(r), upper(r) FROM traksense.partition_ranges() r")
 
 
-@pytest.mark.parametrize(("days", "length"), [(-39, 10), (-41, 7), (39, 10), (80, 7)])
-def test_days_near_now_and_months_far_away(partitioned: Database, days: int, length: int) -> None:
-    """Within 40 days of now a partition holds a day, beyond a whole month."""
+@pytest.mark.parametrize(
+    ("days", "length"), [(-39, 10), (-41, 7), (39, 10), (80, 7), (-729, 7), (-733, 4), (729, 7), (733, 4), (-9000, 4)]
+)
+def test_partitions_go_by_age(partitioned: Database, days: int, length: int) -> None:
+    """Within 40 days of now a partition holds a day, within two years a month, beyond a year."""
     partitioned.rows(ENSURE, midnight(days), midnight(days))
     name = f"measure_y{midnight(days):%Ym%md%d}"
 
-    # 10 characters of date like 2026m11d24, or 7 like 2026m11.
+    # 10 characters of date like 2026m11d24, 7 like 2026m11, or 4 like 2026.
     assert [name[: len("measure_y") + length]] == names(partitioned)
 
 
-def test_month_with_days_gets_days(partitioned: Database) -> None:
-    """Where a month has days' partitions already, what is missing in it is made in days."""
+def test_partition_fills_the_gap_between_its_neighbours(partitioned: Database) -> None:
+    """Where a year has partitions of a day already, what is missing before, between and behind them is one each."""
     partitioned.run("UPDATE traksense.setting SET value = '100000 days' WHERE name = 'partition_daily_within'")
-    partitioned.rows(ENSURE, "2003-05-10 12:00+00", "2003-05-10 12:00+00")
+    for day in ("2003-05-10", "2003-05-20"):
+        partitioned.rows(ENSURE, f"{day} 12:00+00", f"{day} 12:00+00")
     partitioned.run("UPDATE traksense.setting SET value = '40 days' WHERE name = 'partition_daily_within'")
-    partitioned.rows(ENSURE, "2003-05-12 00:00+00", "2003-05-12 00:00+00")
-    partitioned.rows(ENSURE, "2003-06-12 00:00+00", "2003-06-12 00:00+00")
+    for day in ("2003-05-12", "2003-01-01", "2003-05-19", "2003-12-31", "2004-01-01"):
+        partitioned.rows(ENSURE, f"{day} 00:00+00", f"{day} 00:00+00")
 
-    assert ["measure_y2003m05d10", "measure_y2003m05d12", "measure_y2003m06"] == names(partitioned)
+    days = ["measure_y2003m05d10", "measure_y2003m05d20"]
+    assert ["measure_y2003", "measure_y2003_2", "measure_y2003_3", *days, "measure_y2004"] == names(partitioned)
+    ends = ["2003-01-01", "2003-05-10", "2003-05-11", "2003-05-20", "2003-05-21", "2004-01-01", "2005-01-01"]
+    borders = [(f"{begin} 00:00:00", f"{end} 00:00:00") for begin, end in pairwise(ends)]
+    assert borders == partitioned.rows(
+        "SELECT (lower(r) AT TIME ZONE 'UTC')::text, (upper(r) AT TIME ZONE 'UTC')::text"
+        " FROM traksense.partition_ranges() r"
+    )
+
+
+def test_one_call_for_all_instants(partitioned: Database) -> None:
+    """However many instants a batch has, a call makes sixteen partitions at most, and tells of all that is covered."""
+    call = "SELECT lower(r), upper(r) FROM traksense.ensure_partitions(%s::timestamptz[]) r"
+    days = [datetime(2000, 1, 1, tzinfo=UTC) + n * DAY for n in range(9600)]
+    counts: list[int] = []
+    while not counts or counts[-1] == 16 * len(counts):
+        covered = partitioned.rows(call, days)
+        counts.append(len(names(partitioned)))
+
+    assert [(days[0], covered[0][1])] == covered
+    assert days[-1] < covered[0][1]
+    assert len(counts) == counts[-1] // 16 + 1
+    assert counts[-1] <= 27 + 25 + 81
+
+
+@pytest.mark.parametrize("instants", [["infinity"], ["2026-01-01", None]])
+def test_unusable_instant_is_refused(partitioned: Database, instants: list[str | None]) -> None:
+    """What is no point in time has no partition."""
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="not an instant"):
+        partitioned.rows("SELECT traksense.ensure_partitions(%s::timestamptz[])", instants)
+
+
+async def test_cache_learns_everything_from_one_call(partitioned: Database) -> None:
+    """What is covered is asked once: then instants anywhere in it are known to have a place."""
+    partitioned.run("SELECT traksense.ensure_partitions('2010-01-01', '2014-01-01')")
+    partitions = Partitions()
+    days = [datetime(2000 + n, 6, 1, tzinfo=UTC) for n in range(0, 10, 3)]
+
+    async def ensure() -> None:
+        connection = await asyncpg.connect(partitioned.dsn)
+        try:
+            await partitions.ensure(connection, days)
+        finally:
+            await connection.close()
+
+    await trio.to_thread.run_sync(asyncio.run, ensure())
+
+    years = [2000, 2003, 2006, 2009, 2010, 2011, 2012, 2013]
+    assert years == [year for year in range(1999, 2020) if partitions.covers(*(2 * [datetime(year, 3, 1, tzinfo=UTC)]))]
+    assert partitions.covers(datetime(2009, 1, 1, tzinfo=UTC), datetime(2013, 12, 31, tzinfo=UTC))
+    assert not partitions.covers(datetime(2006, 1, 1, tzinfo=UTC), datetime(2007, 1, 1, tzinfo=UTC))
 
 
 def test_borders_do_not_depend_on_the_session(partitioned: Database) -> None:
-    """Days are UTC days whatever time zone and date style the session has."""
+    """Borders are UTC whatever time zone and date style the session has."""
     with partitioned.connect() as connection:
         connection.execute("SET TimeZone = 'Pacific/Auckland'; SET DateStyle = 'SQL, DMY'")
         connection.execute("SELECT traksense.ensure_partitions('2016-03-04 00:30+00', '2016-03-04 00:30+00')")
         rows = connection.execute(
-            "SELECT lower(r) = '2016-03-01 00:00+00', upper(r) = '2016-04-01 00:00+00'"
+            "SELECT lower(r) = '2016-01-01 00:00+00', upper(r) = '2017-01-01 00:00+00'"
             " FROM traksense.partition_ranges() r"
         ).fetchall()
 
     assert [(True, True)] == rows
-    assert ["measure_y2016m03"] == names(partitioned)
+    assert ["measure_y2016"] == names(partitioned)
 
 
 def test_partition_has_the_parents_key(partitioned: Database) -> None:
@@ -122,7 +181,7 @@ def test_partition_has_the_parents_key(partitioned: Database) -> None:
 
 
 def test_every_accepted_instant_can_be_stored(migrated: Database) -> None:
-    """A point of any date from 2000 to tomorrow has a place, in at most a partition a month and 81 days."""
+    """A point of any date from 2000 to tomorrow has a place, in a partition a year, 25 months and 81 days at most."""
     if migrated.server.timescaledb:
         return
     with migrated.connect() as connection:
@@ -134,12 +193,11 @@ def test_every_accepted_instant_can_be_stored(migrated: Database) -> None:
             "INSERT INTO traksense.measure (series_id, ts, v_num) SELECT 1, t, 1 FROM generate_series("
             "timestamptz '2000-01-01 00:00+00', now() + interval '1 day', interval '7 hours') t"
         )
-    now = datetime.now(UTC)
-    months = (now.year - 2000) * 12 + now.month
-    made = names(migrated)
+    made = [name.removeprefix("measure_y") for name in names(migrated)]
 
-    assert len([name for name in made if "d" not in name.removeprefix("measure_y")]) <= months
-    assert len(made) <= months + 81
+    assert len([name for name in made if "m" not in name]) <= datetime.now(UTC).year - 2000
+    assert len([name for name in made if "m" in name and "d" not in name]) <= 25
+    assert len([name for name in made if "d" in name]) <= 81
 
 
 def test_hypertable_stores_any_instant(migrated: Database) -> None:

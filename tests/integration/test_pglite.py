@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 import pytest
 import trio
-import trio_asyncio
 from pglite_fixtures import bare, migrated, other_bare, pglite_directory, schema_server_module
 from schema_catalog import read_catalog
 from schema_servers import PRIVATE_TABLES, PUBLIC_RELATIONS, user_of
@@ -35,6 +34,7 @@ from tests.contract.test_store import delivery
 from traksense.config import load
 from traksense.ingest.health import Health
 from traksense.model import CommandAck, Event, Point, Reason, Rejection, Telemetry
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.postgres import open_store
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def store(dsn: str, *batches: Sequence[Delivery], between: Callable[[], None] = 
     async def write(batch: Sequence[Delivery]) -> WriteResult:
         environ = {"DATABASE_URL": dsn, "DB_POOL_MIN": "1", "DB_POOL_MAX": "1", "DB_ALLOW_UNSAFE": "1"}
         async with (
-            trio_asyncio.open_loop(),
-            open_store(load(environ), Health(["database"])) as opened,
+            open_asyncio_loop(),
+            open_store(load(environ), Health(["database", "maintenance"])) as opened,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(opened.run)

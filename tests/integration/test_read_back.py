@@ -82,6 +82,23 @@ def test_latest_is_not_overwritten_by_late_points(filled: Database, reader: str)
     assert 99 == filled.value(value, dsn=reader, tenant="acme")
 
 
+def test_latest_has_one_row_for_a_point(filled: Database, reader: str) -> None:
+    """The newest reading, whatever its unit: what came in another unit, or without one, is history."""
+    units = {None: "-3 min", "ppm": "-1 min", "\u00b5g/m\u00b3": "-2 min"}
+    for unit, ago in units.items():
+        series = filled.add_series("acme", "sniffer", "pm10", unit)
+        values = f"{series}, now() + interval '{ago}', {series}"
+        filled.run(f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({values})")
+
+    for condition in ("device_id = 'sniffer'", "device_id = 'sniffer' AND point_id = 'pm10'", "point_id = 'pm10'"):
+        query = f"SELECT unit FROM latest WHERE {condition}"
+        assert [("ppm",)] == filled.rows(query, dsn=reader, tenant="acme"), condition
+    # A condition on what was measured looks at the newest reading: it does not bring an older one forward.
+    for condition in ("unit IS NULL", "v_num < (SELECT max(v_num) FROM latest WHERE device_id = 'sniffer')"):
+        query = f"SELECT unit FROM latest WHERE device_id = 'sniffer' AND {condition}"
+        assert [] == filled.rows(query, dsn=reader, tenant="acme"), condition
+
+
 def test_device_status(filled: Database, reader: str) -> None:
     """A device is online while it was heard within the setting, offline before and after."""
     online = "SELECT online FROM device_status WHERE device_id = 'pump-1'"
@@ -151,4 +168,6 @@ def test_latest_of_one_device_is_quick(filled: Database, reader: str) -> None:
     filled.rows("SELECT * FROM latest WHERE device_id = 'pump-1'", dsn=reader, tenant="acme")
 
     assert "Limit" in plan
+    assert re.search(r"Index.* on series s", plan)
+    assert not re.search("Seq Scan on (measure|series)", plan), plan
     assert time.monotonic() - started < 5

@@ -110,7 +110,7 @@ async def test_reader_reconnects_after_the_broker_restarts(
     assert [b"after"] == [m.payload for m in messages]
     assert [False, True] == bench.present
     assert 2 <= messages[0].generation
-    assert 1 <= bench.reader.statistics.failures
+    assert 1 <= bench.reader.failures.count
 
 
 async def test_reader_old_acknowledgements_stay_with_the_old_connection(
@@ -322,7 +322,7 @@ async def test_reader_untrusted_certificate_is_said(
     with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.reader.run)
-            while bench.reader.statistics.failures == 0:
+            while bench.reader.failures.count == 0:
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
@@ -417,6 +417,36 @@ async def test_reader_holds_its_bounds_when_receive_maximum_is_overrun(
     assert [b"%d" % n for n in range(backlog)] == [payload.rstrip(b"x") for payload in seen]
     # The channel, one message at its door, one in our hand, and what one read of 64 KiB can bring.
     assert window + 2 + 64 >= held
+
+
+@pytest.mark.parametrize(("kind", "version"), [("paho", "5"), ("paho", "3.1.1"), ("mqtt5", "5")])
+async def test_reader_heartbeat_comes_back_and_goes_nowhere(
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str, version: str
+) -> None:
+    """A real broker brings our heartbeats back; they are neither counted nor passed on, and devices' messages are."""
+    broker = own_broker()
+    settings = settings_for(
+        broker,
+        unique("reader"),
+        tenant,
+        MQTT_READER=kind,
+        MQTT_VERSION=version,
+        MQTT_HEARTBEAT_TOPIC="traksense-heartbeat",
+        MQTT_HEARTBEAT_SECONDS="1",
+    )
+    async with reading(settings) as bench:
+        assert bench.reader._heartbeat is not None
+        heard_at: set[float] = set()
+        # One is the start, one the broker's count of drops.
+        while len(heard_at) < 5:
+            heard_at.add(bench.reader._heartbeat._heard_at)
+            await trio.sleep(0.05)
+        assert bench.health.ready
+        assert 0 == bench.ledger.received_total
+        await publish(broker, topic_of(settings), [b"1"])
+        (message,) = await bench.receive(1)
+
+    assert b"1" == message.payload
 
 
 async def test_reader_asks_again_for_what_a_forgotten_session_kept(

@@ -9,7 +9,7 @@ import pytest
 import trio
 from reader_bench import publish, reading, settings_for
 
-from traksense.mqtt.reader import DROPPED_TOPIC
+from traksense.mqtt.drops import DROPPED_TOPIC
 from traksense.tools.shards import retire
 
 if TYPE_CHECKING:

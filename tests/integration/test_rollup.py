@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import psycopg
 import pytest
 import trio
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tests.contract.test_store import open_postgres_store
 from traksense.model import Delivery, Kind, Message, Point, Route, Telemetry
 from traksense.store.packing import PackedRows, pack_head, pack_row
-from traksense.store.rollup import RECENT, SERIES_MAX, marks
+from traksense.store.rollup import PIECE, RollUp, marks
 
 if TYPE_CHECKING:
     from schema_servers import Database
@@ -84,7 +86,7 @@ messages = st.builds(
 batches = st.lists(st.lists(messages, min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-@pytest.mark.timeout(240)  # 25 databases' worth of chunks to refresh and compress, beside the scheduler's own jobs
+@pytest.mark.timeout(900)  # 25 databases' worth of chunks to refresh and compress, beside the scheduler's own jobs
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches, st.integers(0, 5), st.booleans())
 def test_aggregates_equal_direct_computation(
@@ -202,33 +204,176 @@ def row(series: int, ts: datetime) -> PackedRows:
     return PackedRows(packed, 1, len(packed), ts, 0)
 
 
-def test_marks_of_recent_points_are_one() -> None:
-    """A batch without late points makes one mark for all series."""
-    rows = [row(n, NOON - timedelta(seconds=n)) for n in range(600)]
+def test_marks_of_an_hour_are_one() -> None:
+    """A batch of one hour makes one mark, of the series that are in it."""
+    rows = [row(n % 7, NOON + timedelta(seconds=n)) for n in range(600)]
 
-    assert [(None, NOON - timedelta(seconds=599), NOON)] == marks(rows)
-
-
-def test_marks_of_a_few_late_series_are_their_own() -> None:
-    """A device that was away marks its own series, hour by hour; the rest of the batch is marked as ever."""
-    rows = [row(1, NOON), row(7, NOON - RECENT - timedelta(minutes=1)), row(7, NOON - timedelta(days=3))]
-
-    expected = [(None, NOON, NOON), *((7, r.ts, r.ts) for r in rows[1:])]
-    assert expected == marks(rows)
+    assert [(set(range(7)), NOON, NOON + timedelta(seconds=599))] == marks(rows)
 
 
-def test_marks_of_many_late_series_are_by_hour() -> None:
-    """A fleet that was away marks hours of all series, not each series."""
-    late = NOON - timedelta(hours=5)
-    rows = [row(0, NOON), *(row(n, late + timedelta(seconds=n)) for n in range(SERIES_MAX + 1))]
+def test_marks_of_late_points_are_their_own() -> None:
+    """A device that was away marks its own series, hour by hour, and so does the rest of the batch."""
+    late, later = NOON - timedelta(minutes=1), NOON - timedelta(days=3)
+    rows = [row(1, NOON), row(2, NOON), row(7, late), row(7, later)]
 
-    assert [(None, NOON, NOON), (None, late, late + timedelta(seconds=SERIES_MAX))] == marks(rows)
+    assert [({1, 2}, NOON, NOON), ({7}, late, late), ({7}, later, later)] == marks(rows)
+
+
+def test_old_message_marks_its_own_series(plain: Database) -> None:
+    """A single old message is the newest of its batch, and late all the same: nobody else's buckets are marked."""
+    plain.add_series("acme", "other", "point")
+
+    async def arrive() -> None:
+        async with open_postgres_store(plain.dsn) as store:
+            for days in (300, 200, 100, 0):
+                await store.write([message("acme", "device", NOON - timedelta(days=days), [1.0], None)])
+
+    trio.run(arrive)
+
+    [(series,)] = plain.rows("SELECT series_id FROM traksense.series WHERE device_id = 'device'")
+    assert [([series],)] * 4 == plain.rows("SELECT series FROM traksense.dirty")
+
+
+FLEET = 20_000
+HISTORY_DAYS = 350
+
+
+@pytest.fixture
+def history(plain: Database) -> int:
+    """A fleet that reports now, and a device that has brought a message for each day of its history since; returns the
+    number of that device's series.
+    """
+    plain.run(
+        "INSERT INTO traksense.tenant VALUES ('acme')",
+        "INSERT INTO traksense.device SELECT 'acme', 'site', 'd' || n FROM generate_series(1, 200) n",
+        "INSERT INTO traksense.series (tenant_id, site_id, device_id, point_id)"
+        f" SELECT 'acme', 'site', 'd' || n % 200 + 1, 'p' || n FROM generate_series(1, {FLEET}) n",
+        "SELECT traksense.ensure_partitions(now(), now())",
+        "INSERT INTO traksense.measure (series_id, ts, v_num) SELECT series_id, now(), 1 FROM traksense.series",
+        "INSERT INTO traksense.dirty (series, low, high)"
+        " SELECT array_agg(series_id), now(), now() FROM traksense.series",
+    )
+    now = datetime.now(UTC)
+
+    async def arrive() -> None:
+        async with open_postgres_store(plain.dsn) as store:
+            for day in range(1, HISTORY_DAYS + 1):
+                await store.write([message("acme", "old", now - timedelta(days=day), [1.0], None)])
+
+    trio.run(arrive)
+    series: int = plain.value("SELECT series_id FROM traksense.series WHERE device_id = 'old'")
+    return series
+
+
+@pytest.mark.timeout(240)
+def test_history_of_one_holds_up_nobody(plain: Database, history: int) -> None:
+    """What the fleet reports now is in the aggregates after the first piece, whatever history waits; and the history
+    costs what it is, not the fleet for each day of it.
+    """
+    roll_up = "SELECT traksense.roll_up()"
+    marked = plain.rows("SELECT DISTINCT unnest(series) FROM traksense.dirty WHERE high < now() - interval '12 hours'")
+    assert [(history,)] == marked
+
+    plain.run(roll_up)
+    assert FLEET == plain.value("SELECT sum(v_count) FROM ts_measure_1h WHERE device_id <> 'old'")
+    waiting = plain.value("SELECT count(*) FROM traksense.dirty")
+    assert 300 < waiting < HISTORY_DAYS
+
+    pieces = []
+    while (worked := plain.value(roll_up)) > 0:
+        pieces.append(worked)
+    assert waiting == sum(pieces)
+    assert len(pieces) <= HISTORY_DAYS // 31 + 1
+    assert HISTORY_DAYS == plain.value("SELECT sum(v_count) FROM ts_measure_1h WHERE device_id = 'old'")
+
+
+@pytest.mark.parametrize("series", ["NULL::int[]", "(SELECT array_agg(series_id) FROM traksense.series)"])
+def test_pieces_are_bounded_and_kept(plain: Database, series: str) -> None:
+    """A mark of many series and hours is worked off in pieces of the size asked for, the newest hours first."""
+    for n in range(5):
+        plain.add_series("acme", "device", f"p{n}")
+    plain.run(
+        "SELECT traksense.ensure_partitions('2026-01-01', '2026-01-03')",
+        "INSERT INTO traksense.measure (series_id, ts, v_num) SELECT series_id, t, 1 FROM traksense.series,"
+        " generate_series(timestamptz '2026-01-01 00:00Z', '2026-01-02 23:30Z', interval '30 min') t",
+        "INSERT INTO traksense.dirty (series, low, high)"
+        f" SELECT {series}, t, t + interval '59 min' FROM generate_series("
+        " timestamptz '2026-01-01 00:00Z', '2026-01-02 23:00Z', interval '1 hour') t",
+    )
+    computed = "SELECT count(*), min(bucket) FROM traksense.rollup_1h"
+    previous, oldest = 0, None
+    while plain.value("SELECT traksense.roll_up(10)") > 0:
+        [(number, first)] = plain.rows(computed)
+        assert number - previous <= 10
+        assert oldest is None or first <= oldest
+        previous, oldest = number, first
+
+    assert 5 * 48 == previous
+    check(plain)
+
+
+def test_time_ahead_of_the_clock_comes_last(plain: Database) -> None:
+    """Devices whose clocks are ahead are aggregated after those whose clocks are right."""
+    series = plain.add_series("acme", "device", "point")
+    times = ("now()", "now() + interval '3 days'")
+    plain.run(
+        "SELECT traksense.ensure_partitions(now(), now() + interval '4 days')",
+        *(f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, {time}, 1)" for time in times),
+        *(f"INSERT INTO traksense.dirty (series, low, high) VALUES ('{{{series}}}', {time}, {time})" for time in times),
+        "SELECT traksense.roll_up(1)",
+    )
+
+    assert 0 == plain.value("SELECT count(*) FROM traksense.rollup_1h WHERE bucket > now()")
+    assert 1 == plain.value("SELECT count(*) FROM traksense.rollup_1h")
+    plain.aggregate()
+    assert 2 == plain.value("SELECT count(*) FROM traksense.rollup_1h")
+
+
+def test_marks_of_older_releases_are_worked_off(plain: Database) -> None:
+    """A service that has not been upgraded yet marks as it did: one series, or all of them."""
+    series = plain.add_series("acme", "device", "point")
+    plain.run(
+        "SELECT traksense.ensure_partitions('2026-01-01', '2026-01-03')",
+        f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, '2026-01-01 12:00Z', 1),"
+        f" ({series}, '2026-01-02 12:00Z', 2)",
+        f"INSERT INTO traksense.dirty (series_id, low, high) VALUES"
+        f" ({series}, '2026-01-01 12:00Z', '2026-01-01 12:00Z'), (NULL, '2026-01-02 12:00Z', '2026-01-02 12:00Z')",
+    )
+    plain.aggregate()
+
+    check(plain)
+    assert 2 == plain.value("SELECT count(*) FROM traksense.rollup_1h")
+
+
+class Overloaded:
+    """A database that is too slow for pieces of more than a thousand; remembers the sizes asked for."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.left = 5
+
+    async def fetchval(self, _statement: str, size: int) -> int:
+        self.sizes.append(size)
+        if size > 1_000:
+            raise asyncpg.QueryCanceledError("canceling statement due to statement timeout")
+        self.left -= 1
+        return max(0, self.left)
+
+
+def test_failed_piece_goes_on_smaller() -> None:
+    """A piece that runs into a time-out is tried again smaller, until it works; then they grow again."""
+    database, roll_up = Overloaded(), RollUp()
+
+    assert 4 + 3 + 2 + 1 == asyncio.run(roll_up.run(database))
+    assert [PIECE, PIECE // 4, PIECE // 16, PIECE // 64] == database.sizes[:4]
+    assert max(database.sizes[4:]) <= 2 * 1_000
+    assert roll_up.piece <= 1_000
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), instants), min_size=1))
 def test_marks_cover_every_row(points: list[tuple[int, datetime]]) -> None:
-    """Whatever a batch holds, each of its rows is in a mark for its series or for all."""
+    """Whatever a batch holds, each of its rows is in a mark for its series."""
     made = marks([row(series, ts) for series, ts in points])
 
     for series, ts in points:
-        assert any(marked in (None, series) and low <= ts <= high for marked, low, high in made)
+        assert any(series in marked and low <= ts <= high for marked, low, high in made)

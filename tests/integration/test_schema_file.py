@@ -90,7 +90,7 @@ def test_difference_is_seen(migrated: Database, change: str) -> None:
     "change",
     [
         "SELECT set_chunk_time_interval('traksense.measure', interval '2 days')",
-        "SELECT remove_continuous_aggregate_policy('traksense.rollup_5m')",
+        "SELECT delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_name = 'refresh_aggregates'",
         "SELECT delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_name = 'lifecycle_job'",
         "ALTER MATERIALIZED VIEW traksense.rollup_1h SET (timescaledb.compress_orderby = 'bucket')",
     ],

@@ -29,7 +29,7 @@ def test_a_replica_with_a_wrong_clock_lives_no_longer_and_no_shorter(database: s
     *_, claims = play(
         database,
         (sessions.connected, "one", "b", wrong),
-        (sessions.alive, "one", wrong),
+        (sessions.alive, "one"),
         (sessions.remember, "one", ["a"], ["a"]),
         (sessions.claims_of_others, "two", "b"),
     )
@@ -46,7 +46,7 @@ def test_a_loss_that_was_recorded_late_does_not_end_before_it_begins(database: s
     _, _, since = play(
         database,
         (sessions.connected, "one", "b", at),
-        (sessions.alive, "one", at),
+        (sessions.alive, "one"),
         (sessions.connected, "one", "b", at),
     )
 

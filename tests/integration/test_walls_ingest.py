@@ -64,7 +64,7 @@ def open_any_store(owned: Database, ingest: str) -> OpenStore:
         environ = {"DATABASE_URL": ingest, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
         async with (
             trio_asyncio.open_loop(),
-            open_store(load(environ), Health(["database"])) as store,
+            open_store(load(environ), Health(["database", "maintenance"])) as store,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(store.run)
@@ -192,8 +192,10 @@ async def test_maintenance_needs_no_more_rights(owned: Database, ingest: str) ->
     good.message.received_at = datetime.now(UTC)
     async with open_postgres_store(ingest) as store:
         await store.write([good])
-        await store._call(store._maintain, True)
-        await store._call(store._maintain, False)
+        await store._call(store.upkeep.round)
+        await store._call(store.upkeep.round)
+        assert set() == {name for name, count in store.upkeep.failures.items() if count}
+        assert {state.trouble(datetime.now(UTC)) for state in store.upkeep.states} == {None}
 
     assert [("tenant", "device", True)] == owned.rows("SELECT tenant_id, device_id, online FROM device_status")
     if not owned.server.timescaledb:

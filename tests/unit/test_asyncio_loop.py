@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 
 async def test_complaint_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """What asyncpg tells the loop's exception handler beside its error is one log line, and the loop goes on."""
+    """What asyncio and asyncpg tell the loop's exception handler is one log line, and the loop goes on; what comes of a
+    connection that has ended is no news.
+    """
 
     async def complain() -> str:
         asyncio.get_running_loop().call_exception_handler(
-            {"message": "Resetting connection with an active transaction", "exception": ConnectionError("gone")}
+            {"message": "Task exception was never retrieved", "exception": KeyError("gone")}
+        )
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "Future exception was never retrieved", "exception": ConnectionResetError(104, "reset")}
+        )
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "Resetting connection with an active transaction <Connection>"}
         )
         await asyncio.sleep(0)
         return "done"
@@ -34,4 +42,4 @@ async def test_complaint_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFix
     assert "done" == result
     (record,) = [r for r in caplog.records if r.name == "traksense.store.asyncio_loop"]
     assert "asyncio_complained" == record.getMessage()
-    assert "ConnectionError: gone" == vars(record)["traksense_reason"]
+    assert "KeyError: 'gone'" == vars(record)["traksense_reason"]

@@ -30,9 +30,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from traksense import cli, config
 from traksense.config import Settings
+from traksense.ingest.clock import ClockWatch
 from traksense.ingest.health import Health
 from traksense.metrics import make_registry
-from traksense.service import CONDITIONS, Pipeline
+from traksense.service import CONDITIONS, INFORMING, Pipeline
 from traksense.store.postgres import PostgresStore
 
 if TYPE_CHECKING:
@@ -448,9 +449,9 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     async def scrape() -> str:
         await trio.lowlevel.checkpoint()  # only for trio's clock, which the health reads
         settings = Settings()
-        health = Health(CONDITIONS)
-        pipeline = Pipeline.build(settings, PostgresStore(settings, health), health)
-        pipeline.reader.statistics.broker_dropped = 0  # shown only by brokers that count
+        health = Health(CONDITIONS, INFORMING)
+        clock = ClockWatch(health)
+        pipeline = Pipeline.build(settings, PostgresStore(settings, health, clock), health, clock)
         return generate_latest(make_registry(pipeline.collector())).decode()
 
     found: dict[str, dict[str, set[str]]] = {}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from traksense.model import Exact
 from traksense.store.packing import (
     COPY_CHUNK_BYTES,
     PACKED_COLUMNS,
@@ -107,6 +108,20 @@ def test_key_and_value(one: int, other: int, ts: datetime, later: datetime, v: f
     assert ((one, ts) == (other, later)) == (key(first) == key(second))
     assert key(first) == key(pack_row(pack_head(one), ts, w, None, 3))
     assert value(first) == value(pack_row(pack_head(other), later, v, None, 3))
+
+
+def test_exact_number_has_both_columns() -> None:
+    """The double and the digits; another number with the same double is another value, as is the double alone."""
+    one, other = (
+        pack_row(pack_head(1), NOON, Exact(digits), 1, None) for digits in ("9007199254740993", "9007199254740992.5")
+    )
+    double = pack_row(pack_head(1), NOON, 9007199254740992.0, 1, None)
+
+    assert (None, b"9007199254740993", struct.pack(">d", 2.0**53)) == tuple(
+        fields(one)[name] for name in ("v_bool", "v_text", "v_num")
+    )
+    assert (2.0**53, None, "9007199254740993") == value(one)
+    assert 3 == len({value(one), value(other), value(double)})
 
 
 def test_zero_has_no_sign() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from traksense.cli import main
+from traksense.commands.prove import REVEALING
 from traksense.tools.prove import session
 from traksense.tools.prove.schedule import CATALOGUE
 
@@ -55,6 +56,7 @@ def test_unknown_faults_are_all_named(capsys: pytest.CaptureFixture[str], reques
         ["--replicas", "17"],
         ["--seconds", "0"],
         ["--rate", "-1"],
+        ["--patience", "0"],
         ["--runs", "0"],
         ["--runs", "x"],
         ["--break", "everything"],
@@ -72,7 +74,7 @@ def test_bad_arguments_exit_2(arguments: list[str], requests: list[Request]) -> 
 def test_everything_is_passed_on(requests: list[Request]) -> None:
     """Each option reaches the run."""
     asked = ["--seconds", "9", "--rate", "50", "--runs", "3", "--seed", "7", "--faults", "broker-kill, service-kill"]
-    main(["prove", *asked, "--replicas", "4", "--json", "--directory", "place"])
+    main(["prove", *asked, "--replicas", "4", "--patience", "12", "--json", "--directory", "place"])
 
     (request,) = requests
     assert (9.0, 50.0, ("broker-kill", "service-kill"), None) == (
@@ -81,7 +83,8 @@ def test_everything_is_passed_on(requests: list[Request]) -> None:
         request.options.faults,
         request.options.breakage,
     )
-    assert 4 == request.options.replicas
+    assert (4, 12.0) == (request.options.replicas, request.options.patience)
+    assert request.chosen
     assert (3, 7, Path("place"), True) == (request.runs, request.seed, request.directory, request.as_json)
 
 
@@ -92,10 +95,11 @@ def test_by_default_all_faults_and_a_random_seed(requests: list[Request]) -> Non
 
     first, second = requests
     assert tuple(CATALOGUE) == first.options.faults
+    assert not first.chosen
     assert first.seed != second.seed
 
 
-@pytest.mark.parametrize("breakage", ["ack-early", "no-unique-key", "not-replaced", "hasty-handover"])
+@pytest.mark.parametrize("breakage", REVEALING)
 def test_controls_bring_their_own_faults(breakage: str, requests: list[Request]) -> None:
     """A control has to fail soon, so by default it meets only what reveals it."""
     main(["prove", "--break", breakage])

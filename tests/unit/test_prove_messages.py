@@ -13,7 +13,7 @@ from traksense.adapters import load_registry
 from traksense.config import Settings
 from traksense.ingest.decode import Decoder, Router
 from traksense.model import Event, Message, Telemetry
-from traksense.tools.prove.messages import SENTINEL, Sent, Traffic, timestamp
+from traksense.tools.prove.messages import NEW_DAY, PARTIAL, SENTINEL, STRANGER, UNTIMED, Sent, Traffic, timestamp
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 EPOCH = int(NOW.timestamp()) * 1_000_000
@@ -91,3 +91,22 @@ def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
     text = timestamp(microseconds)
 
     assert timedelta(microseconds=microseconds) == datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def test_further_sorts_come_when_they_are_wanted() -> None:
+    """Messages without a time and messages with a bad point, among all the others."""
+    made = list(islice(Traffic(1, EPOCH, more=[UNTIMED, PARTIAL]), 2000))
+
+    assert {"measure", "ack", "event", "dead", "untimed"} == {key[0] for m in made for key in m.rows}
+    assert len(made) == len({m.payload for m in made})
+    assert any({"measure", "dead"} == {key[0] for key in m.rows} for m in made)
+
+
+def test_strangers_and_new_days_never_repeat() -> None:
+    """Each stranger is another device; each new day needs a partition that is not there."""
+    made = Traffic(1, EPOCH)
+    strangers = {next(iter(made.next(STRANGER).rows))[3] for _ in range(50)}
+    days = {int(next(iter(made.next(NEW_DAY).rows))[5]) // 86_400_000_000 for _ in range(30)}
+
+    assert 50 == len(strangers)
+    assert 30 == len(days)

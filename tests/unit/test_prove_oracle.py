@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traksense.tools.prove.messages import Key, Sent, Traffic
+from traksense.tools.prove.acts import Act, explains
+from traksense.tools.prove.messages import PARTIAL, UNTIMED, Key, Sent, Traffic
 from traksense.tools.prove.oracle import UNSAVED_SECONDS, Fate, Judgement, judge
 
 EPOCH = 1_790_000_000_000_000
@@ -136,3 +137,114 @@ def test_dead_letter_with_another_reason_is_misfiled() -> None:
     letter = [(key, "adapter_failed") for key in POISON.rows]
 
     assert {"misfiled": 1} == counts(judge(MESSAGES, confirmed(), [*rows_without(POISON), *letter]))
+
+
+# --- what operators did -----------------------------------------------------------------------------------------------
+
+DEVICE = next(iter(GOOD.rows))[:4]
+"""Where the good message comes from; published at 10.0 like all others, acknowledged when the test says."""
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (Act(ended=11.0, covers=DEVICE), {}),
+        (Act(ended=11.0, covers=("measure",)), {}),
+        (Act(covers=DEVICE), {}),
+        # Published afterwards: the operator has nothing to do with it.
+        (Act(ended=9.0, covers=DEVICE), {"lost": 1}),
+        (Act(ended=11.0, covers=(*DEVICE[:3], "another")), {"lost": 1}),
+        (Act(ended=11.0, covers=("event",)), {"lost": 1}),
+        # A dump was restored: what had been acknowledged before it was begun is in it.
+        (Act(ended=30.0, saved=15.0), {}),
+        (Act(ended=30.0, saved=25.0), {"lost": 1}),
+    ],
+)
+def test_what_an_operator_removed_is_nobodys_loss(act: Act, expected: dict[str, int]) -> None:
+    """It excuses what it covers and what was published before its end, and nothing else."""
+    judgement = judge(MESSAGES, confirmed(acknowledged_at=20.0), rows_without(GOOD), acts=[act])
+
+    assert expected == counts(judgement)
+    assert judgement.removed == (not expected)
+
+
+def test_a_deletion_that_takes_half_of_a_message_is_no_torn_transaction() -> None:
+    """One series was deleted; of the other points one is lost all the same."""
+    first, second, *rest = GOOD.rows
+    act = Act(ended=11.0, covers=first[:5])
+    left = [(key, GOOD.rows[key]) for key in (second, *rest)]
+
+    assert {} == counts(judge(MESSAGES, confirmed(), [*rows_without(GOOD), *left], acts=[act]))
+    assert {"lost": 1} == counts(judge(MESSAGES, confirmed(), [*rows_without(GOOD), *left[1:]], acts=[act]))
+
+
+@pytest.mark.parametrize(("ended", "expected"), [(11.0, {}), (10.0, {"misnamed": 1})])
+def test_a_renamed_series_has_the_old_rows_and_no_new_ones(ended: float, expected: dict[str, int]) -> None:
+    """A row under the new name is its message's if that was published before; later it belongs under the old one."""
+    first, *rest = GOOD.rows
+    act = Act(ended=ended, covers=first[:5], renamed=(*first[:4], "renamed"))
+    rows = [((*first[:4], "renamed", first[5]), GOOD.rows[first]), *((key, GOOD.rows[key]) for key in rest)]
+
+    assert expected == counts(judge(MESSAGES, confirmed(), [*rows_without(GOOD), *rows], acts=[act]))
+
+
+def test_a_renamed_row_with_another_value_is_altered() -> None:
+    """A renaming changes no values; and what nobody sent stays a phantom under the new name."""
+    first = next(iter(GOOD.rows))
+    act = Act(ended=11.0, covers=first[:5], renamed=(*first[:4], "renamed"))
+    rest = [row for row in all_rows() if row[0] != first]
+
+    altered = [*rest, ((*first[:4], "renamed", first[5]), "another")]
+    phantom = [*all_rows(), ((*first[:4], "renamed", "1"), "1")]
+
+    assert {"altered": 1} == counts(judge(MESSAGES, confirmed(), altered, acts=[act]))
+    assert {"phantom": 1} == counts(judge(MESSAGES, confirmed(), phantom, acts=[act]))
+
+
+def test_the_watch_accuses_nobody_of_what_an_operator_did() -> None:
+    """Removed or renamed: a row that is not there under its own name has an explanation, unless it came later."""
+    first = next(iter(GOOD.rows))
+    renaming = Act(ended=11.0, covers=first[:5], renamed=(*first[:4], "renamed"))
+
+    assert explains([renaming], first, 10.0, 10.6)
+    assert explains([Act(covers=DEVICE)], first, 10.0, 10.6)
+    assert not explains([renaming], first, 12.0, 12.1)
+    assert not explains([renaming], (*first[:4], "p9", first[5]), 10.0, 10.6)
+    assert not explains([], first, 10.0, 10.6)
+
+
+# --- messages of other kinds ------------------------------------------------------------------------------------------
+
+
+def of_sort(sort: str, count: int) -> tuple[list[Sent], dict[int, Fate]]:
+    traffic = Traffic(3, EPOCH)
+    messages = [traffic.next(sort) for _ in range(count)]
+    fates = {m.number: Fate(published_at=10.0, confirmed_at=10.5, acknowledged=True, delivered=1) for m in messages}
+    return messages, fates
+
+
+def test_a_message_without_a_time_is_told_by_its_value() -> None:
+    """At whatever instant: one row is right, a second one is a redelivery's and allowed, none is a loss."""
+    messages, fates = of_sort(UNTIMED, 3)
+    stored = [
+        (("measure", *key[1:5], str(EPOCH + n)), value) for n, m in enumerate(messages) for key, value in m.rows.items()
+    ]
+    again = (("measure", *stored[0][0][1:5], str(EPOCH + 99)), stored[0][1])
+
+    judgement = judge(messages, fates, [*stored, again])
+
+    assert {} == counts(judgement)
+    assert (3, 1) == (judgement.stored, judgement.repeated)
+    assert {"lost": 2} == counts(judge(messages, fates, stored[:1]))
+
+
+def test_a_message_with_a_bad_point_is_stored_and_a_dead_letter_once() -> None:
+    """Both: the good points without the letter are a loss, and so is the letter without them; any reason will do."""
+    (sent,), fates = of_sort(PARTIAL, 1)
+    points = [row for row in sent.rows.items() if row[0][0] == "measure"]
+    letter = (("dead", sent.topic, sent.payload.hex()), "type_mismatch")
+
+    assert {} == counts(judge([sent], fates, [*points, letter]))
+    assert {"doubled": 1} == counts(judge([sent], fates, [*points, letter, letter]))
+    for partly in (points, [letter], [points[0], letter]):
+        assert {"lost": 1} == counts(judge([sent], fates, partly))

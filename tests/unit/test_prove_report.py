@@ -19,6 +19,7 @@ def result(seed: int = 1, **found: int) -> Result:
         figures=dict.fromkeys((*FIGURES, "lost_by_broker"), 1000),
         injected={"broker-kill": 1},
         without_effect={},
+        resumed={},
         findings={
             name: {"count": found.get(name, 0), "cases": [f"case {i}" for i in range(found.get(name, 0))]}
             for name in FINDINGS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,18 @@ from hypothesis import strategies as st
 
 from traksense.commands.prove import REVEALING
 from traksense.tools.prove.inject import ACTIONS
-from traksense.tools.prove.schedule import CATALOGUE, WARM_UP_SECONDS, make_schedule
+from traksense.tools.prove.schedule import (
+    CATALOGUE,
+    FAILOVER,
+    POOLER_KILL,
+    WARM_UP_SECONDS,
+    make_schedule,
+    missing_programs,
+    suited,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SEEDS = st.integers(0, 2**32)
 
@@ -63,3 +75,26 @@ def test_every_kind_is_done_and_every_control_has_its_faults() -> None:
     """The catalogue, the actions and the controls name the same things."""
     assert set(CATALOGUE) == set(ACTIONS)
     assert all(set(kinds) <= set(CATALOGUE) for kinds in REVEALING.values())
+
+
+def test_a_run_has_a_standby_or_a_pooler() -> None:
+    """Where both are wanted, two runs have both between them; one alone is always had."""
+    left_out = [set(CATALOGUE) - set(suited(seed, CATALOGUE)) for seed in (4, 5)]
+
+    assert [{POOLER_KILL}, {FAILOVER}] == left_out
+    assert (POOLER_KILL,) == suited(4, [POOLER_KILL])
+    assert (FAILOVER,) == suited(5, [FAILOVER])
+
+
+def test_faults_whose_programs_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what they lack; the others need none."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("traksense.tools.stack.pooler._PLACES", ())
+    missing = missing_programs(CATALOGUE, tmp_path)
+
+    assert {FAILOVER, POOLER_KILL, "operator-restore"} == set(missing)
+    assert "pg_basebackup" in missing[FAILOVER]
+    assert "apt-get install pgbouncer" in missing[POOLER_KILL]
+    for program in ("pg_basebackup", "pg_dump", "psql"):
+        (tmp_path / program).touch()
+    assert {POOLER_KILL} == set(missing_programs(CATALOGUE, tmp_path))

@@ -16,7 +16,8 @@ from traksense.errors import (
     StoreUnavailableError,
     UnclassifiedStoreError,
 )
-from traksense.store.sqlstate import describe, translate
+from traksense.store.fault_words import describe
+from traksense.store.sqlstate import translate
 
 CASES: list[tuple[BaseException, type[StoreError]]] = [
     (asyncpg.ConnectionDoesNotExistError("gone"), StoreUnavailableError),
@@ -85,6 +86,37 @@ def test_sqlstate_leaves_ours_alone() -> None:
     assert ours is translate(ours)
 
 
-def test_sqlstate_describes_the_silent() -> None:
-    """An error without a text still says something."""
-    assert "no answer (TimeoutError)" == describe(TimeoutError())
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError(), "the database does not answer in time"),
+        (
+            asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+            "the connection to the database was lost",
+        ),
+        (
+            asyncpg.InterfaceError("cannot call Transaction.__aexit__(): the underlying connection is closed"),
+            "the connection to the database was lost",
+        ),
+        (
+            asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+            "the connection to the database was lost",
+        ),
+        (
+            OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 5432, 0, 0), [Errno 111] Connect …"),
+            "nobody answers at the database's address: Connection refused",
+        ),
+        (
+            OSError(24, "Too many open files"),
+            "this machine or process has no file descriptors left for connections to the database (ulimit -n)",
+        ),
+        (
+            asyncpg.DiskFullError("could not extend file: No space left on device\nHINT: Check free disk space."),
+            "the database's disk is full: could not extend file: No space left on device (SQLSTATE 53100)",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_sqlstate_describes_in_our_words(error: BaseException, expected: str) -> None:
+    """What is wrong is named, whichever way the driver met it."""
+    assert expected == describe(error)

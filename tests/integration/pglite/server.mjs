@@ -92,19 +92,28 @@ async function serve(socket) {
             const type = String.fromCharCode(packet[0])
             if (type === 'X') return
             batch.push(Buffer.from(packet))
-            if (type === 'Q' && /^\s*COPY\s.*\sFROM\s+STDIN/is.test(packet.subarray(5).toString())) {
+            if (type === 'Q' && /(^|;)\s*COPY\s.*\sFROM\s+STDIN/is.test(packet.subarray(5).toString())) {
                 // The backend cannot ask for rows half-way: we ask, and give it the statement and all rows at once.
                 copying = true
                 socket.write(COPY_IN)
             } else if (copying ? type === 'c' || type === 'f' : type === 'Q' || type === 'S' || type === 'H') {
                 let answer = Buffer.from(await db.execProtocolRaw(Buffer.concat(batch)))
                 batch = []
-                if (copying && answer[0] === COPY_IN[0]) answer = answer.subarray(1 + answer.readInt32BE(1))
+                if (copying) answer = afterCopyIn(answer)
                 copying = null
                 socket.write(answer)
             }
         }
     }
+}
+
+// What comes behind the CopyInResponse that we have sent already, and behind the answers to statements before the COPY;
+// all of it, if one of those failed.
+function afterCopyIn(answer) {
+    for (let at = 0; at < answer.length; at += 1 + answer.readInt32BE(at + 1)) {
+        if (answer[at] === COPY_IN[0]) return answer.subarray(at + 1 + answer.readInt32BE(at + 1))
+    }
+    return answer
 }
 
 let turn = Promise.resolve()

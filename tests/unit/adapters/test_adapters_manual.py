@@ -16,6 +16,7 @@ from traksense.model import Kind, Point, Reason, Telemetry
 
 MANUAL = (Path(__file__).parents[3] / "ops" / "adapters.md").read_text("utf-8")
 NOT_OF_ADAPTERS = {
+    Reason.CONFLICTING_VALUE,
     Reason.INVALID_TOPIC,
     Reason.TIMESTAMP_OUT_OF_WINDOW,
     Reason.PAYLOAD_TOO_LARGE,

@@ -42,18 +42,24 @@ def test_event_data(decode: Decode, data: object) -> None:
     assert [Event("boot", TS, None, json.dumps(data).encode())] == decode(EventV1(), event(data=data))
 
 
+@pytest.mark.parametrize("payload", [{"schema": "v1", "event_type": "boot"}, event(ts=None)])
+def test_event_missing_timestamp(refuse: Refuse, payload: object) -> None:
+    """An event without a time of its own."""
+    reason, _ = refuse(EventV1(), payload)
+
+    assert Reason.MISSING_TIMESTAMP == reason
+
+
 @pytest.mark.parametrize(
     ("payload", "where"),
     [
         ({"schema": "v1", "ts": "2025-10-07T15:00:00Z"}, "`event_type`"),
-        ({"schema": "v1", "event_type": "boot"}, "`ts`"),
         (event(event_type=""), "$.event_type"),
         (event(event_type="a" * 129), "$.event_type"),
         (event(event_id=""), "$.event_id"),
         (event(event_id="a" * 129), "$.event_id"),
         (event(event_id=7), "$.event_id"),
         (event(ts="2025-10-07"), "$.ts"),
-        (event(ts=None), "$.ts"),
     ],
 )
 def test_event_invalid_field(refuse: Refuse, payload: object, where: str) -> None:

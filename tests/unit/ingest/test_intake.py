@@ -132,7 +132,7 @@ def test_decode_raises_nothing(payload: bytes, kind: str) -> None:
     """Whatever arrives: a delivery, with items or with a rejection."""
     delivery = Decoder(load({}), load_registry()).decode(message(payload, topic=f"traksense/t/s/d/{kind}"))
 
-    assert (delivery.rejection is None) == bool(delivery.items)
+    assert delivery.rejection is not None or bool(delivery.items) == bool(payload)
 
 
 @pytest.mark.parametrize("payload", [b"?", b'{"schema":"v2"}', b"[1]" + b" " * 70_000, b'{"di1":7}' + b" " * 70_000])
@@ -226,6 +226,22 @@ async def test_intake_keeps_what_it_could_not_pass_on() -> None:
 
     assert messages == received
     assert (10, 10, True) == (bench.ledger.received_total, bench.ledger.in_flight, bench.ledger.balanced)
+
+
+def test_intake_gives_each_message_an_instant_of_its_own() -> None:
+    """One read brings many at one time, and the clock may stand still or go back: still each is later than the last, by
+    as little as can be.
+    """
+    bench = Bench()
+    messages = [message() for _ in range(120)]
+    messages[60].received_at = NOON - timedelta(days=3)
+    messages[90].received_at = NOON + timedelta(seconds=1)
+    bench.intake.accept(messages[:40])
+    bench.intake.accept(messages[40:])
+
+    tick = timedelta(microseconds=1)
+    expected = [NOON + n * tick for n in range(90)] + [NOON + timedelta(seconds=1) + n * tick for n in range(30)]
+    assert expected == [m.received_at for m in messages]
 
 
 async def test_intake_waits_for_bytes_not_only_for_places(nursery: trio.Nursery) -> None:
@@ -324,6 +340,41 @@ async def test_health_logs_changes_only(caplog: pytest.LogCaptureFixture) -> Non
     assert ["condition_fails", "condition_fails", "condition_holds"] == [r.message for r in caplog.records]
 
 
+async def test_health_logs_a_reason_once_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    """Voices that meet one trouble in turns are one line for each reason, until the condition holds again."""
+    health = Health(["database"])
+    health.set("database")
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            for _ in range(3):
+                health.set("database", "lost", voice="writer 1")
+                health.set("database", "refused", voice="writer 2")
+                health.set("database", "lost", voice="writer 2")
+                health.set("database", "refused", voice="writer 1")
+            health.set("database", voice="writer 1")
+            health.set("database", voice="writer 2")
+            health.set("database")
+
+    assert 2 * ["condition_fails", "condition_fails", "condition_holds"] == [r.message for r in caplog.records]
+
+
+async def test_watchdog_tells_once_that_nothing_is_committed(
+    autojump_clock: MockClock, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many messages come to wait behind the first."""
+    health, ledger, acknowledger = Health(["progress"]), Ledger(), Acknowledger()
+    acknowledger.connected(1, lambda _ids: None)
+    nursery.start_soon(watch_progress, health, ledger, acknowledger)
+    with caplog.at_level("WARNING"):
+        for number in range(int(2 * STALLED_AFTER_SECONDS)):
+            waiting = message(packet_id=number + 1)
+            ledger.receive([waiting])
+            acknowledger.received([waiting])
+            await trio.sleep(1)
+
+    assert ["condition_fails"] == [r.message for r in caplog.records]
+
+
 async def test_watchdog_fails_when_nothing_is_committed(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     """Messages wait and none is committed for a minute: not ready, with the age of the oldest; then ready again."""
     health, ledger, acknowledger = Health(["progress"]), Ledger(), Acknowledger()
@@ -336,7 +387,7 @@ async def test_watchdog_fails_when_nothing_is_committed(autojump_clock: MockCloc
     assert health.holds("progress")
     await trio.sleep(5)
     reason = str(health.report()["progress"]["reason"])
-    assert "1 messages wait and none was committed for more than 60 s" in reason
+    assert "messages wait and none was committed for more than 60 s" in reason
     assert NOON.isoformat() in reason
 
     ledger.stored += 1
@@ -365,7 +416,7 @@ class MemorySessionLog:
     def __init__(self, last_alive: datetime | None, failures: int = 0) -> None:
         self.last_alive = last_alive
         self.failures = failures
-        self.alive_at: list[datetime] = []
+        self.times_alive = 0
 
     async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
         await trio.lowlevel.checkpoint()
@@ -375,9 +426,9 @@ class MemorySessionLog:
         last, self.last_alive = self.last_alive, at
         return last
 
-    async def alive(self, client_id: str, at: datetime) -> None:
+    async def alive(self, client_id: str) -> None:
         await trio.lowlevel.checkpoint()
-        self.alive_at.append(at)
+        self.times_alive += 1
 
 
 @pytest.mark.parametrize(
@@ -414,8 +465,8 @@ async def test_session_alive_is_recorded_while_connected(autojump_clock: MockClo
     watch = SessionWatch(log, health, client_id="c", broker="mqtt://h", now=lambda: NOON)
     nursery.start_soon(watch.run)
     await trio.sleep(35)
-    assert [] == log.alive_at
+    assert 0 == log.times_alive
     health.set("broker")
     await trio.sleep(35)
 
-    assert len(log.alive_at) in (3, 4)
+    assert log.times_alive in (3, 4)

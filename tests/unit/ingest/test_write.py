@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.memory_store import POISON, MemoryStore
-from traksense.errors import DataRefusedError, StoreMisconfiguredError, StoreUnavailableError, UnclassifiedStoreError
+from traksense.errors import (
+    DataRefusedError,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+    UnclassifiedStoreError,
+)
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
 from traksense.ingest.health import Health
@@ -41,6 +47,7 @@ class Bench:
         messages_send, messages_receive = trio.open_memory_channel[Message](0)
         messages_send.close()
         self.health = Health(["database"])
+        self.health.set("database")  # the store has connected
         batcher = Batcher(
             messages_receive, self.batches_send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0
         )
@@ -110,7 +117,7 @@ async def test_write_waits_while_the_database_is_away(autojump_clock: MockClock)
 
     await bench.write([bench.delivery() for _ in range(3)])
 
-    assert {(False, 0)} == set(seen)
+    assert {(False, 0)} == set(seen[1:])
     assert 19 == bench.writer.retries
     assert [1, 2, 3] == bench.acknowledged
     assert bench.health.ready
@@ -183,6 +190,31 @@ async def test_write_unclassified_alone_is_poison_only_if_others_pass(autojump_c
     assert 4 <= probes
 
 
+@pytest.mark.parametrize("error", [UnclassifiedStoreError("internal error", "XX000"), DataRefusedError("no", "23514")])
+async def test_write_what_a_probe_fails_with_condemns_nothing(autojump_clock: MockClock, error: StoreError) -> None:
+    """While the database takes no write at all, whatever it says, a good message waits."""
+    bench = Bench()
+    probes = 0
+
+    def probe() -> None:
+        nonlocal probes
+        probes += 1
+        if probes < 10:
+            raise error
+
+    def broken(_batch: Sequence[Delivery]) -> None:
+        if probes < 10:
+            raise UnclassifiedStoreError("internal error", "XX000")
+
+    bench.store.fault = broken
+    bench.store.probe_fault = probe
+
+    await bench.write([bench.delivery()])
+
+    assert (1, 0) == (bench.ledger.stored, bench.ledger.dead)
+    assert bench.health.holds("database")
+
+
 async def test_write_unclassified_that_passes_is_stored(autojump_clock: MockClock) -> None:
     """An unknown error that goes away costs nothing but time."""
     bench = Bench()
@@ -220,6 +252,32 @@ async def test_write_refused_dead_letter_waits(autojump_clock: MockClock) -> Non
     await bench.write([bench.delivery()])
 
     assert (0, 1, [1]) == (bench.ledger.stored, bench.ledger.dead, bench.acknowledged)
+
+
+async def test_write_partial_message_is_dead_once_and_its_points_are_stored(autojump_clock: MockClock) -> None:
+    """It has a dead letter, so it counts as dead, and only so; what is good in it is stored, and the ledger adds up."""
+    bench = Bench()
+    partial = bench.delivery()
+    partial.rejection = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v")
+
+    await bench.write([bench.delivery(), partial, Delivery(bench.delivery().message, [], 0)])
+
+    assert (2, 0, 1) == (bench.ledger.stored, bench.ledger.duplicate, bench.ledger.dead)
+    assert (2, {Reason.TYPE_MISMATCH: 1}) == (bench.ledger.points_stored, bench.ledger.dead_reasons)
+    assert (2, 1) == (len(bench.store.measures), len(bench.store.errors))
+    assert ([1, 2, 3], True) == (bench.acknowledged, bench.ledger.balanced)
+
+
+async def test_write_partial_message_that_the_database_refuses(autojump_clock: MockClock) -> None:
+    """Its items are to blame, not its dead letter: it becomes one as a whole instead of waiting for ever."""
+    bench = Bench()
+    partial = bench.delivery(POISON)
+    partial.rejection = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v")
+
+    await bench.write([bench.delivery(), partial])
+
+    assert {Reason.DATABASE_REFUSED: 1} == bench.ledger.dead_reasons
+    assert ([1, 2], 1, 1) == (bench.acknowledged, bench.ledger.stored, len(bench.store.measures))
 
 
 async def test_write_unknown_devices_become_dead_letters(autojump_clock: MockClock) -> None:

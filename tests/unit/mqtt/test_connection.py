@@ -155,6 +155,32 @@ async def test_connection_refusals_are_told_apart(reason: int, error: type[Broke
     assert error is type(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("reply", "variable"),
+    [
+        ("2003008400", "MQTT_VERSION"),
+        ("20020001", "MQTT_VERSION"),
+        ("2003008500", "MQTT_CLIENT_ID"),
+        ("2003008600", "MQTT_URL"),
+    ],
+)
+async def test_connection_refusal_names_the_variable(reply: str, variable: str) -> None:
+    """What ends the start says where to look: a broker without MQTT 5 is no fault of MQTT_URL."""
+    peer = Peer()
+
+    async def broker(stream: Broker) -> None:
+        await stream.receive_some()
+        await stream.send_all(bytes.fromhex(reply))
+
+    async def body() -> None:
+        await peer.connection.handshake()
+
+    with trio.fail_after(5), pytest.raises(BrokerRefusedError) as caught:
+        await peer.run(body, broker)
+
+    assert variable == caught.value.variable
+
+
 @pytest.mark.parametrize("nonsense", [b"\xff\xff\xff\xff\xff\xff", b"\x30\x02\x00\x05", b"\x00" * 40])
 async def test_connection_nonsense_ends_it(nonsense: bytes) -> None:
     """A peer that breaks the protocol, or closes, ends the connection with one line that says so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import pytest
 import trio
 
 from traksense.mqtt.codec import ProtocolError, Subscribed, Unsubscribed
@@ -91,13 +92,37 @@ async def test_release_tells_what_the_broker_confirmed() -> None:
     assert {"a", "b"} == release.confirmed
 
 
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_suback_answers_for_each_filter(count: int) -> None:
+    """With fewer or more reason codes nobody knows what was granted: it counts for nothing."""
+    subscriptions, _ = connected(["a", "b", "c"])
+
+    with pytest.raises(ProtocolError, match=f"SUBACK with {count} reason codes for 3 topic filters"):
+        subscriptions.handle(Subscribed(1, (1,) * count))
+
+    assert not subscriptions.granted
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_unsuback_answers_for_each_filter(count: int) -> None:
+    """Likewise what was given up."""
+    subscriptions, _ = connected([])
+    release = subscriptions.release(["a", "b"])
+    assert release is not None
+
+    with pytest.raises(ProtocolError, match=f"UNSUBACK with {count} reason codes for 2 topic filters"):
+        subscriptions.handle(Unsubscribed(1, (0,) * count))
+
+    assert set() == release.confirmed
+
+
 async def test_release_of_mqtt_3_has_no_reasons() -> None:
     """UNSUBACK of MQTT 3.1.1 is empty: it means all."""
     subscriptions, _ = connected([])
     release = subscriptions.release(["a", "b"])
     assert release is not None
 
-    subscriptions.handle(Unsubscribed(1, ()))
+    subscriptions.handle(Unsubscribed(1, None))
 
     assert {"a", "b"} == release.confirmed
     assert release.ended.is_set()

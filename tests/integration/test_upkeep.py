@@ -1,0 +1,167 @@
+"""Background work that does not get on is known; work that does is not suspected."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+from trio_asyncio import aio_as_trio
+
+from traksense.config import load
+from traksense.ingest.health import Health
+from traksense.store import maintenance
+from traksense.store.asyncio_loop import open_asyncio_loop
+from traksense.store.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from schema_servers import Database
+
+pytest_plugins = ("schema_fixtures",)
+
+TAKE = "SELECT traksense.take_turn('drop')"
+"""A row that no job of the scheduler uses."""
+
+MARK = "SELECT traksense.mark_dirty(now(), now())"
+
+
+async def nothing(_connection: Any) -> None:
+    """asyncio-flavored."""
+
+
+async def after_a_round(database: Database) -> tuple[Upkeep, str | None, bool]:
+    """What is known after a round of a service that has just started: the reason of the condition, and whether it is
+    ready.
+    """
+    health = Health(["database"], ["maintenance"])
+    health.set("database")
+    upkeep = Upkeep(load({"DATABASE_URL": database.dsn}), health, nothing)
+    async with open_asyncio_loop(), trio.open_nursery() as nursery:
+        done = trio.Event()
+
+        async def call(function: object) -> None:
+            if done.is_set():
+                await trio.sleep_forever()
+            try:
+                await aio_as_trio(function)()
+            finally:
+                done.set()
+
+        nursery.start_soon(upkeep.run, call)
+        await done.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    reason = health.report()["maintenance"].get("reason")
+    return upkeep, str(reason) if reason is not None else None, health.ready
+
+
+def test_round_that_does_everything(migrated: Database) -> None:
+    """After a round of a fresh service all steps are known, and none is in trouble."""
+    upkeep, reason, ready = trio.run(after_a_round, migrated)
+
+    last = "compress" if migrated.server.timescaledb else "partitions"
+    assert {"aggregate", "drop", "purge", last} == {state.name for state in upkeep.states}
+    assert (None, True) == (reason, ready)
+    assert {0} == set(upkeep.failures.values())
+
+
+def test_step_that_fails_keeps_no_other_from_being_done(migrated: Database) -> None:
+    """Aggregates that cannot be computed are named with the error, the service is ready all the same, and the rest is
+    done; once they can be, nothing is said any more.
+    """
+    if migrated.server.timescaledb:
+        pytest.skip("the scheduler's jobs aggregate")
+    migrated.add_series("acme", "device", "point")
+    migrated.run("SELECT traksense.ensure_partitions(now(), now())", MARK)
+    migrated.run("ALTER TABLE traksense.rollup_1h RENAME v_sum TO other")
+    upkeep, reason, ready = trio.run(after_a_round, migrated)
+
+    assert reason is not None
+    assert reason.startswith("aggregate has failed since ")
+    assert reason.endswith("does not exist (SQLSTATE 42703)")
+    assert ready
+    assert {"aggregate": 1} == {name: count for name, count in upkeep.failures.items() if count}
+    assert 7 <= len(migrated.rows("SELECT traksense.partition_ranges()"))
+    [(waiting, since)] = [(s.waiting, s.waiting_since) for s in upkeep.states if s.name == "aggregate"]
+    assert waiting == 1
+    assert since is not None
+    # Another replica knows it too.
+    states = {state.name: state.failing_since for state in upkeep.states}
+    assert states["aggregate"] == migrated.value("SELECT failing_since FROM traksense.step WHERE name = 'aggregate'")
+
+    migrated.run("ALTER TABLE traksense.rollup_1h RENAME other TO v_sum")
+    upkeep, reason, ready = trio.run(after_a_round, migrated)
+    assert (None, True) == (reason, ready)
+    assert 0 == migrated.value("SELECT count(*) FROM traksense.dirty")
+
+
+def test_what_another_replica_does_is_not_claimed(migrated: Database) -> None:
+    """While another session aggregates, or hangs in it, this one does not say that it is done."""
+    if migrated.server.timescaledb:
+        pytest.skip("the scheduler's jobs aggregate")
+    migrated.run("UPDATE traksense.step SET succeeded_at = now() - interval '1 hour' WHERE name = 'aggregate'")
+    with migrated.connect() as other, other.transaction():
+        other.execute("SELECT traksense.roll_up()")
+        _, reason, _ = trio.run(after_a_round, migrated)
+
+    assert reason is not None
+    assert reason.startswith("aggregate has not been done since ")
+
+
+def test_job_that_nobody_runs_is_late(migrated: Database) -> None:
+    """A refresh that the scheduler does not run is late after ten minutes; raw points that have expired wait for it."""
+    if not migrated.server.timescaledb:
+        pytest.skip("plain PostgreSQL has no scheduler")
+    migrated.run(
+        "SELECT alter_job(job_id, scheduled => false) FROM timescaledb_information.jobs"
+        " WHERE proc_schema = 'traksense'",
+        # Whoever has it running now is let finish.
+        "CALL traksense.refresh_aggregates()",
+        "UPDATE traksense.step SET succeeded_at = now() - interval '1 day' WHERE name = 'aggregate'",
+        "UPDATE traksense.setting SET value = '30 days' WHERE name = 'retain_raw'",
+        "INSERT INTO traksense.measure (series_id, ts, v_num) VALUES (1, now() - interval '60 days', 1)",
+    )
+    _, reason, ready = trio.run(after_a_round, migrated)
+    assert reason is not None
+    assert reason.startswith("aggregate has not been done since ")
+    assert ready
+    migrated.run("CALL traksense.lifecycle_job(0, NULL)")
+    assert 1 == migrated.value("SELECT count(*) FROM traksense.measure")
+    assert "raw: raw points that have expired are kept" in str(
+        migrated.value("SELECT string_agg(error, '') FROM traksense.step")
+    )
+
+    report = maintenance.run_once(migrated.dsn, "test", lambda c: maintenance.maintain(c, jobs=True))
+    assert 2 == report.jobs
+    assert 0 == migrated.value("SELECT count(*) FROM traksense.measure")
+    assert (None, True) == trio.run(after_a_round, migrated)[1:]
+
+
+def be_at_it(session: psycopg.Connection[Any]) -> None:
+    """Take a turn, and run a statement until the session is ended."""
+    with pytest.raises(psycopg.OperationalError):
+        session.execute(f"BEGIN; {TAKE}; SELECT pg_sleep(1); COMMIT; SELECT pg_sleep(60)".encode())
+
+
+def test_turns_of_a_refresh(migrated: Database) -> None:
+    """A session has its turn for as long as it runs a statement; a dead or idle one keeps nobody waiting."""
+    if not migrated.server.timescaledb:
+        pytest.skip("plain PostgreSQL does a piece in one transaction")
+    with migrated.connect() as one, migrated.connect() as other:
+        assert (True,) == other.execute(TAKE).fetchone()
+        pid = one.info.backend_pid
+        sleeper = threading.Thread(target=be_at_it, args=(one,))
+        sleeper.start()
+        waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
+        while ("PgSleep",) != other.execute(waits, (pid,)).fetchone():
+            pass
+        # It may have to wait for the other's transaction, and is told the truth then.
+        assert (False,) == other.execute(TAKE).fetchone()
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        assert (True,) == other.execute(TAKE).fetchone()
+        sleeper.join()
+    assert datetime.now(UTC) > migrated.value("SELECT holder_since FROM traksense.work WHERE name = 'drop'")
