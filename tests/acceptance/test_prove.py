@@ -46,7 +46,7 @@ CONTROLS = {
     "hasty-repeats": ("lost", 1.1),
     "no-dictionary-check": ("nameless", 4),
     "no-clock-check": ("misfiled", 3),
-    "coarse-instants": ("lost", 2),
+    "coarse-instants": ("misfiled", 2),
     "whole-message": ("lost", 2),
     "lockable": ("slow to resume", 1.5),
     "unhealed": ("slow to resume", 3),
