@@ -55,7 +55,7 @@ _EXACTLY: Final = Context(prec=MAX_NUMERIC_SCALE + 2 * 310)
 def may_round(payload: bytes) -> bool:
     """Whether there may be a number in this JSON that is not just its double.
 
-    A look at the shape costs half a microsecond and nearly always says no. Where it does not, the long numbers are
+    A look at the shape costs about a microsecond and nearly always says no. Where it does not, the long numbers are
     read, those in texts too.
     """
     shapes = payload.translate(_SHAPES)
