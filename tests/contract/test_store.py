@@ -594,6 +594,9 @@ async def test_store_every_digit(database: str) -> None:
 async def test_store_points_beyond_retention_beside_others(database: str) -> None:
     """Of a pack with several times, what is too old is named in a dead letter, and the rest is stored."""
     async with open_postgres_store(database) as store:
+        with trio.fail_after(30):
+            while not store.upkeep.states:  # its first round reads the retention
+                await trio.sleep(0.01)
         store.upkeep.retention = timedelta(days=30)
         pack = delivery(
             Telemetry(datetime.now(UTC), [Point("new", 1.0)]),

@@ -71,30 +71,49 @@ def schema_server_module(schema_server: Server) -> Iterator[Database]:
         yield database
 
 
+@pytest.fixture(scope="session")
+def template(schema_server: Server) -> Iterator[str | None]:
+    """The name of a migrated database to copy, which is quicker than to migrate each; on TimescaleDB none, since its
+    background workers do not leave one alone.
+    """
+    for database in _database(schema_server):
+        if schema_server.timescaledb:
+            yield None
+        else:
+            database.migrate()
+            yield database.value("SELECT current_database()")
+
+
 @pytest.fixture
-def migrated(bare: Database) -> Database:
+def migrated(schema_server: Server, template: str | None) -> Iterator[Database]:
     """A fresh, migrated database that a superuser owns."""
-    bare.migrate()
-    return bare
+    yield from _database(schema_server, template, migrated=True)
 
 
 @pytest.fixture(params=["superuser", "plain"])
-def owned(request: pytest.FixtureRequest, bare: Database) -> Database:
+def owned(request: pytest.FixtureRequest, schema_server: Server, template: str | None) -> Iterator[Database]:
     """A fresh, migrated database, once owned by a superuser and once by a role without attributes."""
-    database = bare if request.param == "superuser" else give_to_plain_owner(bare)
-    database.migrate()
-    return database
+    if request.param == "superuser":
+        yield from _database(schema_server, template, migrated=True)
+        return
+    for database in _database(schema_server):
+        owned = give_to_plain_owner(database)
+        owned.migrate()
+        yield owned
 
 
-def _database(server: Server) -> Iterator[Database]:
+def _database(server: Server, template: str | None = None, *, migrated: bool = False) -> Iterator[Database]:
     name = f"schema_{secrets.token_hex(6)}"
     dsn = with_parts(server.dsn, database=name)
     database = Database(dsn, dsn, server)
     with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template or "template1")))
         try:
             if server.timescaledb:
                 database.run("CREATE EXTENSION IF NOT EXISTS timescaledb")
+            if migrated and template is None:
+                database.migrate()
             yield database
         finally:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -21,8 +21,9 @@ from schema_servers import give_to_plain_owner, with_parts
 
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import migrate as module
-from traksense.store import migration_lock
-from traksense.store.migrate import LATEST, Migration, migrate, migrations, read_version
+from traksense.store import migration_lock, sql_files
+from traksense.store.migrate import migrate, read_version
+from traksense.store.sql_files import LATEST, Migration, migrations
 
 if TYPE_CHECKING:
     from schema_servers import Database, Server
@@ -70,14 +71,14 @@ def test_checksum_ignores_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for path in SQL_DIRECTORY.glob("*.sql"):
         (tmp_path / path.name).write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     original = [migration.checksum for migration in migrations()]
-    monkeypatch.setattr(module, "_sql_directory", lambda: tmp_path)
+    monkeypatch.setattr(sql_files, "_sql_directory", lambda: tmp_path)
 
     assert original == [migration.checksum for migration in migrations()]
 
 
 def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without its SQL files says so instead of calling an empty database up to date."""
-    monkeypatch.setattr(module, "_sql_directory", lambda: tmp_path)
+    monkeypatch.setattr(sql_files, "_sql_directory", lambda: tmp_path)
 
     with pytest.raises(StoreMisconfiguredError, match="install it again"):
         migrations()

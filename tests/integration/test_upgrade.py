@@ -10,6 +10,7 @@ import pytest
 from test_rollup import check
 
 from traksense.store import migrate as module
+from traksense.store import sql_files
 
 if TYPE_CHECKING:
     from schema_servers import Database
@@ -32,7 +33,7 @@ AGGREGATES = (
 @pytest.fixture
 def first(bare: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
     """A database at the first schema, with data of every kind, as its service would have written them."""
-    only = module.migrations()[:1]
+    only = sql_files.migrations()[:1]
     with monkeypatch.context() as patch:
         patch.setattr(module, "migrations", lambda: only)
         patch.setattr(module, "LATEST", 1)
@@ -73,7 +74,7 @@ def test_upgrade_from_the_first_schema(first: Database) -> None:
     before = [sorted(map(repr, first.rows(query))) for query in CONTENT]
     aggregates = first.rows(AGGREGATES)
     report = first.migrate()
-    assert (1, module.LATEST) == (report.from_version, report.to_version)
+    assert (1, sql_files.LATEST) == (report.from_version, report.to_version)
 
     assert before == [sorted(map(repr, first.rows(query))) for query in CONTENT]
     first.aggregate()

@@ -6,14 +6,11 @@ that a file that was edited after it was applied is noticed. asyncio-flavored th
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
 import os
 import re
 import socket
 import ssl
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -24,23 +21,22 @@ from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredErr
 from traksense.store import roles as role_file
 from traksense.store import session_settings
 from traksense.store.migration_lock import schema_exists, take_turn
+from traksense.store.sql_files import LATEST, migrations, roles_sql
 from traksense.store.sqlstate import fault
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Mapping, Sequence
     from datetime import timedelta
-    from importlib.resources.abc import Traversable
 
     from asyncpg.pool import PoolConnectionProxy
+
+    from traksense.store.sql_files import Migration
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
     Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
-
-LATEST: Final = 10
-"""The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 SERVER_MINIMUM: Final = 15
 """PostgreSQL's major version. Source: UNIQUE NULLS NOT DISTINCT is new in 15."""
@@ -52,25 +48,6 @@ CONNECT_SECONDS: Final = 15.0
 STATEMENT_SECONDS: Final = 900.0
 TABLE_LOCK_SECONDS: Final = 30.0
 """How long a statement waits for a table that is in use: everybody else queues behind it, so it gives up."""
-
-_FILE_NAME: Final = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)\.sql")
-
-
-@attrs.frozen
-class Migration:
-    """One SQL file."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the text (hex), the same whatever line ends a checkout has given the file."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-    def __str__(self) -> str:
-        return f"{self.version:04}_{self.name}"
 
 
 @attrs.frozen
@@ -98,35 +75,6 @@ class MigrationReport:
 class _Applied:
     name: str
     checksum: str | None
-
-
-def migrations() -> tuple[Migration, ...]:
-    """Every migration of this release, in order.
-
-    Raises:
-        StoreMisconfiguredError: The installation is incomplete: files are missing or misnamed.
-    """
-    found: dict[int, Migration] = {}
-    for entry in _sql_directory().iterdir():
-        match = _FILE_NAME.fullmatch(entry.name)
-        if match is None:
-            continue
-        version = int(match["version"])
-        if version in found:
-            raise StoreMisconfiguredError(
-                f"two migrations have the number {version}: {found[version]} and {entry.name}"
-            )
-        found[version] = Migration(version, match["name"], entry.read_text(encoding="utf-8"))
-    if sorted(found) != list(range(1, LATEST + 1)):
-        raise StoreMisconfiguredError(
-            f"this installation has the migrations {sorted(found)} instead of 1 to {LATEST}: install it again"
-        )
-    return tuple(found[version] for version in sorted(found))
-
-
-def roles_sql() -> str:
-    """What `sql/roles.sql` says."""
-    return (_sql_directory() / role_file.FILE).read_text(encoding="utf-8")
 
 
 async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
@@ -294,17 +242,6 @@ async def read_chunk_interval(connection: Connection) -> timedelta:
         "WHERE hypertable_schema = 'traksense' AND hypertable_name = 'measure' AND time_interval IS NOT NULL"
     )
     return interval
-
-
-def _sql_directory() -> Traversable:
-    """`traksense/sql` of the installed package, or `sql/` of the repository that this file is in."""
-    packaged = importlib.resources.files("traksense") / "sql"
-    if packaged.is_dir():
-        return packaged
-    repository = Path(__file__).parents[2] / "sql"
-    if repository.is_dir():
-        return repository
-    raise StoreMisconfiguredError("the SQL files of traksense are missing: install it again")
 
 
 def _server_version(connection: Connection) -> str:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from traksense.errors import TraksenseError
-from traksense.store.migrate import migrate, migrations, roles_sql
+from traksense.store.migrate import migrate
+from traksense.store.sql_files import migrations, roles_sql
 from traksense.tools.stack import PostgresProcess, StackError, embedded_bindir
 
 if TYPE_CHECKING:

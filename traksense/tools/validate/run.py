@@ -14,7 +14,7 @@ from traksense.errors import TraksenseError
 from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
-from traksense.store.migrate import LATEST
+from traksense.store.sql_files import LATEST
 from traksense.tools.publisher import open_publisher
 from traksense.tools.validate import cleanup, repeating, speed, storing, watching
 from traksense.tools.validate.endpoint import Endpoint, EndpointError
