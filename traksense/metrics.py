@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from traksense import log
-from traksense.model import Event, Kind, Reason, Telemetry
+from traksense.model import CommandAck, Kind, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -95,11 +95,13 @@ class Metrics:
         """
         now = self._now()
         duplicates = result.duplicates
+        observe = self.latency.observe
         for index, delivery in enumerate(deliveries):
-            if not delivery.items or index in duplicates:
+            items = delivery.items
+            if not items or index in duplicates:
                 continue
-            item = delivery.items[0]
-            if not isinstance(item, Telemetry | Event):
+            item = items[0]
+            if isinstance(item, CommandAck):
                 continue
             seconds = (now - item.ts).total_seconds()
             if seconds < 0:
@@ -107,7 +109,7 @@ class Metrics:
             elif seconds > LATE_SECONDS:
                 self.latency_late += 1
             else:
-                self.latency.observe(seconds)
+                observe(seconds)
 
 
 @attrs.define(eq=False)

@@ -39,7 +39,7 @@ MAX_NUMERIC_SCALE: Final = 16383
 """Digits after the decimal point that jsonb takes. Source: PostgreSQL 18 §8.1.2, table 8.2 (numeric)."""
 
 _REMEMBERED_BYTES: Final = 256
-"""JSON up to this length is not checked again if it was good lately."""
+"""A JSON object up to this length is not checked again if it was good lately."""
 
 ABSENT: Final = msgspec.Raw(b"null")
 """Default of an optional member that is kept as it came: null and absent mean the same."""
@@ -83,7 +83,8 @@ def decode_json(decoder: msgspec.json.Decoder[T], payload: bytes, *, allow_nul: 
         raise DecodeError(Reason.PARSE_ERROR, detail) from exc
     except RecursionError as exc:
         raise DecodeError(Reason.NESTED_TOO_DEEP, "nested deeper than the decoder goes") from exc
-    if not allow_nul:
+    # Almost no payload has a backslash, and looking for one byte takes a tenth of looking for six.
+    if b"\\" in payload and not allow_nul:
         refuse_nul(payload)
     return decoded
 
@@ -94,8 +95,7 @@ def refuse_nul(raw: bytes) -> None:
     Raises:
         DecodeError: NUL_CHARACTER.
     """
-    # Almost no payload has a backslash, and looking for one byte takes a tenth of looking for six.
-    if b"\\" in raw and b"\\u0000" in raw and _NUL_ESCAPE.search(raw):
+    if b"\\u0000" in raw and _NUL_ESCAPE.search(raw):
         raise DecodeError(Reason.NUL_CHARACTER, "U+0000 in a text (an escape \\u0000)")
 
 
@@ -105,13 +105,6 @@ def check_json(raw: bytes, where: str) -> None:
     Raises:
         DecodeError: NESTED_TOO_DEEP or NUMBER_OUT_OF_RANGE.
     """
-    if len(raw) <= _REMEMBERED_BYTES:
-        _check_short_json(raw, where)
-    else:
-        _check_json(raw, where)
-
-
-def _check_json(raw: bytes, where: str) -> None:
     try:
         value = _ANYTHING.decode(raw)
     except msgspec.ValidationError as exc:
@@ -123,10 +116,6 @@ def _check_json(raw: bytes, where: str) -> None:
         raise DecodeError(Reason.NESTED_TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels - at `{where}`")
 
 
-_check_short_json: Final = lru_cache(maxsize=1024)(_check_json)
-"""Devices repeat their meta for ever."""
-
-
 def json_object(raw: msgspec.Raw, where: str) -> bytes | None:
     """The bytes of a storable JSON object as it came, or None if it is null or absent.
 
@@ -134,12 +123,20 @@ def json_object(raw: msgspec.Raw, where: str) -> bytes | None:
         DecodeError: INVALID_FIELD if it is something else, or as `check_json`.
     """
     value = bytes(raw)
+    return _short_object(value, where) if len(value) <= _REMEMBERED_BYTES else _object(value, where)
+
+
+def _object(value: bytes, where: str) -> bytes | None:
     if value == b"null":
         return None
     if value[0] != ord("{"):
         raise DecodeError(Reason.INVALID_FIELD, f"Expected `object | null` - at `{where}`")
     check_json(value, where)
     return value
+
+
+_short_object: Final = lru_cache(maxsize=1024)(_object)
+"""Devices repeat their meta for ever; and what is the same object is looked up at once in the dictionary."""
 
 
 def json_value(raw: msgspec.Raw, where: str) -> bytes | None:

@@ -35,18 +35,15 @@ LARGEST: Final = 1e290
 """The largest number that is stored. Doubles go on to 1.8e308, but the aggregates keep sums: where two such numbers
 made one overflow, no tenant's aggregates were computed any more. 1e18 of these do not."""
 
-# For looking: what may be a number becomes zeros, signs and exponents.
+# For looking: what may be a number becomes zeros and exponents.
 _SHAPES: Final = bytes(
-    ord("0") if chr(byte) in "0123456789." else ord(chr(byte).lower()) if chr(byte) in "eE-" else ord(" ")
-    for byte in range(256)
+    ord("0") if chr(byte) in "0123456789." else ord("e") if chr(byte) in "eE" else ord(" ") for byte in range(256)
 )
 _LONG: Final = b"0" * (SAFE_DIGITS + 1)
 _EXPONENT: Final = b"0e"
-_TINY: Final = b"e-000"
-_GREAT: Final = (b"e00", b"e 00")
 
 _NUMBER: Final = re.compile(rb"[0-9.]+(?:[eE][+-]?[0-9]+)?")
-_GREAT_NUMBER: Final = re.compile(rb"(?<![0-9.])[0-9.]++[eE][+]?[0-9]{2,}")
+_WITH_EXPONENT: Final = re.compile(rb"(?<![0-9.])[0-9.]++[eE][+-]?[0-9]+")
 
 # Wide enough for the largest double and all digits after the point, so nothing is rounded.
 _EXACTLY: Final = Context(prec=MAX_NUMERIC_SCALE + 2 * 310)
@@ -55,18 +52,14 @@ _EXACTLY: Final = Context(prec=MAX_NUMERIC_SCALE + 2 * 310)
 def may_round(payload: bytes) -> bool:
     """Whether there may be a number in this JSON that is not just its double.
 
-    A look at the shape costs about a microsecond and nearly always says no. Where it does not, the long numbers are
-    read, those in texts too.
+    A look at the shape costs about a microsecond and nearly always says no. Where it does not, the long numbers and
+    those with an exponent are read, those in texts too.
     """
     shapes = payload.translate(_SHAPES)
-    # One look for any exponent, rather than one for each kind: this is on the way of every message.
-    if _EXPONENT in shapes:
-        if _TINY in shapes:
-            return True
-        if any(shape in shapes for shape in _GREAT) and not all(
-            _is_double(found.group().decode()) for found in _GREAT_NUMBER.finditer(payload)
-        ):
-            return True
+    if _EXPONENT in shapes and not all(
+        _is_double(found.group().decode()) for found in _WITH_EXPONENT.finditer(payload)
+    ):
+        return True
     begin = shapes.find(_LONG)
     while begin >= 0:
         found = _NUMBER.match(payload, begin)

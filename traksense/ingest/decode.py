@@ -167,7 +167,8 @@ class Decoder:
                 ts = item.ts
             if ts is not None and not earliest <= ts <= latest:
                 return None
-        self._check_count(points)
+        if points > self._points_max:
+            self._check_count(points)
         return points
 
     def _check_count(self, points: int) -> None:

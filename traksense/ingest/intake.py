@@ -70,9 +70,17 @@ class Intake:
         pending = self._pending
         send_nowait = self._messages_send.send_nowait
         try:
-            while pending and not self._over_budget(pending[0]):
-                send_nowait(pending[0])
-                self._pending_bytes -= pending.popleft().cost_bytes
+            passed_on = self._passed_on
+            while pending:
+                head = pending[0]
+                cost = head.cost_bytes
+                # As `_over_budget`, which would be called for each message.
+                if passed_on and passed_on + cost > self._max_bytes:
+                    break
+                send_nowait(head)
+                pending.popleft()
+                passed_on += cost
+                self._pending_bytes -= cost
         except trio.WouldBlock:
             pass
         return not pending
@@ -98,7 +106,11 @@ class Intake:
         """Tell the pipeline that nothing more will come."""
         self._messages_send.close()
 
+    @property
+    def _passed_on(self) -> int:
+        """The memory that the messages in the pipeline hold."""
+        return self._ledger.in_flight_bytes - self._pending_bytes
+
     def _over_budget(self, message: Message) -> bool:
-        passed_on = self._ledger.in_flight_bytes - self._pending_bytes
         # A message that is larger than the whole budget may go when it is alone; otherwise it would wait for ever.
-        return passed_on > 0 and passed_on + message.cost_bytes > self._max_bytes
+        return self._passed_on > 0 and self._passed_on + message.cost_bytes > self._max_bytes

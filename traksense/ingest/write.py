@@ -172,15 +172,14 @@ class Writer:
         ledger.points_stored += result.points_stored
         ledger.points_duplicate += result.points_duplicate
         ledger.points_conflicting += result.points_conflicting
-        for index, delivery in enumerate(part):
-            delivery.rejection = result.rejected.get(index, delivery.rejection)
-            if delivery.rejection is not None:
-                ledger.dead += 1
-                ledger.dead_reasons[delivery.rejection.reason] += 1
-            elif index in result.duplicates:
-                ledger.duplicate += 1
-            else:
-                ledger.stored += 1
+        for index, rejection in result.rejected.items():
+            part[index].rejection = rejection
+        dead = {index: delivery.rejection for index, delivery in enumerate(part) if delivery.rejection is not None}
+        duplicates = len(result.duplicates - dead.keys())
+        ledger.dead += len(dead)
+        ledger.dead_reasons.update([rejection.reason for rejection in dead.values()])
+        ledger.duplicate += duplicates
+        ledger.stored += len(part) - len(dead) - duplicates
         messages = [delivery.message for delivery in part]
         ledger.settle(messages)
         self._acknowledger.settle(messages)

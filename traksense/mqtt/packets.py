@@ -100,10 +100,14 @@ class PacketReader:
         while size - position >= 2:
             first, length, begin = data[position], data[position + 1], position + 2
             if length > 127:
-                whole = _variable_byte_integer(data, position + 1)
-                if whole is None:
-                    break
-                length, begin = whole
+                second = data[begin] if begin < size else 0
+                if 0 < second < 128:  # nearly always: a call for each would be dear
+                    length, begin = length & 127 | second << 7, begin + 1
+                else:
+                    whole = _variable_byte_integer(data, position + 1)
+                    if whole is None:
+                        break
+                    length, begin = whole
                 if length > PACKET_MAX_BYTES:
                     raise ProtocolError(f"a packet of {length} bytes, though we announced {PACKET_MAX_BYTES} at most")
                 if length > ANSWER_MAX_BYTES and first >> 4 != PUBLISH:

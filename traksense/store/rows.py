@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from traksense.model import Delivery, Route
-    from traksense.store.dictionary import Device, Dictionary
+    from traksense.store.dictionary import Device, Dictionary, PointKey
 
 
 @attrs.define
@@ -77,7 +77,7 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
         for item in delivery.items:
             if isinstance(item, Telemetry):
                 if device is None:
-                    _miss_all(item, route, missing)
+                    _miss(item, (), route, missing)
                 else:
                     _add_measures(rows, index, item, route, device, dictionary, missing)
                 continue
@@ -124,18 +124,19 @@ def _add_measures(
     middle = pack_middle(item.ts, meta_id)
     parts: list[bytes | float] = []
     others: list[bytes] = []
-    for point in item.points:
-        key = point.name if point.u is None else (point.name, point.u)
-        place = places.get(key)
-        if place is None:
-            missing.series[(route.path, key)] = route
-            continue
-        head = heads[place : place + HEAD_BYTES]
-        value = point.v
-        if type(value) is float and not point.q:
-            parts += (head, middle, value)
-        else:
-            others.append(pack_row(head, item.ts, value, point.q or None, meta_id))
+    try:
+        for point in item.points:
+            unit = point.u
+            place = places[point.name if unit is None else (point.name, unit)]
+            value = point.v
+            if type(value) is float and not point.q:
+                parts += (heads[place : place + HEAD_BYTES], middle, value)
+            else:
+                head = heads[place : place + HEAD_BYTES]
+                others.append(pack_row(head, item.ts, value, point.q or None, meta_id))
+    except KeyError:
+        _miss(item, places, route, missing)
+        return
     if parts:
         packed = pack_numbers(parts, len(middle))
         count = len(parts) // 3
@@ -146,9 +147,11 @@ def _add_measures(
         rows.points += len(others)
 
 
-def _miss_all(item: Telemetry, route: Route, missing: Missing) -> None:
+def _miss(item: Telemetry, places: Container[PointKey], route: Route, missing: Missing) -> None:
     for point in item.points:
-        missing.series[(route.path, point.name if point.u is None else (point.name, point.u))] = route
+        key = point.name if point.u is None else (point.name, point.u)
+        if key not in places:
+            missing.series[(route.path, key)] = route
 
 
 def _add_ack(rows: Rows, index: int, ack: CommandAck, route: Route, received_at: datetime) -> None:
