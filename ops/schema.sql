@@ -72,6 +72,24 @@ $_$;
 
 COMMENT ON FUNCTION traksense.compress_next() IS 'Compresses and analyzes the oldest chunk of measurements or aggregates that is due, and returns its name, or null if none is (TimescaleDB).';
 
+CREATE FUNCTION traksense.count_series(at_most bigint) RETURNS bigint
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF row_security_active('traksense.series') AND NOT EXISTS (
+        SELECT FROM pg_policy p, unnest(p.polroles) AS role
+        WHERE p.polrelid = 'traksense.series'::regclass AND p.polname = 'operator' AND pg_has_role(role, 'USAGE')
+    ) THEN
+        RAISE EXCEPTION 'the owner of the schema traksense, %, does not see the rows of its tables', quote_ident(current_user)
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Run `traksense migrate` as this role.';
+    END IF;
+    RETURN (SELECT count(*) FROM (SELECT FROM traksense.series LIMIT at_most) AS s);
+END
+$$;
+
+COMMENT ON FUNCTION traksense.count_series(at_most bigint) IS 'How many series there are; so many at most are counted. Fails if the owner of this function does not see them.';
+
 CREATE FUNCTION traksense.current_tenant() RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN NULLIF(current_setting('app.tenant_id'::text, true), ''::text);
@@ -759,112 +777,13 @@ COMMENT ON FUNCTION traksense.replace_points(series integer[], instants timestam
 CREATE FUNCTION traksense.roll_up(marks_max integer DEFAULT 20000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET "TimeZone" TO 'UTC'
-    SET jit TO 'off'
     AS $$
-DECLARE
-    reach     constant interval := interval '31 days';
-    hour      constant interval := interval '1 hour';
-    kept_from timestamptz;
-    newest    timestamptz;
-    fleet     bigint;
-    common    tstzmultirange;
-    part      tstzrange;
-    waited    timestamptz;
-    series_   int[];
-    ranges    tstzrange[];
-    marks     bigint;
-    level     text;
 BEGIN
-    PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN -1;
-    END IF;
-    SELECT high INTO newest FROM traksense.dirty WHERE high <= now() + hour ORDER BY high DESC LIMIT 1;
-    IF NOT FOUND THEN
-        SELECT high INTO newest FROM traksense.dirty ORDER BY high LIMIT 1;
-    END IF;
-    IF newest IS NULL THEN
-        RETURN 0;
-    END IF;
-    -- Where raw points have been dropped the aggregates stay as they are.
-    SELECT value::timestamptz INTO STRICT kept_from FROM traksense.setting WHERE name = 'raw_dropped_before';
-
-    WITH taken AS (
-        DELETE FROM traksense.dirty
-        WHERE ctid = ANY (ARRAY(
-            SELECT ctid
-            FROM (
-                -- A busy service names the same series again and again: many marks become few entries.
-                SELECT d.ctid, sum(d.entries) OVER (ORDER BY d.high DESC, d.ctid) - d.entries AS before
-                FROM (
-                    SELECT d.ctid, coalesce(cardinality(d.series), 1) AS entries, d.high FROM traksense.dirty d
-                    WHERE d.high <= newest AND d.high > newest - reach
-                    ORDER BY d.high DESC LIMIT marks_max
-                ) AS d
-            ) AS d
-            WHERE before < 200 * marks_max
-        ))
-        RETURNING series, series_id, low, high, marked_at
-    ), entry AS (
-        SELECT id, date_trunc('hour', low) AS at, min(low) AS low, max(high) AS high, min(marked_at) AS marked_at,
-            row_number() OVER (ORDER BY date_trunc('hour', low) DESC, id) AS place
-        FROM taken CROSS JOIN LATERAL unnest(coalesce(series, ARRAY[series_id])) AS id
-        WHERE id IS NOT NULL
-        GROUP BY 1, 2
-    ), rest AS (
-        INSERT INTO traksense.dirty (series, low, high, marked_at)
-        SELECT array_agg(id), min(low), max(high), min(marked_at)
-        FROM entry WHERE place > marks_max GROUP BY at, place / marks_max
-    ), chosen AS (
-        SELECT id, tstzrange(low, high + interval '1 microsecond') * tstzrange(kept_from, NULL) AS span
-        FROM entry WHERE place <= marks_max
-    )
-    SELECT (SELECT count(*) FROM taken),
-        (SELECT array_agg(id) FROM chosen WHERE NOT isempty(span)), (SELECT array_agg(span) FROM chosen WHERE NOT isempty(span)),
-        range_agg(tstzrange(low, high, '[]')), min(marked_at)
-    INTO marks, series_, ranges, common, waited
-    FROM taken WHERE series IS NULL AND series_id IS NULL;
-
-    IF common IS NOT NULL THEN
-        -- Of all series: the newest part now, the rest is marked again.
-        SELECT count(*) INTO fleet FROM traksense.series;
-        common := common * tstzmultirange(tstzrange(greatest(kept_from, timestamptz 'epoch'), NULL))
-            * (SELECT coalesce(range_agg(r), '{}') FROM traksense.partition_ranges() AS r);
-        IF NOT isempty(common) AND fleet > 0 THEN
-            SELECT r INTO STRICT part FROM unnest(common) AS r ORDER BY r DESC LIMIT 1;
-            part := part * tstzrange(
-                least(upper(part), now() + interval '100 years') - least(greatest(marks_max / fleet, 1) * hour, reach), NULL
-            );
-            IF fleet <= marks_max THEN
-                SELECT series_ || array_agg(series_id), ranges || array_agg(tstzrange(
-                        lower(part), upper(part) + CASE WHEN upper_inc(part) THEN interval '1 microsecond' ELSE '0' END
-                    ))
-                    INTO series_, ranges FROM traksense.series;
-            ELSE
-                INSERT INTO traksense.dirty (series, low, high, marked_at)
-                SELECT array_agg(series_id), lower(part), upper(part), waited
-                FROM (SELECT series_id, row_number() OVER () / marks_max AS share FROM traksense.series) AS s GROUP BY share;
-            END IF;
-            INSERT INTO traksense.dirty (low, high, marked_at)
-                SELECT lower(r), upper(r), waited FROM unnest(common - part::tstzmultirange) AS r;
-        END IF;
-    END IF;
-
-    IF series_ IS NOT NULL THEN
-        PERFORM traksense.ensure_rollup_partitions((
-            SELECT range_agg(tstzrange(date_bin(hour, lower(r), 'epoch'), date_bin(hour, upper(r), 'epoch') + hour))
-            FROM unnest(ranges) AS r
-        ));
-        FOREACH level IN ARRAY ARRAY['1m', '5m', '1h'] LOOP
-            PERFORM traksense.roll_up_level(level, series_, ranges);
-        END LOOP;
-    END IF;
-    RETURN marks;
+    RETURN traksense.roll_up_until(marks_max, 'infinity');
 END
 $$;
 
-COMMENT ON FUNCTION traksense.roll_up(marks_max integer) IS 'Brings the aggregates up to date with what was written, a piece at a time, the most recent first (plain PostgreSQL); returns how many marks were worked off or split, 0 if there is nothing to do, -1 if another session is at it. Call it until it returns less than 1, each time in a transaction of its own.';
+COMMENT ON FUNCTION traksense.roll_up(marks_max integer) IS 'The same of everything that is marked; for releases before schema version 10, and for people.';
 
 CREATE FUNCTION traksense.roll_up_level(level text, series integer[], ranges tstzrange[]) RETURNS bigint
     LANGUAGE plpgsql
@@ -927,6 +846,124 @@ END
 $_$;
 
 COMMENT ON FUNCTION traksense.roll_up_level(level text, series integer[], ranges tstzrange[]) IS 'Computes marked buckets of one aggregate from the level below (plain PostgreSQL).';
+
+CREATE FUNCTION traksense.roll_up_until(marks_max integer, until timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    reach     constant interval := interval '31 days';
+    hour      constant interval := interval '1 hour';
+    kept_from timestamptz;
+    newest    timestamptz;
+    fleet     bigint;
+    common    tstzmultirange;
+    part      tstzmultirange;
+    budget    interval;
+    waited    timestamptz;
+    series_   int[];
+    ranges    tstzrange[];
+    marks     bigint;
+    level     text;
+BEGIN
+    PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN -1;
+    END IF;
+    SELECT high INTO newest FROM traksense.dirty
+    WHERE high <= now() + hour AND NOT (marked_at > until AND marked_at <= now()) ORDER BY high DESC LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT high INTO newest FROM traksense.dirty WHERE NOT (marked_at > until AND marked_at <= now()) ORDER BY high LIMIT 1;
+    END IF;
+    IF newest IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- Where raw points have been dropped the aggregates stay as they are.
+    SELECT value::timestamptz INTO STRICT kept_from FROM traksense.setting WHERE name = 'raw_dropped_before';
+
+    WITH taken AS (
+        DELETE FROM traksense.dirty
+        WHERE ctid = ANY (ARRAY(
+            SELECT ctid
+            FROM (
+                -- A busy service names the same series again and again: many marks become few entries.
+                SELECT d.ctid, sum(d.entries) OVER (ORDER BY d.high DESC, d.ctid) - d.entries AS before
+                FROM (
+                    SELECT d.ctid, coalesce(cardinality(d.series), 1) AS entries, d.high FROM traksense.dirty d
+                    WHERE d.high <= newest AND d.high > newest - reach AND NOT (d.marked_at > until AND d.marked_at <= now())
+                    ORDER BY d.high DESC LIMIT marks_max
+                ) AS d
+            ) AS d
+            WHERE before < 200 * marks_max
+        ))
+        RETURNING series, series_id, low, high, marked_at
+    ), entry AS (
+        SELECT id, date_trunc('hour', low) AS at, min(low) AS low, max(high) AS high, min(marked_at) AS marked_at,
+            row_number() OVER (ORDER BY date_trunc('hour', low) DESC, id) AS place
+        FROM taken CROSS JOIN LATERAL unnest(coalesce(series, ARRAY[series_id])) AS id
+        WHERE id IS NOT NULL
+        GROUP BY 1, 2
+    ), rest AS (
+        INSERT INTO traksense.dirty (series, low, high, marked_at)
+        SELECT array_agg(id), min(low), max(high), min(marked_at)
+        FROM entry WHERE place > marks_max GROUP BY at, place / marks_max
+    ), chosen AS (
+        SELECT id, tstzrange(low, high + interval '1 microsecond') * tstzrange(kept_from, NULL) AS span
+        FROM entry WHERE place <= marks_max
+    )
+    SELECT (SELECT count(*) FROM taken),
+        (SELECT array_agg(id) FROM chosen WHERE NOT isempty(span)), (SELECT array_agg(span) FROM chosen WHERE NOT isempty(span)),
+        -- By the minute, which is computed as a whole: so the marks of one batch after the other become one range.
+        range_agg(tstzrange(date_bin('1 minute', low, 'epoch'), date_bin('1 minute', high, 'epoch') + interval '1 minute')),
+        min(marked_at)
+    INTO marks, series_, ranges, common, waited
+    FROM taken WHERE series IS NULL AND series_id IS NULL;
+
+    IF common IS NOT NULL THEN
+        -- Of all series: the newest part now, the rest is marked again.
+        SELECT count(*) INTO fleet FROM traksense.series;
+        common := common * tstzmultirange(tstzrange(greatest(kept_from, timestamptz 'epoch'), NULL))
+            * (SELECT coalesce(range_agg(r), '{}') FROM traksense.partition_ranges() AS r);
+        IF NOT isempty(common) AND fleet > 0 THEN
+            -- As many of the newest ranges as are so many hours; of a long one the end.
+            budget := least(greatest(marks_max / fleet, 1) * hour, reach);
+            SELECT range_agg(r * tstzrange(least(upper(r), now() + interval '100 years') - budget, NULL)) INTO STRICT part
+            FROM (
+                SELECT r, row_number() OVER (ORDER BY r DESC) AS place, max(upper(r)) OVER () AS top,
+                    sum(greatest(least(upper(r), now() + interval '100 years') - lower(r), hour)) OVER (ORDER BY r DESC) AS width
+                FROM unnest(common) AS r
+            ) AS r
+            WHERE place = 1 OR (width <= budget AND lower(r) > top - reach);
+            IF fleet <= marks_max THEN
+                SELECT series_ || array_agg(series_id), ranges || array_agg(r)
+                    INTO series_, ranges FROM traksense.series, unnest(part) AS r;
+            ELSE
+                INSERT INTO traksense.dirty (series, low, high, marked_at)
+                SELECT array_agg(series_id), lower(r), upper(r) - interval '1 microsecond', waited
+                FROM (SELECT series_id, row_number() OVER () / marks_max AS share FROM traksense.series) AS s, unnest(part) AS r
+                GROUP BY share, r;
+            END IF;
+            INSERT INTO traksense.dirty (low, high, marked_at)
+                SELECT lower(r), upper(r) - interval '1 microsecond', waited FROM unnest(common - part) AS r;
+        END IF;
+    END IF;
+
+    IF series_ IS NOT NULL THEN
+        PERFORM traksense.ensure_rollup_partitions((
+            SELECT range_agg(tstzrange(date_bin(hour, lower(r), 'epoch'), date_bin(hour, upper(r), 'epoch') + hour))
+            FROM unnest(ranges) AS r
+        ));
+        FOREACH level IN ARRAY ARRAY['1m', '5m', '1h'] LOOP
+            PERFORM traksense.roll_up_level(level, series_, ranges);
+        END LOOP;
+    END IF;
+    RETURN marks;
+END
+$$;
+
+COMMENT ON FUNCTION traksense.roll_up_until(marks_max integer, until timestamp with time zone) IS 'Brings the aggregates up to date with what was written, a piece at a time, the most recent first (plain PostgreSQL); returns how many marks were worked off or split, 0 if there is nothing to do, -1 if another session is at it. Call it until it returns less than 1, each time in a transaction of its own. What was marked since `until` stays.';
 
 CREATE FUNCTION traksense.take_turn(what text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1653,6 +1690,8 @@ ALTER TABLE traksense.tenant_retention ENABLE ROW LEVEL SECURITY;
 
 REVOKE ALL ON FUNCTION traksense.compress_next() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION traksense.count_series(at_most bigint) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION traksense.delete_points_of_series() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.dictionary_changes() FROM PUBLIC;
@@ -1704,6 +1743,8 @@ REVOKE ALL ON FUNCTION traksense.replace_points(series integer[], instants times
 REVOKE ALL ON FUNCTION traksense.roll_up(marks_max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.roll_up_level(level text, series integer[], ranges tstzrange[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.roll_up_until(marks_max integer, until timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.take_turn(what text) FROM PUBLIC;
 
@@ -1852,6 +1893,23 @@ BEGIN
 END
 $$;
 
+-- A table's owner sees all of its rows, also where it is not the one that made them: a dump restored as another role, or a
+-- table given to one. The functions of the service run as the owner.
+DO $$
+DECLARE
+    policy record;
+BEGIN
+    FOR policy IN
+        SELECT c.oid::regclass AS relation, c.relowner::regrole AS owner
+        FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
+        WHERE p.polname = 'operator' AND c.relnamespace IN ('public'::regnamespace, 'traksense'::regnamespace)
+            AND NOT c.relowner = ANY (p.polroles)
+    LOOP
+        EXECUTE format('ALTER POLICY operator ON %s TO %s', policy.relation, policy.owner);
+    END LOOP;
+END
+$$;
+
 DO $$
 DECLARE
     role text;
@@ -1881,8 +1939,9 @@ BEGIN
     GRANT EXECUTE ON FUNCTION
         traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz),
         traksense.ensure_partitions(timestamptz[]), traksense.ingest_tenants(),
-        traksense.roll_up(int), traksense.drop_expired(), traksense.drop_expired(text), traksense.purge_expired(int),
-        traksense.end_step(text, text), traksense.maintenance_state(), traksense.dictionary_token(),
+        traksense.roll_up(int), traksense.roll_up_until(int, timestamptz), traksense.drop_expired(),
+        traksense.drop_expired(text), traksense.purge_expired(int),
+        traksense.end_step(text, text), traksense.maintenance_state(), traksense.count_series(bigint), traksense.dictionary_token(),
         traksense.differing_events(text[], text[], text[], text[], timestamptz[], text[]),
         traksense.replace_points(int[], timestamptz[], double precision[], boolean[], text[], smallint[], int[], jsonb[])
         TO traksense_ingest;

@@ -210,6 +210,26 @@ COMMENT ON COLUMN traksense.dirty.series_id IS 'As releases before schema versio
 COMMENT ON COLUMN traksense.dirty.marked_at IS 'When what is to be computed was written.';
 SELECT traksense.keep_no_statistics('traksense.dirty');
 
+-- For the service, which marks all series where it writes most of them. Whoever owns the functions here must see all rows: a
+-- policy names the role that migrated, and a dump may be restored as another.
+CREATE FUNCTION traksense.count_series(at_most bigint) RETURNS bigint
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF row_security_active('traksense.series') AND NOT EXISTS (
+        SELECT FROM pg_policy p, unnest(p.polroles) AS role
+        WHERE p.polrelid = 'traksense.series'::regclass AND p.polname = 'operator' AND pg_has_role(role, 'USAGE')
+    ) THEN
+        RAISE EXCEPTION 'the owner of the schema traksense, %, does not see the rows of its tables', quote_ident(current_user)
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Run `traksense migrate` as this role.';
+    END IF;
+    RETURN (SELECT count(*) FROM (SELECT FROM traksense.series LIMIT at_most) AS s);
+END
+$$;
+COMMENT ON FUNCTION traksense.count_series IS
+    'How many series there are; so many at most are counted. Fails if the owner of this function does not see them.';
+
 -- As in migration 3, with the times of all ranges as constants, so that the planner looks at their partitions only.
 CREATE OR REPLACE FUNCTION traksense.roll_up_level(level text, series int[], ranges tstzrange[]) RETURNS bigint
     LANGUAGE plpgsql VOLATILE
@@ -279,7 +299,10 @@ $$;
 -- again, by the hour. All of it lies within 31 days, so that a piece touches some thirty partitions of each table. The most
 -- recent times come first: whatever history a device brings, what is written now is seen now. (Times that are ahead of the clock
 -- come last.)
-CREATE OR REPLACE FUNCTION traksense.roll_up(marks_max int DEFAULT 20000) RETURNS bigint
+--
+-- Not of what was marked since `until`: whoever works off a busy table would never be done, and compute the same minute again and
+-- again. (A mark that is ahead of the clock was made before the clock was put right.)
+CREATE FUNCTION traksense.roll_up_until(marks_max int, until timestamptz) RETURNS bigint
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET "TimeZone" = 'UTC'
@@ -292,7 +315,8 @@ DECLARE
     newest    timestamptz;
     fleet     bigint;
     common    tstzmultirange;
-    part      tstzrange;
+    part      tstzmultirange;
+    budget    interval;
     waited    timestamptz;
     series_   int[];
     ranges    tstzrange[];
@@ -303,9 +327,10 @@ BEGIN
     IF NOT FOUND THEN
         RETURN -1;
     END IF;
-    SELECT high INTO newest FROM traksense.dirty WHERE high <= now() + hour ORDER BY high DESC LIMIT 1;
+    SELECT high INTO newest FROM traksense.dirty
+    WHERE high <= now() + hour AND NOT (marked_at > until AND marked_at <= now()) ORDER BY high DESC LIMIT 1;
     IF NOT FOUND THEN
-        SELECT high INTO newest FROM traksense.dirty ORDER BY high LIMIT 1;
+        SELECT high INTO newest FROM traksense.dirty WHERE NOT (marked_at > until AND marked_at <= now()) ORDER BY high LIMIT 1;
     END IF;
     IF newest IS NULL THEN
         RETURN 0;
@@ -322,7 +347,7 @@ BEGIN
                 SELECT d.ctid, sum(d.entries) OVER (ORDER BY d.high DESC, d.ctid) - d.entries AS before
                 FROM (
                     SELECT d.ctid, coalesce(cardinality(d.series), 1) AS entries, d.high FROM traksense.dirty d
-                    WHERE d.high <= newest AND d.high > newest - reach
+                    WHERE d.high <= newest AND d.high > newest - reach AND NOT (d.marked_at > until AND d.marked_at <= now())
                     ORDER BY d.high DESC LIMIT marks_max
                 ) AS d
             ) AS d
@@ -345,7 +370,9 @@ BEGIN
     )
     SELECT (SELECT count(*) FROM taken),
         (SELECT array_agg(id) FROM chosen WHERE NOT isempty(span)), (SELECT array_agg(span) FROM chosen WHERE NOT isempty(span)),
-        range_agg(tstzrange(low, high, '[]')), min(marked_at)
+        -- By the minute, which is computed as a whole: so the marks of one batch after the other become one range.
+        range_agg(tstzrange(date_bin('1 minute', low, 'epoch'), date_bin('1 minute', high, 'epoch') + interval '1 minute')),
+        min(marked_at)
     INTO marks, series_, ranges, common, waited
     FROM taken WHERE series IS NULL AND series_id IS NULL;
 
@@ -355,22 +382,26 @@ BEGIN
         common := common * tstzmultirange(tstzrange(greatest(kept_from, timestamptz 'epoch'), NULL))
             * (SELECT coalesce(range_agg(r), '{}') FROM traksense.partition_ranges() AS r);
         IF NOT isempty(common) AND fleet > 0 THEN
-            SELECT r INTO STRICT part FROM unnest(common) AS r ORDER BY r DESC LIMIT 1;
-            part := part * tstzrange(
-                least(upper(part), now() + interval '100 years') - least(greatest(marks_max / fleet, 1) * hour, reach), NULL
-            );
+            -- As many of the newest ranges as are so many hours; of a long one the end.
+            budget := least(greatest(marks_max / fleet, 1) * hour, reach);
+            SELECT range_agg(r * tstzrange(least(upper(r), now() + interval '100 years') - budget, NULL)) INTO STRICT part
+            FROM (
+                SELECT r, row_number() OVER (ORDER BY r DESC) AS place, max(upper(r)) OVER () AS top,
+                    sum(greatest(least(upper(r), now() + interval '100 years') - lower(r), hour)) OVER (ORDER BY r DESC) AS width
+                FROM unnest(common) AS r
+            ) AS r
+            WHERE place = 1 OR (width <= budget AND lower(r) > top - reach);
             IF fleet <= marks_max THEN
-                SELECT series_ || array_agg(series_id), ranges || array_agg(tstzrange(
-                        lower(part), upper(part) + CASE WHEN upper_inc(part) THEN interval '1 microsecond' ELSE '0' END
-                    ))
-                    INTO series_, ranges FROM traksense.series;
+                SELECT series_ || array_agg(series_id), ranges || array_agg(r)
+                    INTO series_, ranges FROM traksense.series, unnest(part) AS r;
             ELSE
                 INSERT INTO traksense.dirty (series, low, high, marked_at)
-                SELECT array_agg(series_id), lower(part), upper(part), waited
-                FROM (SELECT series_id, row_number() OVER () / marks_max AS share FROM traksense.series) AS s GROUP BY share;
+                SELECT array_agg(series_id), lower(r), upper(r) - interval '1 microsecond', waited
+                FROM (SELECT series_id, row_number() OVER () / marks_max AS share FROM traksense.series) AS s, unnest(part) AS r
+                GROUP BY share, r;
             END IF;
             INSERT INTO traksense.dirty (low, high, marked_at)
-                SELECT lower(r), upper(r), waited FROM unnest(common - part::tstzmultirange) AS r;
+                SELECT lower(r), upper(r) - interval '1 microsecond', waited FROM unnest(common - part) AS r;
         END IF;
     END IF;
 
@@ -386,10 +417,20 @@ BEGIN
     RETURN marks;
 END
 $$;
-COMMENT ON FUNCTION traksense.roll_up IS
+COMMENT ON FUNCTION traksense.roll_up_until IS
     'Brings the aggregates up to date with what was written, a piece at a time, the most recent first (plain PostgreSQL); returns '
     'how many marks were worked off or split, 0 if there is nothing to do, -1 if another session is at it. Call it until it '
-    'returns less than 1, each time in a transaction of its own.';
+    'returns less than 1, each time in a transaction of its own. What was marked since `until` stays.';
+
+CREATE OR REPLACE FUNCTION traksense.roll_up(marks_max int DEFAULT 20000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN traksense.roll_up_until(marks_max, 'infinity');
+END
+$$;
+COMMENT ON FUNCTION traksense.roll_up IS 'The same of everything that is marked; for releases before schema version 10, and for people.';
 
 
 -- Retention ------------------------------------------------------------------------------------------------------------
@@ -698,7 +739,8 @@ COMMENT ON FUNCTION traksense.maintenance_state IS
 REVOKE ALL ON FUNCTION
     traksense.end_step(text, text), traksense.ranges_of(regclass), traksense.fill_partitions(text, tstzmultirange, text, int),
     traksense.ensure_partitions(timestamptz[]), traksense.drop_expired(text), traksense.take_turn(text), traksense.end_turn(text),
-    traksense.refreshed_from(), traksense.maintenance_state()
+    traksense.refreshed_from(), traksense.maintenance_state(), traksense.count_series(bigint),
+    traksense.roll_up_until(int, timestamptz)
     FROM PUBLIC;
 
 

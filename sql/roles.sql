@@ -28,6 +28,23 @@ BEGIN
 END
 $$;
 
+-- A table's owner sees all of its rows, also where it is not the one that made them: a dump restored as another role, or a
+-- table given to one. The functions of the service run as the owner.
+DO $$
+DECLARE
+    policy record;
+BEGIN
+    FOR policy IN
+        SELECT c.oid::regclass AS relation, c.relowner::regrole AS owner
+        FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
+        WHERE p.polname = 'operator' AND c.relnamespace IN ('public'::regnamespace, 'traksense'::regnamespace)
+            AND NOT c.relowner = ANY (p.polroles)
+    LOOP
+        EXECUTE format('ALTER POLICY operator ON %s TO %s', policy.relation, policy.owner);
+    END LOOP;
+END
+$$;
+
 DO $$
 DECLARE
     role text;
@@ -57,8 +74,9 @@ BEGIN
     GRANT EXECUTE ON FUNCTION
         traksense.partition_ranges(), traksense.ensure_partitions(timestamptz, timestamptz),
         traksense.ensure_partitions(timestamptz[]), traksense.ingest_tenants(),
-        traksense.roll_up(int), traksense.drop_expired(), traksense.drop_expired(text), traksense.purge_expired(int),
-        traksense.end_step(text, text), traksense.maintenance_state(), traksense.dictionary_token(),
+        traksense.roll_up(int), traksense.roll_up_until(int, timestamptz), traksense.drop_expired(),
+        traksense.drop_expired(text), traksense.purge_expired(int),
+        traksense.end_step(text, text), traksense.maintenance_state(), traksense.count_series(bigint), traksense.dictionary_token(),
         traksense.differing_events(text[], text[], text[], text[], timestamptz[], text[]),
         traksense.replace_points(int[], timestamptz[], double precision[], boolean[], text[], smallint[], int[], jsonb[])
         TO traksense_ingest;

@@ -216,7 +216,12 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     rejection: Rejection | None = None
 
     def reject(self, rejection: Rejection) -> None:
-        """Turn this delivery into a dead letter; what had been decoded is dropped, the bytes are not."""
+        """Turn this delivery into a dead letter, which says what it said before, too. What had been decoded is dropped,
+        the bytes are not.
+        """
+        if self.rejection is not None:
+            earlier = self.rejection
+            rejection = Rejection(rejection.reason, f"{rejection.detail}; {earlier.reason}: {earlier.detail}")
         self.rejection = rejection
         self.items = []
         self.points = 0

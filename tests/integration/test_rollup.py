@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from traksense.store.packing import PackedRows, pack_head, pack_row
 from traksense.store.rollup import PIECE, RollUp, marks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from schema_servers import Database
 
 pytest_plugins = ("schema_fixtures",)
@@ -199,6 +203,14 @@ def test_raw_points_are_not_dropped_before_they_are_aggregated(plain: Database) 
     assert 1 == len(plain.rows("SELECT traksense.drop_expired()"))
 
 
+@contextmanager
+def marks_stay(database: Database) -> Iterator[None]:
+    """Nobody works marks off for the duration."""
+    with database.connect() as session, session.transaction():
+        session.execute("SELECT FROM traksense.work WHERE name = 'aggregate' FOR UPDATE")
+        yield
+
+
 def row(series: int, ts: datetime) -> PackedRows:
     packed = pack_row(pack_head(series), ts, 1.0, None, None)
     return PackedRows(packed, 1, len(packed), ts, 0)
@@ -208,7 +220,8 @@ def test_marks_of_an_hour_are_one() -> None:
     """A batch of one hour makes one mark, of the series that are in it."""
     rows = [row(n % 7, NOON + timedelta(seconds=n)) for n in range(600)]
 
-    assert [(set(range(7)), NOON, NOON + timedelta(seconds=599))] == marks(rows)
+    [(ids, low, high)] = marks(rows)
+    assert ([*range(7)], NOON, NOON + timedelta(seconds=599)) == (sorted(ids or ()), low, high)
 
 
 def test_marks_of_late_points_are_their_own() -> None:
@@ -216,7 +229,73 @@ def test_marks_of_late_points_are_their_own() -> None:
     late, later = NOON - timedelta(minutes=1), NOON - timedelta(days=3)
     rows = [row(1, NOON), row(2, NOON), row(7, late), row(7, later)]
 
-    assert [({1, 2}, NOON, NOON), ({7}, late, late), ({7}, later, later)] == marks(rows)
+    made = [(sorted(ids or ()), low, high) for ids, low, high in marks(rows)]
+    assert [([1, 2], NOON, NOON), ([7], late, late), ([7], later, later)] == made
+
+
+def test_much_of_a_fleet_marks_all_of_it() -> None:
+    """Where most series are written, they need no names; in a large fleet, and in a small batch, they have them."""
+    rows = [row(n, NOON) for n in range(300)]
+
+    assert [(None, NOON, NOON)] == marks(rows, 1_200)
+    history = [row(7, NOON + timedelta(seconds=n)) for n in range(300)]
+    named = ((rows, 1_201.0, 300), (rows, math.inf, 300), (rows[:255], 255.0, 255), (history, 2.0, 1))
+    for written, fleet, number in named:
+        [(ids, _, _)] = marks(written, fleet)
+        assert ids is not None
+        assert number == len(ids)
+
+
+def test_marks_of_all_series_fold(plain: Database) -> None:
+    """Batches that lie a second apart are one piece, minutes of several hours few; whatever is left is marked again."""
+    series = [plain.add_series("acme", "device", f"p{n}") for n in range(10)]
+    plain.run(
+        "SELECT traksense.ensure_partitions('2026-11-20', '2026-11-21')",
+        *(
+            f"INSERT INTO traksense.measure (series_id, ts, v_num) SELECT {one}, t, 1"
+            " FROM generate_series('2026-11-20 00:00Z', '2026-11-20 23:59:59Z', interval '10 s') AS t"
+            for one in series
+        ),
+        "INSERT INTO traksense.dirty (low, high)"
+        " SELECT t, t FROM generate_series('2026-11-20 12:00Z', '2026-11-20 12:29:50Z', interval '10 s') AS t",
+    )
+    assert [180, 0] == [plain.value("SELECT traksense.roll_up()") for _ in range(2)]
+    assert 30 * 10 == plain.value("SELECT count(*) FROM traksense.rollup_1m")
+
+    plain.run(
+        "INSERT INTO traksense.dirty (low, high) SELECT t, t + interval '10 s'"
+        " FROM generate_series('2026-11-20 00:00Z', '2026-11-20 23:00Z', interval '1 hour') AS t"
+    )
+    pieces = 0
+    while plain.value("SELECT traksense.roll_up(100)"):  # ten hours of ten series
+        pieces += 1
+    assert pieces == 3
+    assert 24 * 10 == plain.value("SELECT count(*) FROM traksense.rollup_1h")
+    assert (23 + 30) * 10 == plain.value("SELECT count(*) FROM traksense.rollup_1m")
+
+
+@pytest.mark.parametrize("others", [0, 2000])
+def test_service_knows_how_large_the_fleet_is(plain: Database, others: int) -> None:
+    """A batch of most of the fleet marks all of it; one that is a small part names its series; either is computed."""
+    plain.run(
+        "INSERT INTO traksense.tenant VALUES ('acme')",
+        "INSERT INTO traksense.device VALUES ('acme', 'site', 'other')",
+        "INSERT INTO traksense.series (tenant_id, site_id, device_id, point_id)"
+        f" SELECT 'acme', 'site', 'other', 'p' || n FROM generate_series(1, {others}) n",
+    )
+    values: list[float | str] = [float(n) for n in range(300)]
+
+    async def arrive() -> None:
+        async with open_postgres_store(plain.dsn) as store:
+            await store._call(store.upkeep.round)
+            await store.write([message("acme", "device", NOON, values, None)])
+
+    with marks_stay(plain):
+        trio.run(arrive)
+
+    assert [(300 if others else None,)] == plain.rows("SELECT cardinality(series) FROM traksense.dirty")
+    plain.aggregate()
+    assert [(300, 300)] == plain.rows("SELECT sum(v_count), count(DISTINCT series_id) FROM traksense.rollup_1h")
 
 
 def test_old_message_marks_its_own_series(plain: Database) -> None:
@@ -228,7 +307,8 @@ def test_old_message_marks_its_own_series(plain: Database) -> None:
             for days in (300, 200, 100, 0):
                 await store.write([message("acme", "device", NOON - timedelta(days=days), [1.0], None)])
 
-    trio.run(arrive)
+    with marks_stay(plain):
+        trio.run(arrive)
 
     [(series,)] = plain.rows("SELECT series_id FROM traksense.series WHERE device_id = 'device'")
     assert [([series],)] * 4 == plain.rows("SELECT series FROM traksense.dirty")
@@ -260,7 +340,8 @@ def history(plain: Database) -> int:
             for day in range(1, HISTORY_DAYS + 1):
                 await store.write([message("acme", "old", now - timedelta(days=day), [1.0], None)])
 
-    trio.run(arrive)
+    with marks_stay(plain):
+        trio.run(arrive)
     series: int = plain.value("SELECT series_id FROM traksense.series WHERE device_id = 'old'")
     return series
 
@@ -277,7 +358,7 @@ def test_history_of_one_holds_up_nobody(plain: Database, history: int) -> None:
     plain.run(roll_up)
     assert FLEET == plain.value("SELECT sum(v_count) FROM ts_measure_1h WHERE device_id <> 'old'")
     waiting = plain.value("SELECT count(*) FROM traksense.dirty")
-    assert 300 < waiting < HISTORY_DAYS
+    assert 300 < waiting <= HISTORY_DAYS
 
     pieces = []
     while (worked := plain.value(roll_up)) > 0:
@@ -345,6 +426,24 @@ def test_marks_of_older_releases_are_worked_off(plain: Database) -> None:
     assert 2 == plain.value("SELECT count(*) FROM traksense.rollup_1h")
 
 
+def test_round_leaves_what_is_marked_meanwhile(plain: Database) -> None:
+    """It computes what was marked before it began, and what a clock that was ahead has marked; the rest waits."""
+    series = plain.add_series("acme", "device", "point")
+    plain.run(
+        "SELECT traksense.ensure_partitions(now(), now())",
+        f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({series}, now(), 1)",
+        "INSERT INTO traksense.dirty (series, low, high, marked_at)"
+        f" SELECT ARRAY[{series}], now(), now(), now() + at"
+        " FROM unnest('{-1 min, -1 sec, 1 day}'::interval[]) AS at",
+    )
+
+    before = "SELECT traksense.roll_up_until(20000, now() - interval '30 seconds')"
+    assert [2, 0] == [plain.value(before), plain.value(before)]
+    assert 1 == plain.value("SELECT count(*) FROM traksense.dirty")
+    plain.aggregate()
+    assert 0 == plain.value("SELECT count(*) FROM traksense.dirty")
+
+
 class Overloaded:
     """A database that is too slow for pieces of more than a thousand; remembers the sizes asked for."""
 
@@ -352,7 +451,9 @@ class Overloaded:
         self.sizes: list[int] = []
         self.left = 5
 
-    async def fetchval(self, _statement: str, size: int) -> int:
+    async def fetchval(self, _statement: str, size: int | None = None, _until: datetime | None = None) -> object:
+        if size is None:
+            return NOON
         self.sizes.append(size)
         if size > 1_000:
             raise asyncpg.QueryCanceledError("canceling statement due to statement timeout")
@@ -370,10 +471,14 @@ def test_failed_piece_goes_on_smaller() -> None:
     assert roll_up.piece <= 1_000
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), instants), min_size=1))
-def test_marks_cover_every_row(points: list[tuple[int, datetime]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 300), instants), min_size=1),
+    st.sampled_from([1, 300]),
+    st.sampled_from([3, math.inf]),
+)
+def test_marks_cover_every_row(points: list[tuple[int, datetime]], repeat: int, fleet: float) -> None:
     """Whatever a batch holds, each of its rows is in a mark for its series."""
-    made = marks([row(series, ts) for series, ts in points])
+    made = marks([row(series, ts) for series, ts in points * repeat], fleet)
 
     for series, ts in points:
-        assert any(series in marked and low <= ts <= high for marked, low, high in made)
+        assert any((marked is None or series in marked) and low <= ts <= high for marked, low, high in made)

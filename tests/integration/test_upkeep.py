@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import psycopg
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio.testing
 from trio_asyncio import aio_as_trio
 
 from traksense.config import load
+from traksense.ingest.clock import ClockWatch
 from traksense.ingest.health import Health
 from traksense.store import maintenance
 from traksense.store.asyncio_loop import open_asyncio_loop
@@ -67,6 +69,23 @@ def test_round_that_does_everything(migrated: Database) -> None:
     assert {"aggregate", "drop", "purge", last} == {state.name for state in upkeep.states}
     assert (None, True) == (reason, ready)
     assert {0} == set(upkeep.failures.values())
+
+
+@pytest.mark.parametrize(("off", "done"), [(timedelta(hours=1), timedelta()), (-timedelta(days=2), timedelta(days=1))])
+def test_clock_of_the_database_decides_what_is_late(migrated: Database, off: timedelta, done: timedelta) -> None:
+    """A clock that is ahead does not make late what was just done; one that is behind does not hide what is late."""
+    states = trio.run(after_a_round, migrated)[0].states
+
+    async def judge() -> object:
+        watch = ClockWatch(Health(["clock"]), now=lambda: datetime.now(UTC) + off)
+        watch.note(-off)
+        health = Health([], ["maintenance"])
+        upkeep = Upkeep(load({"DATABASE_URL": migrated.dsn}), health, nothing, now=watch.store_now)
+        upkeep.states = [attrs.evolve(state, succeeded_at=state.succeeded_at - done) for state in states]
+        upkeep._judge()
+        return health.report()["maintenance"]["ok"]
+
+    assert (done == timedelta()) == trio.run(judge)
 
 
 def test_step_that_fails_keeps_no_other_from_being_done(migrated: Database) -> None:

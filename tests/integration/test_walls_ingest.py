@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 import trio
 import trio_asyncio
+from schema_servers import user_of
 from trio_asyncio import aio_as_trio
 
 # The whole contract again, for a login without rights of its own.
@@ -18,6 +21,8 @@ from tests.contract.test_store import NOW, delivery, open_postgres_store, regist
 from traksense.config import load
 from traksense.ingest.health import Health
 from traksense.model import CommandAck, Event, Point, Reason, Rejection
+from traksense.store.asyncio_loop import open_asyncio_loop
+from traksense.store.migrate import migrate
 from traksense.store.postgres import open_store
 from traksense.store.roles import ROLES
 
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from traksense.store.postgres import PostgresStore
 
 pytest_plugins = ("schema_fixtures",)
+
+log = logging.getLogger(__name__)
 
 INSERTS = {
     "tenant": "INSERT INTO traksense.tenant (tenant_id) VALUES ('{}')",
@@ -215,3 +222,59 @@ async def test_store_cannot_be_made_to_cross(owned: Database, ingest: str) -> No
             await store.write([crossed])
 
     assert [] == owned.rows("SELECT * FROM device_event")
+
+
+async def test_operator_who_locks_a_device_holds_up_no_round(owned: Database, ingest: str) -> None:
+    """The aggregates are brought up to date, and the other devices' last signs of life are written down."""
+    deliveries = [delivery(telemetry(Point("a", 1.0)), device=device) for device in "xy"]
+    for good in deliveries:
+        good.message.received_at = datetime.now(UTC)
+    async with open_postgres_store(ingest) as store:
+        await store.write(deliveries)
+        with owned.connect() as session, session.transaction():
+            session.execute("SELECT FROM traksense.device WHERE device_id = 'x' FOR UPDATE")
+            with trio.fail_after(20):
+                await store._call(store.upkeep.round)
+
+    assert [("y",)] == owned.rows("SELECT device_id FROM traksense.device WHERE last_seen_at IS NOT NULL")
+    if not owned.server.timescaledb:
+        assert 0 == owned.value("SELECT count(*) FROM traksense.dirty")
+
+
+def test_nobody_may_call_what_runs_as_the_owner(owned: Database) -> None:
+    """Functions and procedures with the owner's rights are not for everybody, even if he may use the schema."""
+    public = owned.rows(
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'traksense'::regnamespace AND prosecdef"
+        " AND EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) AS a WHERE a.grantee = 0)"
+    )
+
+    assert [] == public
+
+
+def test_owner_who_does_not_see_is_noticed(owned: Database, ingest: str) -> None:
+    """A dump that was restored as another role has policies for the first one: the service does not start on it, rather
+    than to find no series to aggregate and no event to compare; migrating puts it right.
+    """
+    if owned.dsn == owned.admin:
+        pytest.skip("a superuser sees everything")
+    heir = owned.create_role("heir")
+    owned.run(
+        f"GRANT CREATE ON SCHEMA public TO {user_of(heir)}",
+        f"REASSIGN OWNED BY {user_of(owned.dsn)} TO {user_of(heir)}",
+        dsn=owned.admin,
+    )
+
+    async def look() -> str | None:
+        settings, health = load({"DATABASE_URL": ingest}), Health(["database", "maintenance"])
+        async with open_asyncio_loop(), open_store(settings, health) as store, trio.open_nursery() as nursery:
+            nursery.start_soon(store.run)
+            with trio.fail_after(30):
+                while (found := health.report()["database"]).get("reason") == "not started yet":
+                    await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+        reason = found.get("reason")
+        return str(reason) if reason is not None else None
+
+    assert "does not see the rows of its tables" in (trio.run(look) or "")
+    asyncio.run(migrate(heir, log=log))
+    assert trio.run(look) is None

@@ -156,8 +156,7 @@ class Connection:
         """Send what is queued and DISCONNECT, then read on until the broker closes, for a moment.
 
         Closing a socket with unread bytes resets the connection, and a reset can overtake our last PUBACKs; so we only
-        say
-        that we are done, and drop what still comes: it is not acknowledged.
+        say that we are done, and drop what still comes: it is not acknowledged.
         """
         self.codec.disconnect()
         with trio.move_on_after(FAREWELL_TIMEOUT_SECONDS):

@@ -44,6 +44,7 @@ class BrokerDrops:
 
         rumqttd (iotcore) hangs up instead of answering: such a broker is not asked again.
         """
+        self._packet_id = 0  # that of the last connection may be another packet's now
         self.answered = self._unanswered >= UNANSWERED_MAX
         if not self.answered:
             self._unanswered += 1

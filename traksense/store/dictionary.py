@@ -99,10 +99,12 @@ class Dictionary:
 
     Attributes:
         token: What the database called its dictionary before the first entry was looked up; empty if nothing is cached.
+        met: How many series were looked up or registered: there are hardly fewer.
     """
 
     def __init__(self, *, strict: bool) -> None:
         self.token = ""
+        self.met = 0
         self._forgotten = 0
         self._strict = strict
         self._devices: dict[str, Device] = {}
@@ -146,6 +148,7 @@ class Dictionary:
         if token in (None, self.token):
             self.token = ""
             self._forgotten += 1
+            self.met = 0
             self._devices.clear()
             self._meta.clear()
 
@@ -247,6 +250,7 @@ class Dictionary:
                 for device, key in wanted.pop(tuple(row)[1:]):
                     found.setdefault(device, {})[key] = row[0]
         for device, ids in found.items():
+            self.met += len(ids)
             self._add_series(device, ids)
 
     def _add_series(self, device: Device, ids: dict[PointKey, int]) -> None:

@@ -64,11 +64,14 @@ SEEN_ROWS: Final = 5_000
 _SEEN: Final = """
 UPDATE traksense.device d SET last_seen_at = k.at
 FROM (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) AS u (tenant_id, site_id, device_id, at)
+    SELECT d.tenant_id, d.site_id, d.device_id, u.at
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) AS u (tenant_id, site_id, device_id, at)
+    JOIN traksense.device d USING (tenant_id, site_id, device_id)
+    WHERE d.last_seen_at IS NULL OR d.last_seen_at < u.at
     ORDER BY 1, 2, 3
+    FOR NO KEY UPDATE OF d SKIP LOCKED
 ) AS k
 WHERE (d.tenant_id, d.site_id, d.device_id) = (k.tenant_id, k.site_id, k.device_id)
-    AND (d.last_seen_at IS NULL OR d.last_seen_at < k.at)
 """
 
 _RETAIN_RAW: Final = "SELECT nullif(value, '')::interval FROM traksense.setting WHERE name = 'retain_raw'"
@@ -181,7 +184,10 @@ def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]
 
 
 async def write_seen(connection: Any, seen: Seen) -> None:
-    """Write down when devices were last heard. asyncio-flavored."""
+    """Write down when devices were last heard. asyncio-flavored.
+
+    A device that somebody has locked is left out, until it is heard again: nobody waits for an operator's transaction.
+    """
     noted = seen.take()
     while noted:
         part, rest = noted[:SEEN_ROWS], noted[SEEN_ROWS:]

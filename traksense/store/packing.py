@@ -25,7 +25,7 @@ import msgspec
 from traksense.model import Exact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -45,7 +45,7 @@ _NULL: Final = b"\xff\xff\xff\xff"
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
-_SERIES: Final = slice(6, 10)
+SERIES: Final = slice(6, 10)
 _TS: Final = slice(14, 22)
 _META_BEGIN: Final = 22
 _META_END: Final = 26
@@ -105,15 +105,23 @@ class PackedRows(msgspec.Struct, gc=False):
     @property
     def repeats_itself(self) -> bool:
         """Whether a series occurs twice, and so a key."""
-        return len({row[_SERIES] for row in self.rows()}) < self.count
+        return len({row[SERIES] for row in self.rows()}) < self.count
 
-    def series(self) -> Iterable[int]:
-        """The series of each row."""
-        if self.count == 1:
-            return (self.first_series,)
-        if self.row_bytes:
-            return chain.from_iterable(_series_reader(self.row_bytes).iter_unpack(self.packed))
-        return map(series_of, self.rows())
+
+def series(measures: Iterable[PackedRows]) -> Collection[int]:
+    """The series of all these rows, each once.
+
+    (A dictionary rather than a set: with some thousands of them, the set would be a block that is mapped and unmapped
+    for each batch, see `traksense.memory`.)
+    """
+    packed: dict[int, list[bytes]] = {}
+    for rows in measures:
+        packed.setdefault(rows.row_bytes, []).append(rows.packed)
+    unequal = chain.from_iterable(map(_split, packed.pop(0, ())))
+    found = dict.fromkeys(map(series_of, unequal))
+    for row_bytes, pieces in packed.items():
+        found.update(dict.fromkeys(chain.from_iterable(_series_reader(row_bytes).iter_unpack(b"".join(pieces)))))
+    return found.keys()
 
 
 def pack_head(series_id: int) -> bytes:
@@ -182,12 +190,12 @@ def in_order(measures: Iterable[PackedRows]) -> Iterable[bytes]:
 
 def key(row: bytes) -> bytes:
     """The unique key of a row."""
-    return row[_SERIES] + row[_TS]
+    return row[SERIES] + row[_TS]
 
 
 def series_of(row: bytes) -> int:
     """The series of a row."""
-    return int.from_bytes(row[_SERIES], "big")
+    return int.from_bytes(row[SERIES], "big")
 
 
 def value(row: bytes) -> tuple[float | None, bool | None, str | None]:
@@ -278,7 +286,7 @@ def _field_end(packed: bytes, at: int) -> int:
 @lru_cache(maxsize=16)
 def _series_reader(row_bytes: int) -> Struct:
     """Unpacks the series of a row of this size, and nothing else."""
-    return Struct(f">{_SERIES.start}xi{row_bytes - _SERIES.stop}x")
+    return Struct(f">{SERIES.start}xi{row_bytes - SERIES.stop}x")
 
 
 @lru_cache(maxsize=2 * POINTS_A_CALL)

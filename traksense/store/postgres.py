@@ -86,7 +86,7 @@ class PostgresStore:
         self._incarnation: str | None = None
         self._chunk: timedelta | None = None
         self._prepared = trio.Event()
-        self.upkeep = Upkeep(settings, health, self._look_around)
+        self.upkeep = Upkeep(settings, health, self._look_around, now=clock.store_now)
         self.sessions = SessionLog(self.call)
 
     # --- the Trio side ---------------------------------------------------------------------------------------------
@@ -190,6 +190,11 @@ class PostgresStore:
         self, connection: PoolConnectionProxy, function: Callable[..., Awaitable[T]], *args: object
     ) -> T:
         """asyncio-flavored."""
+        session: Any = connection  # a ServiceConnection
+        if session.incarnation != self._incarnation:
+            # It leads to the former server, which may have the same token, and other numbers for what is new.
+            session.terminate()
+            raise DictionaryChangedError("the connection leads to another server than the newest one")
         await self._dictionary.begin(connection)
         token = self._dictionary.token
         try:
@@ -211,6 +216,7 @@ class PostgresStore:
         if self._chunk is not None:
             check_spread(batch, [packed.ts for packed in rows.measures], self._chunk)
         await self._ensure_partitions(connection, rows.measures)
+        self._transactor.fleet = max(self.upkeep.fleet, self._dictionary.met)
         return await self._transactor.store(connection, rows, partial(reject, batch, self._dictionary))
 
     async def _build(self, connection: PoolConnectionProxy, batch: Sequence[Delivery]) -> Rows:
@@ -273,7 +279,7 @@ class PostgresStore:
         """On each new connection: after a restart, a failover or a restore, numbers of series that were given out last
         may be gone, or be given to others. asyncio-flavored.
         """
-        incarnation = await pool.read_incarnation(connection)
+        incarnation = connection.incarnation = await pool.read_incarnation(connection)
         if self._incarnation not in (None, incarnation):
             # Its token may be the same, in a copy.
             self._dictionary.forget()

@@ -99,8 +99,9 @@ def _write(marker: str, hold: str, *, strict: bool, marking: bool) -> str:
             with_values(INSERT_TENANTS, name),
             with_values(INSERT_DEVICES, *device),
             with_values(SELECT_SERIES, *series),
-            with_values(INSERT_SERIES, *series),
-            with_values(INSERT_META, *meta, document),
+            # Of no rows: the numbers of series and meta objects are four bytes, and each probe would use one up.
+            with_values(INSERT_SERIES),
+            with_values(INSERT_META),
         ]
     statements = [
         "BEGIN",

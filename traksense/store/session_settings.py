@@ -73,9 +73,11 @@ class ServiceConnection(_Connection):
 
     Attributes:
         marker: A text that only the server process of this connection was told.
+        incarnation: Which server, and database, it leads to (`pool.read_incarnation`).
     """
 
     marker: str = ""
+    incarnation: str | None = None
     _unreplicated: bool = False
 
     def take_unreplicated(self) -> bool:

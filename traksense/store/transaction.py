@@ -8,6 +8,7 @@ and staged. While duplicates keep coming, the first try is left out.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
@@ -101,6 +102,7 @@ class Transactor:
 
     Attributes:
         marking: Whether to mark what a batch changes in the aggregates (plain PostgreSQL).
+        fleet: How many series there are at most, as far as that is known.
     """
 
     def __init__(self, *, replacing: bool = False) -> None:
@@ -111,6 +113,7 @@ class Transactor:
                 dead letter.
         """
         self.marking = False
+        self.fleet = math.inf
         self._replacing = replacing
         self._careful = 0
 
@@ -164,7 +167,7 @@ class Transactor:
     ) -> None:
         statements = [first] if first else []
         if self.marking:
-            statements.append(mark_statement(measures))
+            statements.append(mark_statement(measures, self.fleet))
         await copy_packed(
             connection, "traksense.measure", PACKED_COLUMNS, in_order(measures), first="; ".join(statements)
         )
@@ -193,7 +196,7 @@ class Transactor:
                     suspects = [rows.measures[place] for place in sorted(suspect)]
                     staged = await insert_staged(connection, suspects, replacing=self._replacing)
                     if self.marking:
-                        await connection.execute(mark_statement(suspects))
+                        await connection.execute(mark_statement(suspects, self.fleet))
             fresh, rejected = await _store_others(connection, rows, () if self._replacing else staged.conflicts, reject)
             # Invariant: what is acknowledged is as durable as a COMMIT makes it. A transaction that finds only repeats
             # writes nothing, and its COMMIT would wait for no synchronous standby, although what it found may not be

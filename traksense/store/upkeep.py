@@ -7,9 +7,11 @@ them: a job that is not run, or fails, is as visible as a step of our own.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -17,6 +19,7 @@ import trio
 from traksense.errors import StoreError
 from traksense.store import maintenance, migrate
 from traksense.store.fault_words import describe
+from traksense.store.rollup import PIECE
 from traksense.store.steps import STEPS, StepState, read_states, trouble
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONDITION: Final = "maintenance"
+
+_now: Final = partial(datetime.now, UTC)
 
 ROUND_EVERY_SECONDS: Final = 30.0
 """How far the aggregates are behind at most while there is no backlog (plain PostgreSQL), and how coarse last_seen_at
@@ -54,26 +59,37 @@ class Upkeep:
     Attributes:
         seen: What the devices were heard of, to be written down.
         retention: For how long raw points are kept; None is for ever. Read in each round.
+        fleet: How many series there were at the last round; more than `rollup.PIECE` are not counted.
         states: The steps, as they were after the last round.
         failures: Attempts of this process that failed, by step.
     """
 
-    def __init__(self, settings: Settings, health: Health, on_connect: Callable[[Any], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        on_connect: Callable[[Any], Awaitable[None]],
+        *,
+        now: Callable[[], datetime] = _now,
+    ) -> None:
         """Do nothing yet.
 
         Args:
             settings: Where the database is.
             health: Where to say how it gets on.
             on_connect: Awaited with each new connection: it may lead to another server than before. asyncio-flavored.
+            now: What time it is at the database, which says when the steps were done.
         """
         self.seen = maintenance.Seen(settings.gone_words)
         self.retention: timedelta | None = None
+        self.fleet = math.inf
         self.states: Sequence[StepState] = ()
         self.failures: Counter[str] = Counter(dict.fromkeys(STEPS, 0))
         self._dsn = settings.database.dsn.reveal()
         self._name = f"traksense maintenance {settings.client_id}"
         self._health = health
         self._on_connect = on_connect
+        self._now = now
         self._maintainer = maintenance.Maintainer()
         self._expire_at = -EXPIRE_EVERY_SECONDS
         self._backlog = False
@@ -110,7 +126,7 @@ class Upkeep:
 
     def _judge(self) -> None:
         if self.states or self._lost is not None:
-            found = trouble(self.states, datetime.now(UTC))
+            found = trouble(self.states, self._now())
             lost = f"no round could be done: {self._lost}" if self._lost is not None else None
             self._health.set(CONDITION, "; ".join(filter(None, (found, lost))) or None)
 
@@ -121,11 +137,12 @@ class Upkeep:
         )
         try:
             await self._on_connect(connection)
-            await maintenance.write_seen(connection, self.seen)
             self.retention = await maintenance.read_retention(connection)
+            self.fleet = await connection.fetchval("SELECT traksense.count_series($1)", PIECE + 1)
             if await migrate.read_engine(connection) == "postgresql":
                 await self._do_steps(connection)
             self.states = await read_states(connection)
+            await maintenance.write_seen(connection, self.seen)
         finally:
             connection.terminate()
 
