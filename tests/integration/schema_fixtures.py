@@ -108,7 +108,7 @@ def _database(server: Server, template: str | None = None, *, migrated: bool = F
     database = Database(dsn, dsn, server)
     with psycopg.connect(server.dsn, autocommit=True) as admin:
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template or "template1")))
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template or "template0")))
         try:
             if server.timescaledb:
                 database.run("CREATE EXTENSION IF NOT EXISTS timescaledb")
