@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import asyncpg
 import attrs
@@ -610,6 +610,27 @@ async def test_store_points_beyond_retention_beside_others(database: str) -> Non
     assert (1, 1) == (result.points_stored, again.points_duplicate)
     assert ["new"] == [row["point_id"] for row in rows]
     assert [("timestamp_out_of_window", True)] == [(r["reason"], "kept for 30 days" in r["detail"]) for r in errors]
+
+
+async def test_session_of_a_former_server_is_not_used(database: str) -> None:
+    """A connection from before the newest one led elsewhere is closed: the batch goes over another one, once."""
+    async with open_postgres_store(database) as store:
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        before = await store.call(backend)
+        store._incarnation = "another server, met by a connection since"
+        with trio.fail_after(20):
+            await store.write([delivery(telemetry(Point("a", 2.0), second=1))])
+        after = await store.call(backend)
+        rows = await aio_as_trio(fetch)(database, "SELECT v_num FROM ts_measure ORDER BY ts")
+
+    assert before != after
+    assert [1.0, 2.0] == [row["v_num"] for row in rows]
+
+
+async def backend(connection: Any) -> int:
+    """The server process of a connection. asyncio-flavored."""
+    number: int = await connection.fetchval("SELECT pg_backend_pid()")
+    return number
 
 
 async def test_store_ack_repeat_is_a_duplicate(open_any_store: OpenStore) -> None:
