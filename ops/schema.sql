@@ -868,6 +868,8 @@ DECLARE
     marks     bigint;
     level     text;
 BEGIN
+    -- First, as TRUNCATE traksense.measure, traksense.series does: else each of the two would wait for the other.
+    LOCK TABLE ONLY traksense.measure IN ACCESS SHARE MODE;
     PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN -1;

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import attrs
 import trio
-import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from traksense.config import load
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.tools.publisher import open_publisher
 from traksense.tools.stack import open_service
 
@@ -74,7 +74,7 @@ async def query(dsn: str, sql: str, *args: object) -> list[tuple[Any, ...]]:
         finally:
             await connection.close()
 
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         rows: list[tuple[Any, ...]] = await aio_as_trio(fetch)()
     return rows
 

@@ -17,6 +17,8 @@ from tests.command_line import argv, environment
 from traksense.tools.stack import open_service
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from traksense.tools.stack import ServiceProcess
 
 NOBODY = {"MQTT_URL": "mqtt://127.0.0.1:1", "DATABASE_URL": "postgresql://127.0.0.1:1/x", "METRICS_HOST": "127.0.0.1"}
@@ -80,6 +82,15 @@ async def test_signals_until_the_end(tmp_path: Path) -> None:
         assert 0 == await service.wait()
 
 
+@pytest.fixture
+def hangup_has_its_meaning() -> Iterator[None]:
+    """Under nohup, what we start would ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_has_its_meaning")
 async def test_signals_without_a_meaning(tmp_path: Path) -> None:
     """USR1 and USR2, which what rotates logs sends, change nothing; HUP drains."""
     async with open_service(NOBODY, tmp_path) as service:

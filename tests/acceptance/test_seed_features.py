@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 import trio
-import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from tests.acceptance.service_bench import ServiceBench, envelope, query, running_service
+from traksense.store.asyncio_loop import open_asyncio_loop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ async def test_backpressure_holds_and_loses_nothing(
     outside.
     """
     limits = {"INGEST_QUEUE_MAX": "50", "INGEST_BATCH_SIZE": "10", "DB_POOL_MAX": "3"}
-    async with running_service(broker, database, tenant, tmp_path, **limits) as bench, trio_asyncio.open_loop():
+    async with running_service(broker, database, tenant, tmp_path, **limits) as bench, open_asyncio_loop():
         locker = await aio_as_trio(asyncpg.connect)(database)
         try:
             await aio_as_trio(locker.execute)("BEGIN; LOCK TABLE traksense.measure IN ACCESS EXCLUSIVE MODE")
@@ -300,7 +300,7 @@ async def test_rls_isolates_tenants(broker: BrokerProcess, database: str, tenant
         finally:
             await connection.close()
 
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         seen = {setting: await aio_as_trio(devices)(setting) for setting in (tenant, f"{tenant}-b", "nobody", "", None)}
     assert {
         tenant: [(tenant, f"{tenant}-device"), (tenant, "error")],

@@ -17,7 +17,6 @@ import attrs
 import hypothesis
 import pytest
 import trio
-import trio_asyncio
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from trio_asyncio import aio_as_trio
@@ -196,7 +195,7 @@ async def test_store_keeps_what_conflicts_as_a_dead_letter(database: str) -> Non
         result = await store.write([other, delivery(telemetry(Point("a", 1.0, u="°C")))])
 
     assert [0] == list(result.rejected)
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         letters = await aio_as_trio(fetch)(database, "SELECT payload, reason, detail, repeats FROM ingest_errors")
         numbers = await aio_as_trio(fetch)(database, "SELECT point_id, v_num FROM ts_measure ORDER BY 1")
     detail = "a (°C) at 2026-11-20T12:00:00+00:00: 1.0 is stored, 2.0 came"
@@ -214,7 +213,7 @@ async def test_store_replaces_where_the_newest_shall_win(database: str) -> None:
 
     assert {} == result.rejected
     assert (0, 1, 2) == (result.points_stored, result.points_duplicate, result.points_conflicting)
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         rows = await aio_as_trio(fetch)(database, "SELECT point_id, v_num, v_bool, qual FROM ts_measure ORDER BY 1")
     assert [("a", 3.0, None, 1), ("b", None, True, 0)] == [tuple(row) for row in rows]
 
@@ -239,7 +238,7 @@ async def test_store_events_that_differ_within_a_batch_are_all_kept(database: st
             [delivery(Event("door", NOW, name, data), payload=data + name.encode()) for name, data in said]
         )
 
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         letters = await aio_as_trio(fetch)(database, "SELECT payload FROM ingest_errors")
         events = await aio_as_trio(fetch)(database, "SELECT event_id, data::text FROM device_event")
     first = dict(reversed(said))
@@ -335,7 +334,7 @@ async def test_store_large_meta_is_stored_with_each_point(database: str) -> None
         result = await store.write(batch)
 
     assert WriteResult(points_stored=2, points_duplicate=2, duplicates=frozenset([0])) == result
-    async with trio_asyncio.open_loop():
+    async with open_asyncio_loop():
         sizes = await aio_as_trio(fetch)(database, "SELECT length(meta ->> 'log') FROM traksense.measure")
     assert [100_000] * 4 == [size for (size,) in sizes]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 import trio
-import trio_asyncio
 from schema_servers import user_of
 from trio_asyncio import aio_as_trio
 
@@ -66,11 +65,11 @@ def open_any_store(owned: Database, ingest: str) -> OpenStore:
     @asynccontextmanager
     async def open_as_ingest(*, registered: Devices | None = None) -> AsyncIterator[PostgresStore]:
         if registered:
-            async with trio_asyncio.open_loop():
+            async with open_asyncio_loop():
                 await aio_as_trio(register)(owned.dsn, registered)
         environ = {"DATABASE_URL": ingest, "INGEST_PROVISIONING": "strict" if registered is not None else "auto"}
         async with (
-            trio_asyncio.open_loop(),
+            open_asyncio_loop(),
             open_store(load(environ), Health(["database", "maintenance"])) as store,
             trio.open_nursery() as nursery,
         ):

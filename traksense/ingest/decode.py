@@ -142,8 +142,15 @@ class Decoder:
                     raise
                 _let_go(refusal, payload)
                 return self._sift(message, salvaged)
-            if type(items) is list and (points := self._check(items)) is not None:
-                return Delivery(message, items, points)
+            if type(items) is not list:
+                return self._sift(message, items)
+            if len(items) == 1 and type(item := items[0]) is Telemetry:
+                # Nearly always; as `_check`, which would be called for each message.
+                points = len(item.points)
+                if points <= self._points_max and self._ts_min <= item.ts <= self._now() + self._ts_ahead:
+                    return Delivery(message, items, points)
+            elif (found := self._check(items)) is not None:
+                return Delivery(message, items, found)
             return self._sift(message, items)
         except DecodeError as error:
             _let_go(error, payload)

@@ -23,6 +23,7 @@ import trio
 import trio_asyncio
 
 from traksense.config import load
+from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.migrate import migrate
 from traksense.terminal import say
 from traksense.tools.demo.display import chosen_display, take_screenshot
@@ -133,7 +134,7 @@ class Demo:
         """Start, show, end; returns the exit status."""
         _log_to(self._place.directory / "demo.log")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(trio_asyncio.open_loop())
+            await stack.enter_async_context(open_asyncio_loop())
             postgres, broker, dsn = await self._start_servers(stack)
             service = await self._start_service(stack, broker, dsn)
             database = Database(dsn)
