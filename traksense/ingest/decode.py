@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 LARGE_PAYLOAD_BYTES: Final = 64 * 1024
 """A refused message of this size is worth a look of the garbage collector at its youngest objects: milliseconds."""
 
+MESSAGES_A_READING: Final = 64
+"""So many messages may be accepted by one reading of the clock; none is refused by an old one. Only a clock that is set
+back makes a difference, and only to them."""
+
 DETAIL_MAX: Final = 2000
 """Characters of `ingest_errors.detail`."""
 
@@ -116,6 +120,8 @@ class Decoder:
         self._ts_ahead = timedelta(seconds=settings.ts_ahead)
         self._now = now
         self._clock = clock
+        self._judged = 0
+        self._latest = settings.ts_min
         self._ledger = ledger if ledger is not None else Ledger()
 
     def decode(self, message: Message) -> Delivery:
@@ -146,8 +152,11 @@ class Decoder:
                 return self._sift(message, items)
             if len(items) == 1 and type(item := items[0]) is Telemetry:
                 # Nearly always; as `_check`, which would be called for each message.
+                if not self._judged % MESSAGES_A_READING:
+                    self._latest = self._now() + self._ts_ahead
+                self._judged += 1
                 points = len(item.points)
-                if points <= self._points_max and self._ts_min <= item.ts <= self._now() + self._ts_ahead:
+                if points <= self._points_max and self._ts_min <= item.ts <= self._latest:
                     return Delivery(message, items, points)
             elif (found := self._check(items)) is not None:
                 return Delivery(message, items, found)

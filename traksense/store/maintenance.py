@@ -101,13 +101,13 @@ class Seen:
         What the broker had retained says nothing about now, and what says that the device is gone, such as a last will,
         is no sign of life.
         """
-        at = self._at
+        at, event = self._at, Kind.EVENT
         for delivery in batch:
             message = delivery.message
             route = message.route
             if route is None or message.retain:
                 continue
-            if (route.kind is Kind.EVENT or delivery.rejection is not None) and self._is_gone(delivery):
+            if (route.kind is event or delivery.rejection is not None) and self._is_gone(delivery):
                 continue
             at[route.path] = (route, message.received_at)
         if len(at) > SEEN_MAX:
