@@ -375,8 +375,8 @@ async def test_store_device_that_invents_points_starts_over(monkeypatch: pytest.
 
         store._dictionary.make_room()
         (device,) = store._dictionary._devices.values()
-        assert len(device.layout.places) <= 5
-        assert len(device.heads) == HEAD_BYTES * len(device.layout.places)
+        assert len(device.layout.keys) <= 5
+        assert len(device.heads) == HEAD_BYTES * len(device.layout.keys)
 
 
 async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:

@@ -12,6 +12,7 @@ every transaction that uses it checks that it still holds (`hold`), and keeps it
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from traksense.model import Route
 
-PointKey: TypeAlias = str | tuple[str, str]
-"""A point within its device, as the device writes it: its name or, if it has a unit, name and unit."""
+PointKey: TypeAlias = tuple[str, str | None]
+"""A point within its device, as the device writes it: its name and its unit."""
 
 DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
@@ -57,12 +58,27 @@ uptime) would otherwise add one for each message; beyond this its meta is stored
 class Layout:
     """Which points a device has, and where in its `heads`. Devices with the same points share one: a fleet of 100,000
     devices would otherwise keep as many dictionaries, and look into each of them once, when it is in no cache.
+
+    Attributes:
+        keys: The points in the order of the heads.
+        places: Where the head of a point begins, by its unit and its name. (One dictionary in the other: a tuple for
+            each point that comes would take a third of what packing it does.)
     """
 
-    places: dict[PointKey, int] = attrs.field(factory=dict)
+    keys: tuple[PointKey, ...] = ()
+    places: dict[str | None, dict[str, int]] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for number, (name, unit) in enumerate(self.keys):
+            self.places.setdefault(unit, {})[name] = number * HEAD_BYTES
+
+    def has(self, key: PointKey) -> bool:
+        """Whether it is one of the points."""
+        name, unit = key
+        return name in self.places.get(unit, ())
 
 
-_NO_POINTS: Final = Layout()
+NO_POINTS: Final = Layout()
 
 
 @attrs.define(eq=False)
@@ -76,7 +92,7 @@ class Device:
         used: Whether a batch has asked for it since room was last made.
     """
 
-    layout: Layout = _NO_POINTS
+    layout: Layout = NO_POINTS
     heads: bytes = b""
     novel_meta: int = 0
     used: bool = True
@@ -128,8 +144,8 @@ class Dictionary:
         """What the series of a device are called, by their numbers, as far as they are remembered."""
         device = self._devices.get(route.path, Device())
         return {
-            series_of(device.heads[place : place + HEAD_BYTES]): key if isinstance(key, str) else f"{key[0]} ({key[1]})"
-            for key, place in device.layout.places.items()
+            series_of(device.heads[place : place + HEAD_BYTES]): name if unit is None else f"{name} ({unit})"
+            for place, (name, unit) in zip(count(step=HEAD_BYTES), device.layout.keys, strict=False)
         }
 
     async def begin(self, connection: PoolConnectionProxy) -> None:
@@ -181,7 +197,7 @@ class Dictionary:
         """
         while self._outgrown:
             device = self._outgrown.pop()
-            device.layout, device.heads = _NO_POINTS, b""
+            device.layout, device.heads = NO_POINTS, b""
         if len(self._devices) <= DEVICES_MAX:
             return
         excess = len(self._devices) - DEVICES_MAX + DEVICES_MAX // 10
@@ -235,9 +251,9 @@ class Dictionary:
         wanted: dict[tuple[str, str, str, str, str | None], list[tuple[Device, PointKey]]] = {}
         for (path, key), route in series.items():
             device = self._devices.get(path)
-            if device is None or key in device.layout.places:
+            if device is None or device.layout.has(key):
                 continue
-            name, unit = key if isinstance(key, tuple) else (key, None)
+            name, unit = key
             names = (route.tenant, route.site, route.device, canonical_point(name), canonical_unit(unit))
             wanted.setdefault(names, []).append((device, key))
         found: dict[Device, dict[PointKey, int]] = {}
@@ -255,11 +271,11 @@ class Dictionary:
 
     def _add_series(self, device: Device, ids: dict[PointKey, int]) -> None:
         # In one order, so that devices with the same points come to the same layout.
-        added = sorted(ids, key=lambda key: key if isinstance(key, tuple) else (key, ""))
-        keys = (*device.layout.places, *added)
+        added = sorted(ids, key=lambda key: (key[0], key[1] or ""))
+        keys = (*device.layout.keys, *added)
         layout = self._layouts.get(keys)
         if layout is None:
-            layout = self._layouts[keys] = Layout({key: n * HEAD_BYTES for n, key in enumerate(keys)})
+            layout = self._layouts[keys] = Layout(keys)
         device.layout = layout
         if len(keys) > DEVICE_POINTS_MAX:
             self._outgrown.add(device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
-from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing
+from traksense.store.dictionary import META_LENGTH_MAX, NO_POINTS, NOVEL_META_MAX, Missing
 from traksense.store.digests import digest
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from traksense.model import Delivery, Route
-    from traksense.store.dictionary import Device, Dictionary, PointKey
+    from traksense.store.dictionary import Device, Dictionary, Layout
 
 
 @attrs.define
@@ -77,7 +77,7 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
         for item in delivery.items:
             if isinstance(item, Telemetry):
                 if device is None:
-                    _miss(item, (), route, missing)
+                    _miss(item, NO_POINTS, route, missing)
                 else:
                     _add_measures(rows, index, item, route, device, dictionary, missing)
                 continue
@@ -126,8 +126,7 @@ def _add_measures(
     others: list[bytes] = []
     try:
         for point in item.points:
-            unit = point.u
-            place = places[point.name if unit is None else (point.name, unit)]
+            place = places[point.u][point.name]
             value = point.v
             if type(value) is float and not point.q:
                 parts += (heads[place : place + HEAD_BYTES], middle, value)
@@ -135,7 +134,7 @@ def _add_measures(
                 head = heads[place : place + HEAD_BYTES]
                 others.append(pack_row(head, item.ts, value, point.q or None, meta_id))
     except KeyError:
-        _miss(item, places, route, missing)
+        _miss(item, device.layout, route, missing)
         return
     if parts:
         packed = pack_numbers(parts, len(middle))
@@ -147,10 +146,10 @@ def _add_measures(
         rows.points += len(others)
 
 
-def _miss(item: Telemetry, places: Container[PointKey], route: Route, missing: Missing) -> None:
+def _miss(item: Telemetry, known: Layout, route: Route, missing: Missing) -> None:
     for point in item.points:
-        key = point.name if point.u is None else (point.name, point.u)
-        if key not in places:
+        key = (point.name, point.u)
+        if not known.has(key):
             missing.series[(route.path, key)] = route
 
 
