@@ -103,6 +103,7 @@ CREATE FUNCTION traksense.delete_points_of_series() RETURNS trigger
 BEGIN
     DELETE FROM traksense.measure m USING gone WHERE m.series_id = gone.series_id;
     IF traksense.timescaledb_schema() IS NULL THEN
+        PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE;
         DELETE FROM traksense.rollup_1m r USING gone WHERE r.series_id = gone.series_id;
         DELETE FROM traksense.rollup_5m r USING gone WHERE r.series_id = gone.series_id;
         DELETE FROM traksense.rollup_1h r USING gone WHERE r.series_id = gone.series_id;
@@ -667,7 +668,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    FOREACH kind IN ARRAY ARRAY['events', 'acks', 'errors'] LOOP
+    -- In the order in which a batch writes them; a row that one has locked is not so old any more.
+    FOREACH kind IN ARRAY ARRAY['acks', 'events', 'errors'] LOOP
         EXECUTE format(
             $sql$
             DELETE FROM public.%1$I WHERE ctid = ANY (ARRAY(
@@ -677,7 +679,7 @@ BEGIN
                     WHEN r.kind IS NOT NULL THEN r.keep
                     ELSE (SELECT nullif(value, '')::interval FROM traksense.setting WHERE name = 'retain_' || %2$L)
                 END
-                LIMIT $1
+                LIMIT $1 FOR UPDATE OF e SKIP LOCKED
             ))
             $sql$,
             CASE kind WHEN 'events' THEN 'device_event' WHEN 'acks' THEN 'cmd_ack' ELSE 'ingest_errors' END,
@@ -852,6 +854,7 @@ CREATE FUNCTION traksense.roll_up_until(marks_max integer, until timestamp with 
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    SET lock_timeout TO '30s'
     AS $$
 DECLARE
     reach     constant interval := interval '31 days';
@@ -1330,7 +1333,7 @@ COMMENT ON VIEW public.ts_measure IS 'Every measured value of the tenant in app.
 
 COMMENT ON COLUMN public.ts_measure.ts IS 'The device''s time.';
 
-COMMENT ON COLUMN public.ts_measure.v_num IS 'The value if it is a number; exactly one of v_num, v_bool, v_text is not null.';
+COMMENT ON COLUMN public.ts_measure.v_num IS 'The value if it is a number, or the double nearest to it; then v_text has its digits, if the double does not say them.';
 
 COMMENT ON COLUMN public.ts_measure.v_bool IS 'The value if it is true or false.';
 

@@ -307,6 +307,8 @@ CREATE FUNCTION traksense.roll_up_until(marks_max int, until timestamptz) RETURN
     SET search_path = pg_catalog, pg_temp
     SET "TimeZone" = 'UTC'
     SET jit = off
+    -- Whoever holds the table for longer is an operator at work: not a piece that is too large.
+    SET lock_timeout = '30s'
 AS $$
 DECLARE
     reach     constant interval := interval '31 days';
@@ -435,6 +437,25 @@ $$;
 COMMENT ON FUNCTION traksense.roll_up IS 'The same of everything that is marked; for releases before schema version 10, and for people.';
 
 
+-- A roll-up that had read the points before they were deleted would write aggregates that outlive their series, and lock its
+-- rows in another order: so one waits for the other.
+CREATE OR REPLACE FUNCTION traksense.delete_points_of_series() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM traksense.measure m USING gone WHERE m.series_id = gone.series_id;
+    IF traksense.timescaledb_schema() IS NULL THEN
+        PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE;
+        DELETE FROM traksense.rollup_1m r USING gone WHERE r.series_id = gone.series_id;
+        DELETE FROM traksense.rollup_5m r USING gone WHERE r.series_id = gone.series_id;
+        DELETE FROM traksense.rollup_1h r USING gone WHERE r.series_id = gone.series_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+
 -- Retention ------------------------------------------------------------------------------------------------------------
 
 -- Of one level, and on plain PostgreSQL at most sixteen partitions: a short transaction with few locks.
@@ -530,7 +551,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    FOREACH kind IN ARRAY ARRAY['events', 'acks', 'errors'] LOOP
+    -- In the order in which a batch writes them; a row that one has locked is not so old any more.
+    FOREACH kind IN ARRAY ARRAY['acks', 'events', 'errors'] LOOP
         EXECUTE format(
             $sql$
             DELETE FROM public.%1$I WHERE ctid = ANY (ARRAY(
@@ -540,7 +562,7 @@ BEGIN
                     WHEN r.kind IS NOT NULL THEN r.keep
                     ELSE (SELECT nullif(value, '')::interval FROM traksense.setting WHERE name = 'retain_' || %2$L)
                 END
-                LIMIT $1
+                LIMIT $1 FOR UPDATE OF e SKIP LOCKED
             ))
             $sql$,
             CASE kind WHEN 'events' THEN 'device_event' WHEN 'acks' THEN 'cmd_ack' ELSE 'ingest_errors' END,
@@ -747,3 +769,8 @@ REVOKE ALL ON FUNCTION
 
 
 INSERT INTO traksense.schema_version (version, name) VALUES (10, 'bounded_background_work');
+
+
+-- Since a number that is no double has its digits beside it (ops/decisions/0038).
+COMMENT ON COLUMN public.ts_measure.v_num IS
+    'The value if it is a number, or the double nearest to it; then v_text has its digits, if the double does not say them.';

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime  # noqa: TC003  (msgspec resolves the annotations at run time)
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeAlias
 
 import attrs
 import msgspec
@@ -194,12 +194,24 @@ class Message(msgspec.Struct, eq=False, gc=False):
     retain: bool = False
 
 
+DETAIL_MAX: Final = 2000
+"""Characters of `ingest_errors.detail`."""
+
+REST_IS_STORED: Final = ", and the rest is stored"
+"""What the detail of a message says a part of which is at fault; no more once nothing of it is stored."""
+
+
 @attrs.frozen
 class Rejection:
     """Why a message, or a part of it, cannot be stored as what it claims to be."""
 
     reason: Reason
     detail: str
+
+    def and_also(self, other: Rejection) -> Rejection:
+        """This one, with a detail that says the other, too, whatever room that takes."""
+        said = f"; {other.reason}: {other.detail}"
+        return Rejection(self.reason, f"{self.detail[: max(0, DETAIL_MAX - len(said))]}{said}")
 
 
 class Delivery(msgspec.Struct, eq=False, gc=False):
@@ -220,18 +232,15 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         the bytes are not.
         """
         if self.rejection is not None:
-            earlier = self.rejection
-            rejection = Rejection(rejection.reason, f"{rejection.detail}; {earlier.reason}: {earlier.detail}")
+            earlier = Rejection(self.rejection.reason, self.rejection.detail.replace(REST_IS_STORED, "", 1))
+            rejection = rejection.and_also(earlier)
         self.rejection = rejection
         self.items = []
         self.points = 0
 
     def reject_all_but(self, kept: list[Item], rejection: Rejection) -> None:
         """Keep these items, and have a dead letter say why the others are dropped, beside what it says already."""
-        if self.rejection is not None:
-            earlier = self.rejection
-            rejection = Rejection(earlier.reason, f"{earlier.detail}; {rejection.reason}: {rejection.detail}")
-        self.rejection = rejection
+        self.rejection = rejection if self.rejection is None else self.rejection.and_also(rejection)
         self.items = kept
         self.points = count_points(kept)
 

@@ -203,6 +203,22 @@ async def test_store_keeps_what_conflicts_as_a_dead_letter(database: str) -> Non
     assert [("a", 1.0), ("b", 1.0)] == [tuple(row) for row in numbers]
 
 
+async def test_store_conflict_keeps_the_earlier_faults(database: str) -> None:
+    """A message with bad points and a conflicting one: one dead letter says both, however long the first is."""
+    fault = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v " * 1000)
+    async with open_postgres_store(database) as store:
+        await store.write([delivery(telemetry(Point("a", 1.0)))])
+        result = await store.write([delivery(telemetry(Point("a", 2.0)), payload=b"partial", rejection=fault)])
+
+    async with open_asyncio_loop():
+        letters = await aio_as_trio(fetch)(database, "SELECT reason, detail FROM ingest_errors")
+    ((reason, detail),) = [tuple(letter) for letter in letters]
+    assert {0: Rejection(Reason.TYPE_MISMATCH, detail)} == result.rejected
+    assert ("type_mismatch", 2000) == (reason, len(detail))
+    assert detail.startswith("$.points[1].v $")
+    assert detail.endswith("; conflicting_value: a at 2026-11-20T12:00:00+00:00: 1.0 is stored, 2.0 came")
+
+
 async def test_store_replaces_where_the_newest_shall_win(database: str) -> None:
     """With INGEST_CONFLICTS=replace: what is stored is what came last, within a batch too; nothing is a dead letter."""
     async with open_postgres_store(database, INGEST_CONFLICTS="replace") as store:

@@ -9,8 +9,8 @@ from typing import Final
 
 from traksense.adapters import Registry, check_items
 from traksense.config import load
-from traksense.ingest.decode import DETAIL_MAX, Decoder
-from traksense.model import Delivery, Exact, Kind, Message, Reason, Route, Telemetry, count_points
+from traksense.ingest.decode import Decoder
+from traksense.model import DETAIL_MAX, Delivery, Exact, Kind, Message, Reason, Route, Telemetry, count_points
 
 NOON: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DECODER: Final = Decoder(load({}), Registry(), now=lambda: NOON)

@@ -33,21 +33,22 @@ DELETE FROM traksense.device WHERE device_id = 'dev1'
 
 
 def delivery(value: float, *, device: str = "dev1", tenant: str = "acme", meta: bytes | None = None) -> Delivery:
-    """A message with one point; its value is its second, so that each is another row."""
+    """A message with one point; its value is its half minute, so that each is another row."""
     route = Route(tenant, "site", device, Kind.TELEM)
     message = Message(f"traksense/{route.path}/telem", b"{}", 1, 1, 1, False, NOON, route)
-    return Delivery(message, [Telemetry(NOON + timedelta(seconds=value), [Point("p", value)], meta)], 1)
+    return Delivery(message, [Telemetry(NOON + timedelta(seconds=31 * value), [Point("p", value)], meta)], 1)
 
 
 def stored(database: str) -> list[tuple[Any, ...]]:
     """What a user reads, and how many rows nobody can read."""
     with psycopg.connect(database) as connection:
         rows = connection.execute("SELECT device_id, v_num FROM public.ts_measure ORDER BY 1, 2").fetchall()
-        ((hidden,),) = connection.execute(
-            "SELECT count(*) FROM traksense.measure m WHERE NOT EXISTS"
-            " (SELECT FROM traksense.series s WHERE s.series_id = m.series_id)"
-        ).fetchall()
-    assert 0 == hidden
+        for table in ("measure", "rollup_1m", "rollup_5m", "rollup_1h"):
+            ((hidden,),) = connection.execute(
+                f"SELECT count(*) FROM traksense.{table} m WHERE NOT EXISTS"
+                " (SELECT FROM traksense.series s WHERE s.series_id = m.series_id)"
+            ).fetchall()
+            assert (table, 0) == (table, hidden)
     return rows
 
 

@@ -26,10 +26,10 @@ import msgspec
 
 from traksense.adapters.base import Partial
 from traksense.adapters.fields import CLASS_OF
-from traksense.adapters.json_checks import ABSENT, decode_json, json_object, refuse_nul
+from traksense.adapters.json_checks import ABSENT, JSON_FAULTS, decode_json, fault, json_object, refuse_nul
 from traksense.adapters.numbers import may_round
 from traksense.adapters.salvage import at, is_absent, read_number, rejection, strictly
-from traksense.adapters.schema_v1 import decode_v1
+from traksense.adapters.schema_v1 import decode_v1, refusal_v1
 from traksense.adapters.timestamps import parse_timestamp
 from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
@@ -60,8 +60,7 @@ class _Value(msgspec.Struct, gc=False):
     t: msgspec.Raw = ABSENT
 
 
-_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
-_decode: Final = _ENVELOPE.decode
+_decode: Final = msgspec.json.Decoder(_Envelope).decode
 _PARTS: Final = msgspec.json.Decoder(_Parts)
 _POINT: Final = msgspec.json.Decoder(Point)
 _VALUE: Final = msgspec.json.Decoder(_Value)
@@ -86,12 +85,12 @@ class EnvelopeV1:
             DecodeError: Any reason but UNKNOWN_FORMAT and ADAPTER_FAILED.
         """
         try:
-            # As `decode_json`, which would be two calls more for each message; what is wrong, `_read` says.
+            # As `decode_v1`, which would be two calls more for each message.
             if not payload.isascii():
                 payload.decode()
             envelope = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            envelope = _read(payload)
+        except JSON_FAULTS as exc:
+            raise _refusal(payload, fault(payload, exc)) from exc
         if b"\\" in payload:
             refuse_nul(payload)
         if may_round(payload):
@@ -127,18 +126,11 @@ class EnvelopeV1:
         return partial
 
 
-def _read(payload: bytes) -> _Envelope:
-    """Decode an envelope of any kind.
-
-    Raises:
-        DecodeError: As `decode_v1`, or TYPE_MISMATCH.
-    """
-    try:
-        return decode_v1(_ENVELOPE, payload)
-    except DecodeError as refusal:
-        if refusal.reason is Reason.INVALID_FIELD and _NO_VALUE.match(refusal.detail):
-            raise DecodeError(Reason.TYPE_MISMATCH, refusal.detail) from refusal
-        raise
+def _refusal(payload: bytes, refusal: DecodeError) -> DecodeError:
+    refusal = refusal_v1(payload, refusal)
+    if refusal.reason is Reason.INVALID_FIELD and _NO_VALUE.match(refusal.detail):
+        return DecodeError(Reason.TYPE_MISMATCH, refusal.detail)
+    return refusal
 
 
 def _point(raw: bytes) -> Point:

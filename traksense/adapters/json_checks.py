@@ -52,6 +52,9 @@ _ESCAPES: Final = re.compile(
            | . )""",
     re.DOTALL | re.VERBOSE,
 )
+JSON_FAULTS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What is raised for a payload that is not the JSON that was expected."""
+
 _OUT_OF_RANGE: Final = re.compile(r"(?:Number|Integer value) out of range")
 
 _SYNTAX: Final = msgspec.json.Decoder(msgspec.Raw)
@@ -74,19 +77,24 @@ def decode_json(decoder: msgspec.json.Decoder[T], payload: bytes, *, allow_nul: 
         if not payload.isascii():
             payload.decode()
         decoded = decoder.decode(payload)
-    except msgspec.ValidationError as exc:
-        raise _shape_fault(payload, str(exc)) from exc
-    except msgspec.DecodeError as exc:
-        raise _syntax_fault(payload, exc) from exc
-    except UnicodeDecodeError as exc:
-        detail = f"not UTF-8 but perhaps Latin-1: {exc.reason} 0x{payload[exc.start]:02x} (byte {exc.start})"
-        raise DecodeError(Reason.PARSE_ERROR, detail) from exc
-    except RecursionError as exc:
-        raise DecodeError(Reason.NESTED_TOO_DEEP, "nested deeper than the decoder goes") from exc
+    except JSON_FAULTS as exc:
+        raise fault(payload, exc) from exc
     # Almost no payload has a backslash, and looking for one byte takes a tenth of looking for six.
     if b"\\" in payload and not allow_nul:
         refuse_nul(payload)
     return decoded
+
+
+def fault(payload: bytes, error: Exception) -> DecodeError:
+    """What is wrong with a payload, from what checking and decoding it raised (`JSON_FAULTS`)."""
+    if isinstance(error, msgspec.ValidationError):
+        return _shape_fault(payload, str(error))
+    if isinstance(error, msgspec.DecodeError):
+        return _syntax_fault(payload, error)
+    if isinstance(error, UnicodeDecodeError):
+        at = f"0x{payload[error.start]:02x} (byte {error.start})"
+        return DecodeError(Reason.PARSE_ERROR, f"not UTF-8 but perhaps Latin-1: {error.reason} {at}")
+    return DecodeError(Reason.NESTED_TOO_DEEP, "nested deeper than the decoder goes")
 
 
 def refuse_nul(raw: bytes) -> None:

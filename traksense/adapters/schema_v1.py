@@ -36,18 +36,26 @@ def decode_v1(decoder: msgspec.json.Decoder[T], payload: bytes, *, allow_nul: bo
     try:
         return decode_json(decoder, payload, allow_nul=allow_nul)
     except DecodeError as refusal:
+        if (said := refusal_v1(payload, refusal)) is refusal:
+            raise
+        raise said from refusal
+
+
+def refusal_v1(payload: bytes, refusal: DecodeError) -> DecodeError:
+    """What is wrong with a message whose type declares `schema: Literal["v1"]`, from what `decode_json` says."""
+    if refusal.reason in {Reason.INVALID_FIELD, Reason.NUMBER_OUT_OF_RANGE}:
         # Another version may have other fields, so its version says more than the first field that v1 misses.
-        if refusal.reason in {Reason.INVALID_FIELD, Reason.NUMBER_OUT_OF_RANGE}:
-            _refuse_other_schema(payload)
-            if _NO_TIME.fullmatch(refusal.detail):
-                raise DecodeError(Reason.MISSING_TIMESTAMP, refusal.detail) from refusal
-        raise
+        schema = _schema(payload)
+        if schema not in {None, b'"v1"'}:
+            said = schema[:40].decode(errors="replace")
+            return DecodeError(Reason.UNKNOWN_SCHEMA, f'schema is {said}, not "v1"')
+        if _NO_TIME.fullmatch(refusal.detail):
+            return DecodeError(Reason.MISSING_TIMESTAMP, refusal.detail)
+    return refusal
 
 
-def _refuse_other_schema(payload: bytes) -> None:
+def _schema(payload: bytes) -> bytes | None:
     try:
-        schema = bytes(_VERSIONED.decode(payload).schema)
+        return bytes(_VERSIONED.decode(payload).schema)
     except msgspec.ValidationError:
-        return
-    if schema != b'"v1"':
-        raise DecodeError(Reason.UNKNOWN_SCHEMA, f'schema is {schema[:40].decode(errors="replace")}, not "v1"')
+        return None

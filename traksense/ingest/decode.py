@@ -11,7 +11,18 @@ from traksense.adapters.base import Context, Partial
 from traksense.errors import DecodeError
 from traksense.ingest.clock import ClockDoubtError
 from traksense.ingest.ledger import Ledger
-from traksense.model import CommandAck, Delivery, Kind, Reason, Rejection, Route, Telemetry, count_points
+from traksense.model import (
+    DETAIL_MAX,
+    REST_IS_STORED,
+    CommandAck,
+    Delivery,
+    Kind,
+    Reason,
+    Rejection,
+    Route,
+    Telemetry,
+    count_points,
+)
 from traksense.names import canonical_name, name_fault, tenant_fault
 
 if TYPE_CHECKING:
@@ -26,11 +37,8 @@ LARGE_PAYLOAD_BYTES: Final = 64 * 1024
 """A refused message of this size is worth a look of the garbage collector at its youngest objects: milliseconds."""
 
 MESSAGES_A_READING: Final = 64
-"""So many messages may be accepted by one reading of the clock; none is refused by an old one. Only a clock that is set
-back makes a difference, and only to them."""
-
-DETAIL_MAX: Final = 2000
-"""Characters of `ingest_errors.detail`."""
+"""So many messages may be accepted by one reading of the clock, however long they take; none is refused by an old one.
+Only a clock that is set back makes a difference, and only to them."""
 
 ROUTES_MAX: Final = 200_000
 """How many topics the router remembers: enough for 100,000 devices with two kinds. Chosen by guess; about 70 MB when
@@ -228,7 +236,7 @@ def _summary(faults: Sequence[Rejection], *, beside: bool) -> Rejection:
     """
     said = [f"{fault.reason}: {fault.detail}" for fault in faults]
     if beside:
-        detail = f"{len(faults)} fault{'s' * (len(faults) > 1)}, and the rest is stored: {said.pop(0)}"
+        detail = f"{len(faults)} fault{'s' * (len(faults) > 1)}{REST_IS_STORED}: {said.pop(0)}"
     else:
         # As if it were the only one; it is what the reason is about.
         detail, _ = faults[0].detail, said.pop(0)

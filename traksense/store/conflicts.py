@@ -54,10 +54,9 @@ def _describe(conflict: Conflict, names: Mapping[int, str]) -> str:
 
 def _rejection(earlier: Rejection | None, texts: Sequence[str]) -> Rejection:
     more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
-    if earlier is not None:
-        # It had bad points, too: one dead letter says both.
-        return Rejection(earlier.reason, "; ".join([earlier.detail, *texts[:SHOWN], *more]))
-    return Rejection(Reason.CONFLICTING_VALUE, "; ".join([*texts[:SHOWN], *more]))
+    conflict = Rejection(Reason.CONFLICTING_VALUE, "; ".join([*texts[:SHOWN], *more]))
+    # If it had bad points, too, one dead letter says both.
+    return conflict if earlier is None else earlier.and_also(conflict)
 
 
 def _value(value: Comparable) -> str:

@@ -299,7 +299,7 @@ class PostgresStore:
 async def open_store(
     settings: Settings, health: Health, clock: ClockWatch | None = None
 ) -> AsyncIterator[PostgresStore]:
-    """A store for the duration; needs a surrounding `trio_asyncio.open_loop()`.
+    """A store for the duration; needs a surrounding `open_asyncio_loop()`.
 
     Resource handling: on the way out every connection is terminated rather than closed politely: at that point nothing
     is under way that was promised to anybody. Trio-flavored.

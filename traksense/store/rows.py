@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from traksense.model import CommandAck, Event, Reason, Rejection, Telemetry
+from traksense.model import DETAIL_MAX, CommandAck, Event, Reason, Rejection, Telemetry
 from traksense.store.dictionary import META_LENGTH_MAX, NO_POINTS, NOVEL_META_MAX, Missing
 from traksense.store.digests import digest
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
@@ -194,7 +194,7 @@ def error_row(delivery: Delivery, rejection: Rejection) -> tuple[Any, ...]:
         topic,
         message.payload,
         str(rejection.reason),
-        _storable(rejection.detail)[:2000],
+        _storable(rejection.detail)[:DETAIL_MAX],
         message.received_at,
         digest(topic.encode(), message.payload),
     )

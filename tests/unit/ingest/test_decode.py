@@ -12,9 +12,9 @@ import pytest
 
 from traksense.adapters import Registry
 from traksense.config import load
-from traksense.ingest.decode import DETAIL_MAX, Decoder, read_topic
+from traksense.ingest.decode import MESSAGES_A_READING, Decoder, read_topic
 from traksense.ingest.ledger import Ledger
-from traksense.model import Delivery, Message, Reason, Rejection, Telemetry
+from traksense.model import DETAIL_MAX, Delivery, Message, Reason, Rejection, Telemetry
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 TOPIC = "traksense/tenant/site/device/telem"
@@ -158,3 +158,20 @@ def test_part_of_a_delivery_is_rejected_later() -> None:
     assert (["b"], 1, later) == (names(delivery), delivery.points, delivery.rejection)
     delivery.reject_all_but([], Rejection(Reason.INVALID_FIELD, "bad"))
     assert Rejection(Reason.TIMESTAMP_OUT_OF_WINDOW, "too old; invalid_field: bad") == delivery.rejection
+
+
+def test_clock_is_read_again() -> None:
+    """An old reading refuses nothing, and is not used for ever."""
+    now = NOON
+    decoder = Decoder(load({}), Registry(), now=lambda: now)
+
+    def refused(ts: datetime) -> bool:
+        raw = json.dumps(envelope({"name": "a", "v": 1}) | {"ts": ts.isoformat()}).encode()
+        message = Message(TOPIC, raw, 1, 1, 1, redelivered=False, received_at=NOON, route=read_topic(TOPIC))
+        return decoder.decode(message).rejection is not None
+
+    assert not refused(NOON)
+    now = NOON + timedelta(hours=5)
+    assert not refused(NOON + timedelta(hours=28))  # ahead of the old window, inside the new one
+    now = NOON - timedelta(days=3)
+    assert True in [refused(NOON) for _ in range(MESSAGES_A_READING)]

@@ -25,7 +25,7 @@ from traksense.ingest.batch import Batcher
 from traksense.ingest.health import Health
 from traksense.ingest.ledger import Ledger
 from traksense.ingest.write import Writer
-from traksense.model import Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
+from traksense.model import REST_IS_STORED, Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -272,12 +272,28 @@ async def test_write_partial_message_that_the_database_refuses(autojump_clock: M
     """Its items are to blame, not its dead letter: it becomes one as a whole instead of waiting for ever."""
     bench = Bench()
     partial = bench.delivery(POISON)
-    partial.rejection = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v")
+    partial.rejection = Rejection(Reason.TYPE_MISMATCH, f"1 fault{REST_IS_STORED}: type_mismatch: $.points[1].v")
 
     await bench.write([bench.delivery(), partial])
 
     assert {Reason.DATABASE_REFUSED: 1} == bench.ledger.dead_reasons
     assert ([1, 2], 1, 1) == (bench.acknowledged, bench.ledger.stored, len(bench.store.measures))
+    (said,) = bench.store.errors.values()
+    assert said.detail.endswith("; type_mismatch: 1 fault: type_mismatch: $.points[1].v")
+
+
+async def test_write_dead_letter_keeps_the_earlier_faults(autojump_clock: MockClock) -> None:
+    """What the store refuses as a whole says also what was wrong with a part of it."""
+    bench = Bench()
+    bench.store.devices = set()
+    partial = bench.delivery()
+    partial.rejection = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v")
+
+    await bench.write([partial])
+
+    said = Rejection(Reason.UNKNOWN_DEVICE, "not registered; type_mismatch: $.points[1].v")
+    assert [said] == list(bench.store.errors.values())
+    assert ([], said) == (partial.items, partial.rejection)
 
 
 async def test_write_unknown_devices_become_dead_letters(autojump_clock: MockClock) -> None:
