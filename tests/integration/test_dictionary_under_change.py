@@ -174,6 +174,32 @@ async def test_deletion_waits_for_a_batch_and_a_batch_for_a_deletion(migrated: D
     assert [("dev1", 2.0)] == stored(migrated.dsn)
 
 
+async def test_deletion_waits_for_a_roll_up(migrated: Database) -> None:
+    """One that has read the points writes no aggregates that outlive their series."""
+    if migrated.server.timescaledb:
+        pytest.skip("TimescaleDB refreshes its own aggregates")
+    with trio.fail_after(60):
+        async with open_postgres_store(migrated.dsn) as store:
+            await store.write([delivery(1.0)])
+    with psycopg.connect(migrated.dsn) as roll_up, trio.fail_after(60):
+        roll_up.execute("SELECT traksense.roll_up()")
+        async with trio.open_nursery() as nursery:
+            deleted = trio.Event()
+
+            async def operate() -> None:
+                await trio.to_thread.run_sync(run, migrated.dsn, "DELETE FROM traksense.device")
+                deleted.set()
+
+            nursery.start_soon(operate)
+            while not deleted.is_set() and not migrated.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ):
+                await trio.sleep(0.02)
+            roll_up.commit()
+
+    assert [] == stored(migrated.dsn)
+
+
 async def _until_locked(database: str) -> None:
     """Until a session waits for the lock of the dictionary."""
     with psycopg.connect(database, autocommit=True) as connection:
