@@ -95,3 +95,19 @@ async def write_after(connection: object, now: datetime) -> None:
     execute = connection.execute  # type: ignore[attr-defined]
     await execute("SET lock_timeout = '1s'")
     await execute("INSERT INTO traksense.measure (series_id, ts, v_num) VALUES (1, $1, 1)", now + timedelta(minutes=1))
+
+
+def test_purge_waits_for_no_batch(migrated: Database) -> None:
+    """An expired dead letter that just comes again is not waited for, and stays; the other one goes."""
+    old = "now() - interval '20 days'"
+    migrated.run(
+        "INSERT INTO public.ingest_errors (tenant_id, topic, payload, reason, digest, ts) VALUES"
+        f" (NULL, 'a', 'x', 'parse_error', decode(md5('a'), 'hex'), {old}),"
+        f" (NULL, 'b', 'x', 'parse_error', decode(md5('b'), 'hex'), {old})"
+    )
+    with psycopg.connect(migrated.dsn) as batch:
+        batch.execute("UPDATE public.ingest_errors SET last_ts = now() WHERE topic = 'a'")
+        migrated.run("SET lock_timeout = '5s'", "SELECT traksense.purge_expired()")
+        batch.commit()
+
+    assert [("a",)] == migrated.rows("SELECT topic FROM public.ingest_errors")
