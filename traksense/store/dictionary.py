@@ -12,16 +12,16 @@ every transaction that uses it checks that it still holds (`hold`), and keeps it
 from __future__ import annotations
 
 import asyncio
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import attrs
 
 from traksense.errors import DictionaryChangedError
 from traksense.names import canonical_point, canonical_unit
+from traksense.store.devices import NO_POINTS, Device, Layout
 from traksense.store.digests import digest
-from traksense.store.packing import HEAD_BYTES, pack_head, series_of
+from traksense.store.packing import pack_head
 from traksense.store.roles import name_tenants
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from traksense.model import Route
-
-PointKey: TypeAlias = tuple[str, str | None]
-"""A point within its device, as the device writes it: its name and its unit."""
+    from traksense.store.devices import PointKey
 
 DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
@@ -52,50 +50,6 @@ META_LENGTH_MAX: Final = 4096
 NOVEL_META_MAX: Final = 64
 """How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an
 uptime) would otherwise add one for each message; beyond this its meta is stored with its rows."""
-
-
-@attrs.frozen(eq=False)
-class Layout:
-    """Which points a device has, and where in its `heads`. Devices with the same points share one: a fleet of 100,000
-    devices would otherwise keep as many dictionaries, and look into each of them once, when it is in no cache.
-
-    Attributes:
-        keys: The points in the order of the heads.
-        places: Where the head of a point begins, by its unit and its name. (One dictionary in the other: a tuple for
-            each point that comes would take a third of what packing it does.)
-    """
-
-    keys: tuple[PointKey, ...] = ()
-    places: dict[str | None, dict[str, int]] = attrs.field(init=False, factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        for number, (name, unit) in enumerate(self.keys):
-            self.places.setdefault(unit, {})[name] = number * HEAD_BYTES
-
-    def has(self, key: PointKey) -> bool:
-        """Whether it is one of the points."""
-        name, unit = key
-        return name in self.places.get(unit, ())
-
-
-NO_POINTS: Final = Layout()
-
-
-@attrs.define(eq=False)
-class Device:
-    """What is cached of one device.
-
-    Attributes:
-        layout: Its points.
-        heads: How the rows of each of its series begin (`packing.pack_head`), one behind the other.
-        novel_meta: How many new `meta` objects it has added to the dictionary.
-        used: Whether a batch has asked for it since room was last made.
-    """
-
-    layout: Layout = NO_POINTS
-    heads: bytes = b""
-    novel_meta: int = 0
-    used: bool = True
 
 
 @attrs.define
@@ -142,11 +96,7 @@ class Dictionary:
 
     def names(self, route: Route) -> dict[int, str]:
         """What the series of a device are called, by their numbers, as far as they are remembered."""
-        device = self._devices.get(route.path, Device())
-        return {
-            series_of(device.heads[place : place + HEAD_BYTES]): name if unit is None else f"{name} ({unit})"
-            for place, (name, unit) in zip(count(step=HEAD_BYTES), device.layout.keys, strict=False)
-        }
+        return self._devices.get(route.path, Device()).names()
 
     async def begin(self, connection: PoolConnectionProxy) -> None:
         """Ask what the database calls its dictionary, unless that is known. asyncio-flavored."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from traksense.model import DETAIL_MAX, CommandAck, Event, Reason, Rejection, Telemetry
-from traksense.store.dictionary import META_LENGTH_MAX, NO_POINTS, NOVEL_META_MAX, Missing
+from traksense.store.devices import NO_POINTS
+from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing
 from traksense.store.digests import digest
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from traksense.model import Delivery, Route
-    from traksense.store.dictionary import Device, Dictionary, Layout
+    from traksense.store.devices import Device, Layout
+    from traksense.store.dictionary import Dictionary
 
 
 @attrs.define

@@ -1,0 +1,64 @@
+"""What is remembered of a device: which points it has, and how the rows of each of them begin."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Final, TypeAlias
+
+import attrs
+
+from traksense.store.packing import HEAD_BYTES, series_of
+
+PointKey: TypeAlias = tuple[str, str | None]
+"""A point within its device, as the device writes it: its name and its unit."""
+
+
+@attrs.frozen(eq=False)
+class Layout:
+    """Which points a device has, and where in its `heads`. Devices with the same points share one: a fleet of 100,000
+    devices would otherwise keep as many dictionaries, and look into each of them once, when it is in no cache.
+
+    Attributes:
+        keys: The points in the order of the heads.
+        places: Where the head of a point begins, by its unit and its name. (One dictionary in the other: a tuple for
+            each point that comes would take a third of what packing it does.)
+    """
+
+    keys: tuple[PointKey, ...] = ()
+    places: dict[str | None, dict[str, int]] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for number, (name, unit) in enumerate(self.keys):
+            self.places.setdefault(unit, {})[name] = number * HEAD_BYTES
+
+    def has(self, key: PointKey) -> bool:
+        """Whether it is one of the points."""
+        name, unit = key
+        return name in self.places.get(unit, ())
+
+
+NO_POINTS: Final = Layout()
+
+
+@attrs.define(eq=False)
+class Device:
+    """What is cached of one device.
+
+    Attributes:
+        layout: Its points.
+        heads: How the rows of each of its series begin (`packing.pack_head`), one behind the other.
+        novel_meta: How many new `meta` objects it has added to the dictionary.
+        used: Whether a batch has asked for it since room was last made.
+    """
+
+    layout: Layout = NO_POINTS
+    heads: bytes = b""
+    novel_meta: int = 0
+    used: bool = True
+
+    def names(self) -> dict[int, str]:
+        """What its series are called, by their numbers."""
+        return {
+            series_of(self.heads[place : place + HEAD_BYTES]): name if unit is None else f"{name} ({unit})"
+            for place, (name, unit) in zip(count(step=HEAD_BYTES), self.layout.keys, strict=False)
+        }
