@@ -43,7 +43,9 @@ def stored(database: str) -> list[tuple[Any, ...]]:
     """What a user reads, and how many rows nobody can read."""
     with psycopg.connect(database) as connection:
         rows = connection.execute("SELECT device_id, v_num FROM public.ts_measure ORDER BY 1, 2").fetchall()
-        for table in ("measure", "rollup_1m", "rollup_5m", "rollup_1h"):
+        ((plain,),) = connection.execute("SELECT traksense.timescaledb_schema() IS NULL").fetchall()
+        # TimescaleDB's next refresh takes the aggregates of what was deleted away.
+        for table in ("measure", "rollup_1m", "rollup_5m", "rollup_1h") if plain else ("measure",):
             ((hidden,),) = connection.execute(
                 f"SELECT count(*) FROM traksense.{table} m WHERE NOT EXISTS"
                 " (SELECT FROM traksense.series s WHERE s.series_id = m.series_id)"
