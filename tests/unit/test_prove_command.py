@@ -88,6 +88,15 @@ def test_everything_is_passed_on(requests: list[Request]) -> None:
     assert (3, 7, Path("place"), True) == (request.runs, request.seed, request.directory, request.as_json)
 
 
+def test_a_directory_is_used_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What servers of an earlier session left would be taken up again, and hold the new one up."""
+    (tmp_path / "postgres").mkdir()
+
+    assert 1 == main(["prove", "--directory", str(tmp_path)])
+
+    assert f"traksense: {tmp_path} is not empty: take another --directory\n" == capsys.readouterr().err
+
+
 def test_by_default_all_faults_and_a_random_seed(requests: list[Request]) -> None:
     """Nobody has to choose."""
     main(["prove"])

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         metavar="DIR",
-        help="keep state and logs here (default: only after a failure)",
+        help="keep state and logs here; new or empty (default: kept only after a failure)",
     )
     parser.add_argument("--list-faults", action="store_true", help="say what can go wrong, and do nothing")
 

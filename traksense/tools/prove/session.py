@@ -135,9 +135,15 @@ class _Place:
 
 @contextlib.contextmanager
 def _directory(wanted: Path | None) -> Iterator[_Place]:
-    """The directory asked for, or a temporary one that vanishes unless it is kept."""
+    """The directory asked for, or a temporary one that vanishes unless it is kept.
+
+    Raises:
+        StackError: The directory asked for is not empty: servers of an earlier session would be taken up again.
+    """
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
+        if any(wanted.iterdir()):
+            raise StackError(f"{wanted} is not empty: take another --directory")
         yield _Place(wanted, keep=True)
         return
     place = _Place(Path(tempfile.mkdtemp(prefix="traksense-prove-")), keep=False)
