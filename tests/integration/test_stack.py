@@ -40,6 +40,7 @@ from traksense.tools.stack import (
     open_service,
     parse_metrics,
     postgres,
+    postgres_programs,
     system_bindirs,
 )
 
@@ -644,7 +645,7 @@ def test_postgres_as_root_copies_programs_that_its_user_cannot_run(
     for name in (package.name, f"{package.name}.libs"):
         subprocess.run(["cp", "-r", package.with_name(name), tmp_path], check=True)
     private = tmp_path / package.name / "pginstall" / "bin"
-    monkeypatch.setattr(postgres, "embedded_bindir", lambda: private)
+    monkeypatch.setattr(postgres_programs, "embedded_bindir", lambda: private)
 
     with PostgresProcess(stack_directory / unique("postgres"), bindir=private) as server:
         assert server.directory in server.bindir.parents

@@ -26,7 +26,7 @@ import attrs
 import trio
 
 from traksense.tools.stack import free_port
-from traksense.tools.stack.processes import LOOPBACK
+from traksense.tools.stack.servers import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable

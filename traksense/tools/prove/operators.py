@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from traksense.tools.prove.acts import Act
-from traksense.tools.stack.postgres import SUPERUSER, server_environment
+from traksense.tools.stack.postgres import SUPERUSER
+from traksense.tools.stack.postgres_programs import server_environment
 from traksense.tools.stack.processes import last_words, run_to_end
 
 if TYPE_CHECKING:

@@ -12,15 +12,10 @@ however we end.
 from traksense.tools.stack.broker import BrokerOptions, BrokerProcess, TlsFiles, find_mosquitto, open_broker
 from traksense.tools.stack.errors import StackError
 from traksense.tools.stack.pooler import PoolerProcess, find_pgbouncer
-from traksense.tools.stack.postgres import (
-    PostgresProcess,
-    embedded_bindir,
-    major_of,
-    open_postgres,
-    postgres_version,
-    system_bindirs,
-)
-from traksense.tools.stack.processes import Child, Server, free_port
+from traksense.tools.stack.postgres import PostgresProcess, open_postgres
+from traksense.tools.stack.postgres_programs import embedded_bindir, major_of, postgres_version, system_bindirs
+from traksense.tools.stack.processes import Child
+from traksense.tools.stack.servers import Server, free_port
 from traksense.tools.stack.service import Samples, ServiceProcess, open_service, parse_metrics
 from traksense.tools.stack.standby import BASEBACKUP, StandbyProcess
 

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import attrs
 
 from traksense.tools.stack.errors import StackError
-from traksense.tools.stack.processes import PROBE_SECONDS, Child, Server, free_port, listens
+from traksense.tools.stack.processes import Child
+from traksense.tools.stack.servers import PROBE_SECONDS, Server, free_port, listens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

