@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 10 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 11 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
@@ -119,6 +119,9 @@ CREATE FUNCTION traksense.dictionary_changes() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
+    IF TG_OP = 'DELETE' AND TG_TABLE_NAME <> 'meta' AND traksense.timescaledb_schema() IS NULL THEN
+        PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE;
+    END IF;
     -- Before any row is touched: nobody who holds the dictionary waits for those rows.
     LOCK TABLE traksense.dictionary_epoch IN EXCLUSIVE MODE;
     UPDATE traksense.dictionary_epoch SET epoch = gen_random_uuid();
@@ -1866,6 +1869,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (7, 'subscriptions')
 INSERT INTO traksense.schema_version (version, name) VALUES (8, 'dictionary_under_change');
 INSERT INTO traksense.schema_version (version, name) VALUES (9, 'latest_of_a_point');
 INSERT INTO traksense.schema_version (version, name) VALUES (10, 'bounded_background_work');
+INSERT INTO traksense.schema_version (version, name) VALUES (11, 'deletion_holds_up_nobody');
 INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.

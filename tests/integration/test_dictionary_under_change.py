@@ -177,29 +177,27 @@ async def test_deletion_waits_for_a_batch_and_a_batch_for_a_deletion(migrated: D
 
 
 async def test_deletion_waits_for_a_roll_up(migrated: Database) -> None:
-    """One that has read the points writes no aggregates that outlive their series."""
+    """One that has read the points writes no aggregates that outlive their series, and the writers do not wait with it."""
     if migrated.server.timescaledb:
         pytest.skip("TimescaleDB refreshes its own aggregates")
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
-    with psycopg.connect(migrated.dsn) as roll_up, trio.fail_after(60):
-        roll_up.execute("SELECT traksense.roll_up()")
-        async with trio.open_nursery() as nursery:
-            deleted = trio.Event()
-
-            async def operate() -> None:
-                await trio.to_thread.run_sync(run, migrated.dsn, "DELETE FROM traksense.device")
-                deleted.set()
-
-            nursery.start_soon(operate)
-            while not deleted.is_set() and not migrated.value(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            ):
-                await trio.sleep(0.02)
-            roll_up.commit()
+            with psycopg.connect(migrated.dsn) as roll_up:
+                roll_up.execute("SELECT traksense.roll_up()")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.to_thread.run_sync, run, migrated.dsn, "DELETE FROM traksense.device")
+                    while not migrated.value(
+                        "SELECT count(*) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                    ):
+                        await trio.sleep(0.02)
+                    await store.write([delivery(2.0)])
+                    roll_up.commit()
 
     assert [] == stored(migrated.dsn)
+    for level in ("1m", "5m", "1h"):
+        assert [] == migrated.rows(f"SELECT * FROM traksense.rollup_{level}")
 
 
 async def _until_locked(database: str) -> None:
