@@ -187,13 +187,15 @@ async def test_deletion_waits_for_a_roll_up(migrated: Database) -> None:
                 roll_up.execute("SELECT traksense.roll_up()")
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(trio.to_thread.run_sync, run, migrated.dsn, "DELETE FROM traksense.device")
-                    while not migrated.value(
-                        "SELECT count(*) FROM pg_stat_activity "
-                        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                    ):
-                        await trio.sleep(0.02)
-                    await store.write([delivery(2.0)])
-                    roll_up.commit()
+                    try:
+                        while not migrated.value(
+                            "SELECT count(*) FROM pg_stat_activity "
+                            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                        ):
+                            await trio.sleep(0.02)
+                        await store.write([delivery(2.0)])
+                    finally:
+                        roll_up.commit()
 
     assert [] == stored(migrated.dsn)
     for level in ("1m", "5m", "1h"):
