@@ -26,6 +26,37 @@ CREATE SCHEMA traksense;
 
 COMMENT ON SCHEMA traksense IS 'traksense: private. No application role needs any right in here; they read the relations in schema public.';
 
+CREATE FUNCTION traksense.advance_sequences() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+DECLARE
+    relation regclass;
+    number   name;
+    behind   boolean;
+BEGIN
+    FOR relation, number IN VALUES
+        ('traksense.series'::regclass, 'series_id'::name),
+        ('traksense.meta', 'meta_id'),
+        ('public.ingest_errors', 'id')
+    LOOP
+        EXECUTE format(
+            'SELECT coalesce(max(%I), 0) > coalesce(pg_sequence_last_value(%L::regclass), 0) FROM %s',
+            number, pg_get_serial_sequence(relation::text, number), relation
+        ) INTO behind;
+        IF behind THEN
+            EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', relation);
+            EXECUTE format(
+                'SELECT setval(%1$L, greatest(max(%2$I), pg_sequence_last_value(%1$L::regclass))) FROM %3$s',
+                pg_get_serial_sequence(relation::text, number), number, relation
+            );
+        END IF;
+    END LOOP;
+END
+$_$;
+
+COMMENT ON FUNCTION traksense.advance_sequences() IS 'Sets the sequences of series, meta objects and dead letters behind what is stored.';
+
 CREATE FUNCTION traksense.compress_next() RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -136,9 +167,16 @@ CREATE FUNCTION traksense.dictionary_token() RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
+    IF NOT EXISTS (SELECT FROM traksense.dictionary_epoch) THEN
+        INSERT INTO traksense.dictionary_epoch DEFAULT VALUES ON CONFLICT DO NOTHING;
+    END IF;
+    PERFORM traksense.advance_sequences();
     RETURN (
-        SELECT format('%s/%s/%s', epoch, 'traksense.series'::regclass::oid, pg_relation_filenode('traksense.series'::regclass))
-        FROM traksense.dictionary_epoch
+        SELECT format(
+            '%s/%s/%s/%s',
+            e.epoch, e.xmin, 'traksense.series'::regclass::oid, pg_relation_filenode('traksense.series'::regclass)
+        )
+        FROM traksense.dictionary_epoch e
     );
 END
 $$;
@@ -430,14 +468,13 @@ BEGIN
         RAISE EXCEPTION 'a connection pooler gives each transaction another server process; set its pool_mode to session'
             USING ERRCODE = 'TK002';
     END IF;
-    -- Weak locks of tables: they cost no write, and a role without rights in this schema cannot hold their opposites. In the
-    -- order in which TRUNCATE traksense.measure, traksense.series takes them, so that neither waits for the other.
     LOCK TABLE ONLY traksense.measure IN ROW EXCLUSIVE MODE;
     LOCK TABLE traksense.dictionary_epoch IN ROW SHARE MODE;
     IF NOT EXISTS (
-        SELECT FROM traksense.dictionary_epoch
+        SELECT FROM traksense.dictionary_epoch e
         WHERE token = format(
-            '%s/%s/%s', epoch, 'traksense.series'::regclass::oid, pg_relation_filenode('traksense.series'::regclass)
+            '%s/%s/%s/%s',
+            e.epoch, e.xmin, 'traksense.series'::regclass::oid, pg_relation_filenode('traksense.series'::regclass)
         )
     ) THEN
         RAISE EXCEPTION 'tenants, devices, series or meta objects were deleted, renamed or restored' USING ERRCODE = 'TK001';
@@ -1696,6 +1733,8 @@ CREATE POLICY tenant ON traksense.tenant USING ((tenant_id = traksense.current_t
 
 ALTER TABLE traksense.tenant_retention ENABLE ROW LEVEL SECURITY;
 
+REVOKE ALL ON FUNCTION traksense.advance_sequences() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION traksense.compress_next() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.count_series(at_most bigint) FROM PUBLIC;
@@ -1869,7 +1908,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (7, 'subscriptions')
 INSERT INTO traksense.schema_version (version, name) VALUES (8, 'dictionary_under_change');
 INSERT INTO traksense.schema_version (version, name) VALUES (9, 'latest_of_a_point');
 INSERT INTO traksense.schema_version (version, name) VALUES (10, 'bounded_background_work');
-INSERT INTO traksense.schema_version (version, name) VALUES (11, 'deletion_holds_up_nobody');
+INSERT INTO traksense.schema_version (version, name) VALUES (11, 'names_deleted_and_restored');
 INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.

@@ -203,6 +203,22 @@ async def test_store_keeps_what_conflicts_as_a_dead_letter(database: str) -> Non
     assert [("a", 1.0), ("b", 1.0)] == [tuple(row) for row in numbers]
 
 
+async def test_store_counts_repeats_of_a_dead_letter_to_the_end(database: str) -> None:
+    """A device that never stops sending the same nonsense: what cannot be counted stops no writer."""
+    nonsense = delivery(telemetry(Point("a", 1.0)), payload=b"nonsense")
+    nonsense.reject(Rejection(Reason.PARSE_ERROR, "no"))
+    async with open_postgres_store(database) as store:
+        await store.write([nonsense])
+        async with open_asyncio_loop():
+            await aio_as_trio(fetch)(database, "UPDATE ingest_errors SET repeats = 2147483646 RETURNING 1")
+        for _ in range(2):
+            await store.write([nonsense, nonsense])
+
+    async with open_asyncio_loop():
+        letters = await aio_as_trio(fetch)(database, "SELECT repeats FROM ingest_errors")
+    assert [(2147483647,)] == [tuple(letter) for letter in letters]
+
+
 async def test_store_conflict_keeps_the_earlier_faults(database: str) -> None:
     """A message with bad points and a conflicting one: one dead letter says both, however long the first is."""
     fault = Rejection(Reason.TYPE_MISMATCH, "$.points[1].v " * 1000)

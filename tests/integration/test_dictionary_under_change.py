@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_restored_database import write_when_possible
 
 from tests.contract.test_store import open_postgres_store
-from traksense.model import Delivery, Kind, Message, Point, Route, Telemetry
+from traksense.model import Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
 
 if TYPE_CHECKING:
     from schema_servers import Database
@@ -106,6 +106,50 @@ async def test_restored_in_place_is_noticed(migrated: Database) -> None:
     assert [("dev1", 2.0)] == stored(migrated.dsn)
 
 
+async def test_restored_rows_are_noticed(migrated: Database) -> None:
+    """A dump of the data alone brings the old epoch back into the same tables; the number is another tenant's."""
+    with trio.fail_after(60):
+        async with open_postgres_store(migrated.dsn) as store:
+            await store.write([delivery(1.0)])
+            run(
+                migrated.dsn,
+                "CREATE TABLE traksense.kept AS TABLE traksense.dictionary_epoch",
+                "BEGIN; DELETE FROM traksense.series; DELETE FROM traksense.dictionary_epoch;"
+                " INSERT INTO traksense.tenant VALUES ('victim');"
+                " INSERT INTO traksense.device SELECT 'victim', 'site', 'other';"
+                " INSERT INTO traksense.series (series_id, tenant_id, site_id, device_id, point_id)"
+                " OVERRIDING SYSTEM VALUE VALUES (1, 'victim', 'site', 'other', 'p');"
+                " INSERT INTO traksense.dictionary_epoch TABLE traksense.kept; COMMIT",
+            )
+            await store.write([delivery(2.0)])
+
+    assert [("dev1", 2.0)] == stored(migrated.dsn)
+
+
+async def test_numbers_that_are_taken_are_not_given_out(migrated: Database) -> None:
+    """Rows without their sequences, as logical replication brings them; and an epoch that nobody restored."""
+    rows = "SELECT n, 'acme', 'site', 'dev1', 'p' || n FROM generate_series(1, 300) n"
+    run(
+        migrated.dsn,
+        "INSERT INTO traksense.tenant VALUES ('acme')",
+        "INSERT INTO traksense.device SELECT 'acme', 'site', 'dev1'",
+        "INSERT INTO traksense.series (series_id, tenant_id, site_id, device_id, point_id)"
+        f" OVERRIDING SYSTEM VALUE {rows}",
+        "INSERT INTO public.ingest_errors (id, tenant_id, topic, payload, reason, detail, digest)"
+        " OVERRIDING SYSTEM VALUE"
+        " SELECT n, 'acme', 't', '', 'r', 'd', sha256(n::text::bytea) FROM generate_series(1, 300) n",
+        "DELETE FROM traksense.dictionary_epoch",
+    )
+    dead = delivery(2.0)
+    dead.reject(Rejection(Reason.PARSE_ERROR, "no"))
+    with trio.fail_after(60):
+        async with open_postgres_store(migrated.dsn) as store:
+            await store.write([delivery(1.0), dead])
+
+    assert [("dev1", 1.0)] == stored(migrated.dsn)
+    assert [(True,)] == migrated.rows("SELECT id > 300 FROM public.ingest_errors WHERE reason = 'parse_error'")
+
+
 async def test_deleted_device_stays_out_with_strict_provisioning(migrated: Database) -> None:
     """What is not registered any more is refused, without a restart."""
     with trio.fail_after(60):
@@ -177,7 +221,7 @@ async def test_deletion_waits_for_a_batch_and_a_batch_for_a_deletion(migrated: D
 
 
 async def test_deletion_waits_for_a_roll_up(migrated: Database) -> None:
-    """One that has read the points writes no aggregates that outlive their series, and the writers do not wait with it."""
+    """One that has read the points writes no aggregates that outlive their series; the writers do not wait with it."""
     if migrated.server.timescaledb:
         pytest.skip("TimescaleDB refreshes its own aggregates")
     with trio.fail_after(60):

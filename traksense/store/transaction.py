@@ -76,7 +76,8 @@ ON CONFLICT DO NOTHING
 RETURNING tenant_id, device_id, event_id, event_type, ts
 """
 
-# The same bytes on the same topic are one dead letter, however often they come; if it had been replayed, it reopens.
+# The same bytes on the same topic are one dead letter, however often they come; if it had been replayed, it reopens. At
+# the end of its column the counter stops, not the service.
 INSERT_ERRORS: Final = """
 INSERT INTO public.ingest_errors AS e (tenant_id, topic, payload, reason, detail, ts, last_ts, digest, repeats)
 SELECT DISTINCT ON (digest)
@@ -86,7 +87,8 @@ FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::tim
 WINDOW same AS (PARTITION BY digest)
 ORDER BY digest, ts
 ON CONFLICT (tenant_id, digest) DO UPDATE
-SET repeats = e.repeats + 1 + excluded.repeats, last_ts = coalesce(excluded.last_ts, excluded.ts),
+SET repeats = least(e.repeats::bigint + 1 + excluded.repeats, 2147483647),
+    last_ts = coalesce(excluded.last_ts, excluded.ts),
     reason = excluded.reason, detail = excluded.detail, replayed_at = NULL
 """
 
