@@ -411,6 +411,28 @@ async def test_store_device_that_invents_points_starts_over(monkeypatch: pytest.
         assert len(device.heads) == HEAD_BYTES * len(device.layout.keys)
 
 
+async def test_store_devices_that_invent_points_are_forgotten(monkeypatch: pytest.MonkeyPatch, database: str) -> None:
+    """Names that nobody repeats: stored all the same, and not remembered without bound. What devices share counts once:
+    it stays.
+    """
+    monkeypatch.setattr(dictionary, "POINTS_MAX", 100)
+    async with open_postgres_store(database) as store:
+        shared = [delivery(telemetry(Point("a", 1.0), Point("b", 1.0)), device=f"same-{n}") for n in range(100)]
+        assert WriteResult(points_stored=200) == await store.write(shared)
+        store._dictionary.make_room()
+        assert 100 == len(store._dictionary._devices)
+
+        for second in range(30):
+            batch = [
+                delivery(telemetry(*(Point(f"p-{second}-{k}", 1.0) for k in range(10)), second=second), device=f"d-{n}")
+                for n in range(3)
+            ]
+            assert WriteResult(points_stored=30) == await store.write(batch)
+            store._dictionary.make_room()
+            layouts = {device.layout for device in store._dictionary._devices.values()}
+            assert sum(len(layout.keys) for layout in layouts) <= 100
+
+
 async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:
     """asyncio-flavored."""
     connection = await asyncpg.connect(dsn)

@@ -21,7 +21,7 @@ from traksense.ingest.ledger import MESSAGE_OVERHEAD_BYTES
 from traksense.model import Reason
 from traksense.mqtt.codec import PACKET_MAX_BYTES
 from traksense.service import CONDITIONS, INFORMING
-from traksense.store.dictionary import DEVICES_MAX, META_LENGTH_MAX, META_MAX
+from traksense.store.dictionary import DEVICES_MAX, META_LENGTH_MAX, META_MAX, POINTS_MAX
 from traksense.store.transaction import CAREFUL_BATCHES
 
 if TYPE_CHECKING:
@@ -227,6 +227,7 @@ def test_every_exit_status_is_explained() -> None:
         f"and {MESSAGE_OVERHEAD_BYTES} bytes for each",
         f"{ROUTES_MAX:,} at most",
         f"{DEVICES_MAX:,} at most",
+        f"{POINTS_MAX:,} at most",
         f"up to {META_LENGTH_MAX} bytes; {META_MAX:,} at most",
         f"we announce {PACKET_MAX_BYTES // (1024 * 1024)} MiB",
         f"the next {CAREFUL_BATCHES} batches",

@@ -114,6 +114,13 @@ def test_sqlstate_leaves_ours_alone() -> None:
             asyncpg.DiskFullError("could not extend file: No space left on device\nHINT: Check free disk space."),
             "the database's disk is full: could not extend file: No space left on device (SQLSTATE 53100)",
         ),
+        (
+            asyncpg.InvalidSQLStatementNameError('prepared statement "__asyncpg_stmt_4c__" does not exist'),
+            (
+                "a connection pooler gives each transaction another server process; set its pool_mode to session "
+                "(SQLSTATE 26000)"
+            ),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

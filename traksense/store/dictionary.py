@@ -41,6 +41,10 @@ DEVICE_POINTS_MAX: Final = 30_000
 """How many points of one device are remembered. Three times what a message may have by default; a device that makes up
 names (a time in them, say) starts over here, since each new name costs a new list of all."""
 
+POINTS_MAX: Final = 400_000
+"""How many points are remembered in all, counted once for devices that share them. About 400 bytes each (measured by
+the growth of the process), so 160 MB when full; of a fleet with more, some are looked up again and again."""
+
 META_MAX: Final = 20_000
 """How many `meta` objects are remembered."""
 
@@ -81,6 +85,7 @@ class Dictionary:
         self._meta: dict[tuple[str, bytes], int] = {}
         self._layouts: WeakValueDictionary[tuple[PointKey, ...], Layout] = WeakValueDictionary()
         self._outgrown: set[Device] = set()
+        self._points = 0
         self._registering = asyncio.Lock()
 
     def device(self, route: Route) -> Device | None:
@@ -140,25 +145,28 @@ class Dictionary:
         return unknown
 
     def make_room(self) -> None:
-        """When there are too many devices, forget some that have not been used since this was last needed; they are
-        looked up again by need.
+        """When there are too many devices or points, forget some that have not been used since this was last needed;
+        they are looked up again by need.
 
         Between batches, not while one is looked up: what is forgotten might be of it.
         """
         while self._outgrown:
             device = self._outgrown.pop()
             device.layout, device.heads = NO_POINTS, b""
-        if len(self._devices) <= DEVICES_MAX:
-            return
-        excess = len(self._devices) - DEVICES_MAX + DEVICES_MAX // 10
-        for path in [*self._devices, *self._devices]:
+        if self._points > POINTS_MAX:
+            # Some of them may be nobody's any more.
+            self._points = sum(len(layout.keys) for layout in self._layouts.values())
+        devices = _excess(len(self._devices), DEVICES_MAX)
+        points = _excess(self._points, POINTS_MAX)
+        for path in [*self._devices, *self._devices] if devices or points else ():
             known = self._devices.pop(path, None)
             if known is not None and known.used:
                 known.used = False
                 self._devices[path] = known
             elif known is not None:
-                excess -= 1
-                if not excess:
+                devices -= 1
+                points -= len(known.layout.keys)
+                if devices <= 0 and points <= 0:
                     return
 
     async def _fetch(
@@ -226,6 +234,7 @@ class Dictionary:
         layout = self._layouts.get(keys)
         if layout is None:
             layout = self._layouts[keys] = Layout(keys)
+            self._points += len(keys)
         device.layout = layout
         if len(keys) > DEVICE_POINTS_MAX:
             self._outgrown.add(device)
@@ -265,6 +274,11 @@ def hold_statement(connection: PoolConnectionProxy, token: str) -> str:
     """What `hold` executes, with its values inside, so that it can be part of a longer message."""
     marker: str = connection.marker  # type: ignore[attr-defined]  # a ServiceConnection's, through the pool's proxy
     return f"CALL traksense.hold_dictionary('{token}', '{marker}')"
+
+
+def _excess(count: int, most: int) -> int:
+    """How many to forget, so that the next time is some way off."""
+    return count - most + most // 10 if count > most else 0
 
 
 def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[list[object]]:

@@ -22,13 +22,17 @@ _NOT_WRITABLE: Final = "none of the database's hosts takes writes now"
 _NO_TLS: Final = "the database's server refuses TLS"
 _NOBODY: Final = "nobody answers at the database's address"
 
+_POOLER: Final = "a connection pooler gives each transaction another server process; set its pool_mode to session"
+
 _BY_SQLSTATE: Final[dict[str, str]] = {
     "08": LOST,
     "25006": "the database is read-only: a standby, or told to be",
+    "26": _POOLER,
     "28": "the database does not let us in",
     "3D": "the database does not exist",
     "40": "the database has undone the transaction",
     "42": "the schema, or a right in it, is not as it should be",
+    "42P05": _POOLER,
     "42501": "a right is missing",
     "53": "the database is short of something",
     "53100": "the database's disk is full",
@@ -40,10 +44,11 @@ _BY_SQLSTATE: Final[dict[str, str]] = {
     "57P02": LOST,
     "57P03": "the database is starting or stopping",
     "58": "the database's machine has a fault",
+    "TK002": _POOLER,
 }
 """By whole SQLSTATE first, then by its class."""
 
-_WITHOUT_MESSAGE: Final = ("55P03", "57014", "57P03")
+_WITHOUT_MESSAGE: Final = ("26000", "42P05", "55P03", "57014", "57P03", "TK002")
 """Nothing but these words: the server's message says no more, and one trouble may come with several of them."""
 
 _LOST: Final = (
