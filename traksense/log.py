@@ -82,6 +82,8 @@ class StdoutHandler(logging.Handler):
             return
         self._failing = True
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if sys.stdout is None:
+            reason = "it is closed"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # else there is nobody to tell but the metric
             told = f"traksense: cannot write the log to stdout: {printable(reason)}\n"
             _write(sys.stderr.fileno(), told.encode(), 0)
