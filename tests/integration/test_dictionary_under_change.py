@@ -12,6 +12,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_restored_database import write_when_possible
+from trio_asyncio import aio_as_trio
 
 from tests.contract.test_store import open_postgres_store
 from traksense.model import Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
@@ -148,6 +149,26 @@ async def test_numbers_that_are_taken_are_not_given_out(migrated: Database) -> N
 
     assert [("dev1", 1.0)] == stored(migrated.dsn)
     assert [(True,)] == migrated.rows("SELECT id > 300 FROM public.ingest_errors WHERE reason = 'parse_error'")
+
+
+async def test_change_while_a_batch_waits_to_register(migrated: Database) -> None:
+    """What was known when the batch found something else missing is not there any more: it begins anew, too."""
+    with trio.fail_after(60):
+        async with open_postgres_store(migrated.dsn) as store, trio.open_nursery() as nursery:
+            await store.write([delivery(1.0)])
+            registering = store._dictionary._registering
+            await aio_as_trio(registering.acquire)()
+            nursery.start_soon(store.write, [delivery(2.0, meta=b'{"fw": 2}')])
+            while not registering._waiters:
+                await trio.sleep(0.01)
+            run(migrated.dsn, f"{ALL_GONE}, traksense.tenant")
+            # Another batch finds it out, and asks for the new token.
+            nursery.start_soon(store.write, [delivery(3.0)])
+            while len(registering._waiters) < 2:
+                await trio.sleep(0.01)
+            registering.release()
+
+    assert [("dev1", 2.0), ("dev1", 3.0)] == stored(migrated.dsn)
 
 
 async def test_deleted_device_stays_out_with_strict_provisioning(migrated: Database) -> None:

@@ -58,8 +58,14 @@ uptime) would otherwise add one for each message; beyond this its meta is stored
 
 @attrs.define
 class Missing:
-    """What a batch needs and the cache does not have."""
+    """What a batch needs and the cache does not have.
 
+    Attributes:
+        forgotten: How often the cache had forgotten everything by then (`Dictionary.forgotten`): what was not missing
+            is not there any more once it has done so again.
+    """
+
+    forgotten: int = 0
     devices: dict[str, Route] = attrs.field(factory=dict)
     series: dict[tuple[str, PointKey], Route] = attrs.field(factory=dict)
     meta: dict[tuple[str, bytes], Device] = attrs.field(factory=dict)
@@ -74,12 +80,13 @@ class Dictionary:
     Attributes:
         token: What the database called its dictionary before the first entry was looked up; empty if nothing is cached.
         met: How many series were looked up or registered: there are hardly fewer.
+        forgotten: How often everything was forgotten.
     """
 
     def __init__(self, *, strict: bool) -> None:
         self.token = ""
         self.met = 0
-        self._forgotten = 0
+        self.forgotten = 0
         self._strict = strict
         self._devices: dict[str, Device] = {}
         self._meta: dict[tuple[str, bytes], int] = {}
@@ -118,7 +125,7 @@ class Dictionary:
         """
         if token in (None, self.token):
             self.token = ""
-            self._forgotten += 1
+            self.forgotten += 1
             self.met = 0
             self._devices.clear()
             self._meta.clear()
@@ -131,17 +138,17 @@ class Dictionary:
 
         Raises:
             asyncpg.PostgresError: TK001 among others: see `hold`.
-            DictionaryChangedError: Another batch has found that it has changed.
+            DictionaryChangedError: Another batch has found that it has changed, since this was found to be missing.
         """
         unknown: set[str] = set()
         # One at a time in this process: two batches of the same new fleet would only wait for each other's unique keys.
         async with self._registering:
             if missing.devices:
-                unknown = await self._register_devices(connection, missing.devices)
+                unknown = await self._register_devices(connection, missing)
             if missing.series:
-                await self._register_series(connection, missing.series)
+                await self._register_series(connection, missing)
             if missing.meta:
-                await self._register_meta(connection, missing.meta)
+                await self._register_meta(connection, missing)
         return unknown
 
     def make_room(self) -> None:
@@ -170,44 +177,51 @@ class Dictionary:
                     return
 
     async def _fetch(
-        self, connection: PoolConnectionProxy, tenants: Iterable[str], statement: str, *columns: list[Any]
+        self,
+        connection: PoolConnectionProxy,
+        missing: Missing,
+        tenants: Iterable[str],
+        statement: str,
+        *columns: list[Any],
     ) -> list[asyncpg.Record]:
         """Run one statement for these tenants, in a transaction of its own: committed when its rows go into the cache,
         which is still of the same token then.
         """
-        token, forgotten = self.token, self._forgotten
+        self._check(missing)
+        token = self.token
         async with connection.transaction():
             await hold(connection, token)
             await name_tenants(connection, tenants)
             rows = await connection.fetch(statement, *columns)
-        # Not by the token alone: the old primary's may be the new one's.
-        if forgotten != self._forgotten:
-            raise DictionaryChangedError("the dictionary was changed while it was looked up")
+        self._check(missing)
         return rows
 
-    async def _register_devices(self, connection: PoolConnectionProxy, routes: dict[str, Route]) -> set[str]:
-        wanted = [(r.tenant, r.site, r.device) for r in routes.values() if r.path not in self._devices]
+    def _check(self, missing: Missing) -> None:
+        # Not by the token alone: the old primary's may be the new one's.
+        if missing.forgotten != self.forgotten:
+            raise DictionaryChangedError("the dictionary was changed while it was looked up")
+
+    async def _register_devices(self, connection: PoolConnectionProxy, missing: Missing) -> set[str]:
+        wanted = [(r.tenant, r.site, r.device) for r in missing.devices.values() if r.path not in self._devices]
         columns = _columns(sorted(wanted), 3)
         if not self._strict:
             tenants = {tenant for tenant, _, _ in wanted}
-            await self._fetch(connection, tenants, INSERT_TENANTS, sorted(tenants))
-            await self._fetch(connection, tenants, INSERT_DEVICES, *columns)
+            await self._fetch(connection, missing, tenants, INSERT_TENANTS, sorted(tenants))
+            await self._fetch(connection, missing, tenants, INSERT_DEVICES, *columns)
             found: Iterable[tuple[str, str, str]] = wanted
         else:
-            rows = await self._fetch(connection, {tenant for tenant, _, _ in wanted}, SELECT_DEVICES, *columns)
+            rows = await self._fetch(connection, missing, {tenant for tenant, _, _ in wanted}, SELECT_DEVICES, *columns)
             found = [tuple(row) for row in rows]
         paths = {"/".join(names) for names in found}
         for path in paths:
             self._devices.setdefault(path, Device())
         return {"/".join(names) for names in wanted} - paths
 
-    async def _register_series(
-        self, connection: PoolConnectionProxy, series: dict[tuple[str, PointKey], Route]
-    ) -> None:
+    async def _register_series(self, connection: PoolConnectionProxy, missing: Missing) -> None:
         # What a device calls a point or a unit in several ways is one series (ops/decisions/0040). The cache knows each
         # way, so that nothing has to be normalized for a point that is known.
         wanted: dict[tuple[str, str, str, str, str | None], list[tuple[Device, PointKey]]] = {}
-        for (path, key), route in series.items():
+        for (path, key), route in missing.series.items():
             device = self._devices.get(path)
             if device is None or device.layout.has(key):
                 continue
@@ -220,7 +234,7 @@ class Dictionary:
                 break
             # Sorted, so that two replicas that register the same fleet cannot deadlock.
             columns = _columns(sorted(wanted, key=lambda names: (*names[:4], names[4] or "")), 5)
-            for row in await self._fetch(connection, {names[0] for names in wanted}, statement, *columns):
+            for row in await self._fetch(connection, missing, {names[0] for names in wanted}, statement, *columns):
                 for device, key in wanted.pop(tuple(row)[1:]):
                     found.setdefault(device, {})[key] = row[0]
         for device, ids in found.items():
@@ -240,10 +254,10 @@ class Dictionary:
             self._outgrown.add(device)
         device.heads += b"".join([pack_head(ids[key]) for key in added])
 
-    async def _register_meta(self, connection: PoolConnectionProxy, meta: dict[tuple[str, bytes], Device]) -> None:
+    async def _register_meta(self, connection: PoolConnectionProxy, missing: Missing) -> None:
         wanted = {
             (tenant, digest(document)): (tenant, document)
-            for tenant, document in meta
+            for tenant, document in missing.meta
             if (tenant, document) not in self._meta
         }
         if len(self._meta) + len(wanted) > META_MAX:
@@ -255,10 +269,10 @@ class Dictionary:
             columns: list[list[object]] = [[tenant for tenant, _ in keys], [d for _, d in keys]]
             if statement is INSERT_META:
                 columns.append([wanted[key][1].decode() for key in keys])
-            for row in await self._fetch(connection, {tenant for tenant, _ in keys}, statement, *columns):
+            for row in await self._fetch(connection, missing, {tenant for tenant, _ in keys}, statement, *columns):
                 known = wanted.pop((row[1], row[2]))
                 self._meta[known] = row[0]
-                meta[known].novel_meta += statement is INSERT_META
+                missing.meta[known].novel_meta += statement is INSERT_META
 
 
 async def hold(connection: PoolConnectionProxy, token: str) -> None:

@@ -65,7 +65,7 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
     again.
     """
     rows = Rows(dictionary.token)
-    missing = Missing()
+    missing = Missing(dictionary.forgotten)
     for index, delivery in enumerate(batch):
         if delivery.rejection is not None:
             rows.errors[index] = error_row(delivery, delivery.rejection)
