@@ -175,8 +175,8 @@ def test_turns_of_a_refresh(migrated: Database) -> None:
         pid = one.info.backend_pid
         sleeper = threading.Thread(target=be_at_it, args=(one,))
         sleeper.start()
-        waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
-        while ("PgSleep",) != other.execute(waits, (pid,)).fetchone():
+        # By a third session: the other one would be at it itself while it asks.
+        while "PgSleep" != migrated.value(f"SELECT wait_event FROM pg_stat_activity WHERE pid = {pid}"):
             pass
         # It may have to wait for the other's transaction, and is told the truth then.
         assert (False,) == other.execute(TAKE).fetchone()
