@@ -421,6 +421,7 @@ async def test_store_devices_that_invent_points_are_forgotten(monkeypatch: pytes
         assert WriteResult(points_stored=200) == await store.write(shared)
         store._dictionary.make_room()
         assert 100 == len(store._dictionary._devices)
+        same = set(store._dictionary._devices)
 
         for second in range(30):
             batch = [
@@ -431,6 +432,7 @@ async def test_store_devices_that_invent_points_are_forgotten(monkeypatch: pytes
             store._dictionary.make_room()
             layouts = {device.layout for device in store._dictionary._devices.values()}
             assert sum(len(layout.keys) for layout in layouts) <= 100
+            assert same <= set(store._dictionary._devices)
 
 
 async def fetch(dsn: str, sql: str) -> list[asyncpg.Record]:

@@ -152,8 +152,8 @@ class Dictionary:
         return unknown
 
     def make_room(self) -> None:
-        """When there are too many devices or points, forget some that have not been used since this was last needed;
-        they are looked up again by need.
+        """When there are too many devices, forget some that have not been used since this was last needed; when there
+        are too many points, those with the most. They are looked up again as needed.
 
         Between batches, not while one is looked up: what is forgotten might be of it.
         """
@@ -165,9 +165,15 @@ class Dictionary:
             self._points = sum(len(layout.keys) for layout in self._layouts.values())
         devices = _excess(len(self._devices), DEVICES_MAX)
         points = _excess(self._points, POINTS_MAX)
-        for path in [*self._devices, *self._devices] if devices or points else ():
+        paths: Iterable[str] = ()
+        if devices:
+            paths = [*self._devices, *self._devices]
+        elif points:
+            # The largest, used or not: who makes names up does so at nobody else's cost.
+            paths = sorted(self._devices, key=lambda path: -len(self._devices[path].layout.keys))
+        for path in paths:
             known = self._devices.pop(path, None)
-            if known is not None and known.used:
+            if known is not None and known.used and devices > 0:
                 known.used = False
                 self._devices[path] = known
             elif known is not None:
