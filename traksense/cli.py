@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from importlib import import_module
@@ -40,7 +41,15 @@ int`."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    arguments = _parser(list(sys.argv[1:] if argv is None else argv))
+    try:
+        arguments = _parser(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit:
+        # --help, which is an answer, too.
+        if not _flush():
+            return FAILED
+        raise
+    except OSError as error:
+        return _disk_full(error)
     command = arguments.command or "run"
     if command != "run":
         # The service keeps them to its end, the others take what they need.
@@ -64,6 +73,8 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`).
         return FAILED
+    except OSError as error:
+        return _disk_full(error)
     except TraksenseError as error:
         return report(error)
     except BaseExceptionGroup as group:
@@ -72,6 +83,14 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
             raise
         return max(report(error) for error in leaves(expected))
     return status
+
+
+def _disk_full(error: OSError) -> int:
+    """Say it of a file or of our own output; any other error is raised again."""
+    if error.errno != errno.ENOSPC:
+        raise error
+    say(f"traksense: {error.strerror}: {error.filename or 'standard output'}", to=sys.stderr)
+    return FAILED
 
 
 def _flush() -> bool:

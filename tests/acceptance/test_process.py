@@ -136,12 +136,14 @@ async def test_log_that_nobody_takes(tmp_path: Path, stdout: str) -> None:
         os.close(end)
 
 
-def test_answer_that_nobody_takes() -> None:
+@pytest.mark.parametrize("command", ["shards show", "--help", "prove --list-faults"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_answer_that_nobody_takes(command: str, unbuffered: str) -> None:
     """A command whose answer cannot be written has failed, in one line."""
-    environ = environment({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "1"})
+    environ = environment({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "1", "PYTHONUNBUFFERED": unbuffered})
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            argv("shards", "show"), check=False, env=environ, stdout=full, stderr=subprocess.PIPE, text=True
+            argv(*command.split()), check=False, env=environ, stdout=full, stderr=subprocess.PIPE, text=True
         )
 
     assert 1 == done.returncode
