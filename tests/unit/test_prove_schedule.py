@@ -89,6 +89,7 @@ def test_a_run_has_a_standby_or_a_pooler() -> None:
 def test_faults_whose_programs_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what they lack; the others need none."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("TRAKSENSE_PGBOUNCER", raising=False)
     monkeypatch.setattr("traksense.tools.stack.pooler._PLACES", ())
     missing = missing_programs(CATALOGUE, tmp_path)
 
