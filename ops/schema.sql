@@ -150,7 +150,8 @@ CREATE FUNCTION traksense.dictionary_changes() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
-    IF TG_OP = 'DELETE' AND TG_TABLE_NAME <> 'meta' AND traksense.timescaledb_schema() IS NULL THEN
+    -- A TRUNCATE has its table already, which that roll-up wants to read.
+    IF TG_OP <> 'TRUNCATE' AND traksense.timescaledb_schema() IS NULL THEN
         PERFORM FROM traksense.work WHERE name = 'aggregate' FOR UPDATE;
     END IF;
     -- Before any row is touched: nobody who holds the dictionary waits for those rows.
@@ -167,8 +168,9 @@ CREATE FUNCTION traksense.dictionary_token() RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
+    -- Named, so that it fails in a table that is being restored and has no key yet.
     IF NOT EXISTS (SELECT FROM traksense.dictionary_epoch) THEN
-        INSERT INTO traksense.dictionary_epoch DEFAULT VALUES ON CONFLICT DO NOTHING;
+        INSERT INTO traksense.dictionary_epoch DEFAULT VALUES ON CONFLICT (one) DO NOTHING;
     END IF;
     PERFORM traksense.advance_sequences();
     RETURN (
@@ -468,6 +470,8 @@ BEGIN
         RAISE EXCEPTION 'a connection pooler gives each transaction another server process; set its pool_mode to session'
             USING ERRCODE = 'TK002';
     END IF;
+    -- Weak locks of tables: they cost no write, and a role without rights in this schema cannot hold their opposites. In the
+    -- order in which TRUNCATE traksense.measure, traksense.series takes them, so that neither waits for the other.
     LOCK TABLE ONLY traksense.measure IN ROW EXCLUSIVE MODE;
     LOCK TABLE traksense.dictionary_epoch IN ROW SHARE MODE;
     IF NOT EXISTS (

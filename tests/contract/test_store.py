@@ -417,8 +417,10 @@ async def test_store_devices_that_invent_points_are_forgotten(monkeypatch: pytes
     """
     monkeypatch.setattr(dictionary, "POINTS_MAX", 100)
     async with open_postgres_store(database) as store:
-        shared = [delivery(telemetry(Point("a", 1.0), Point("b", 1.0)), device=f"same-{n}") for n in range(100)]
-        assert WriteResult(points_stored=200) == await store.write(shared)
+        shared = [
+            delivery(telemetry(*(Point(f"p-{k}", 1.0) for k in range(40))), device=f"same-{n}") for n in range(100)
+        ]
+        assert WriteResult(points_stored=4000) == await store.write(shared)
         store._dictionary.make_room()
         assert 100 == len(store._dictionary._devices)
         same = set(store._dictionary._devices)

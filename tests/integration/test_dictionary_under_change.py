@@ -33,11 +33,13 @@ DELETE FROM traksense.device WHERE device_id = 'dev1'
 """
 
 
-def delivery(value: float, *, device: str = "dev1", tenant: str = "acme", meta: bytes | None = None) -> Delivery:
+def delivery(
+    value: float, *, device: str = "dev1", tenant: str = "acme", point: str = "p", meta: bytes | None = None
+) -> Delivery:
     """A message with one point; its value is its half minute, so that each is another row."""
     route = Route(tenant, "site", device, Kind.TELEM)
     message = Message(f"traksense/{route.path}/telem", b"{}", 1, 1, 1, False, NOON, route)
-    return Delivery(message, [Telemetry(NOON + timedelta(seconds=31 * value), [Point("p", value)], meta)], 1)
+    return Delivery(message, [Telemetry(NOON + timedelta(seconds=31 * value), [Point(point, value)], meta)], 1)
 
 
 def stored(database: str) -> list[tuple[Any, ...]]:
@@ -139,26 +141,29 @@ async def test_numbers_that_are_taken_are_not_given_out(migrated: Database) -> N
         "INSERT INTO public.ingest_errors (id, tenant_id, topic, payload, reason, detail, digest)"
         " OVERRIDING SYSTEM VALUE"
         " SELECT n, 'acme', 't', '', 'r', 'd', sha256(n::text::bytea) FROM generate_series(1, 300) n",
+        "INSERT INTO traksense.meta (meta_id, tenant_id, digest, doc) OVERRIDING SYSTEM VALUE"
+        " SELECT n, 'acme', decode(md5(n::text), 'hex'), '{}' FROM generate_series(1, 300) n",
         "DELETE FROM traksense.dictionary_epoch",
     )
     dead = delivery(2.0)
     dead.reject(Rejection(Reason.PARSE_ERROR, "no"))
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn) as store:
-            await store.write([delivery(1.0), dead])
+            await store.write([delivery(1.0, point="new", meta=b'{"fw": 1}'), dead])
 
     assert [("dev1", 1.0)] == stored(migrated.dsn)
     assert [(True,)] == migrated.rows("SELECT id > 300 FROM public.ingest_errors WHERE reason = 'parse_error'")
 
 
-async def test_change_while_a_batch_waits_to_register(migrated: Database) -> None:
+@pytest.mark.parametrize("novel", [{"meta": b'{"fw": 2}'}, {"point": "q"}])
+async def test_change_while_a_batch_waits_to_register(migrated: Database, novel: dict[str, Any]) -> None:
     """What was known when the batch found something else missing is not there any more: it begins anew, too."""
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn) as store, trio.open_nursery() as nursery:
             await store.write([delivery(1.0)])
             registering = store._dictionary._registering
             await aio_as_trio(registering.acquire)()
-            nursery.start_soon(store.write, [delivery(2.0, meta=b'{"fw": 2}')])
+            nursery.start_soon(store.write, [delivery(2.0, **novel)])
             while not registering._waiters:
                 await trio.sleep(0.01)
             run(migrated.dsn, f"{ALL_GONE}, traksense.tenant")

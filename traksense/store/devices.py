@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -62,3 +63,31 @@ class Device:
             series_of(self.heads[place : place + HEAD_BYTES]): name if unit is None else f"{name} ({unit})"
             for place, (name, unit) in zip(count(step=HEAD_BYTES), self.layout.keys, strict=False)
         }
+
+
+def forget_some(remembered: dict[str, Device], devices: int, points: int) -> None:
+    """Forget so many devices, of those that have not been used since this was last needed; or, where there are too many
+    points only, devices with so many.
+
+    Args:
+        remembered: By their paths.
+        devices: How many devices to forget.
+        points: How many points; devices that share them count for a part each.
+    """
+    sharers = Counter(device.layout for device in remembered.values())
+    shares = {path: len(device.layout.keys) / sharers[device.layout] for path, device in remembered.items()}
+    paths = [*remembered, *remembered]
+    if not devices:
+        # Those that take the most, used or not: who makes names up does so at nobody else's cost.
+        paths = sorted(shares, key=shares.__getitem__, reverse=True)
+    left = float(points)
+    for path in paths:
+        known = remembered.pop(path, None)
+        if known is not None and known.used and devices > 0:
+            known.used = False
+            remembered[path] = known
+        elif known is not None:
+            devices -= 1
+            left -= shares[path]
+            if devices <= 0 and left <= 0:
+                return

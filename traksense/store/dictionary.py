@@ -19,7 +19,7 @@ import attrs
 
 from traksense.errors import DictionaryChangedError
 from traksense.names import canonical_point, canonical_unit
-from traksense.store.devices import NO_POINTS, Device, Layout
+from traksense.store.devices import NO_POINTS, Device, Layout, forget_some
 from traksense.store.digests import digest
 from traksense.store.packing import pack_head
 from traksense.store.roles import name_tenants
@@ -111,9 +111,16 @@ class Dictionary:
         return self._devices.get(route.path, Device()).names()
 
     async def begin(self, connection: PoolConnectionProxy) -> None:
-        """Ask what the database calls its dictionary, unless that is known. asyncio-flavored."""
+        """Ask what the database calls its dictionary, unless that is known. asyncio-flavored.
+
+        Raises:
+            DictionaryChangedError: It was forgotten meanwhile: the answer may be another server's.
+        """
         if not self.token:
+            forgotten = self.forgotten
             token: str = await connection.fetchval("SELECT traksense.dictionary_token()")
+            if forgotten != self.forgotten:
+                raise DictionaryChangedError("the dictionary was changed while its token was asked for")
             # Another batch may have been quicker, and may have looked something up since.
             self.token = self.token or token
 
@@ -143,6 +150,7 @@ class Dictionary:
         unknown: set[str] = set()
         # One at a time in this process: two batches of the same new fleet would only wait for each other's unique keys.
         async with self._registering:
+            self._check(missing)
             if missing.devices:
                 unknown = await self._register_devices(connection, missing)
             if missing.series:
@@ -165,22 +173,8 @@ class Dictionary:
             self._points = sum(len(layout.keys) for layout in self._layouts.values())
         devices = _excess(len(self._devices), DEVICES_MAX)
         points = _excess(self._points, POINTS_MAX)
-        paths: Iterable[str] = ()
-        if devices:
-            paths = [*self._devices, *self._devices]
-        elif points:
-            # The largest, used or not: who makes names up does so at nobody else's cost.
-            paths = sorted(self._devices, key=lambda path: -len(self._devices[path].layout.keys))
-        for path in paths:
-            known = self._devices.pop(path, None)
-            if known is not None and known.used and devices > 0:
-                known.used = False
-                self._devices[path] = known
-            elif known is not None:
-                devices -= 1
-                points -= len(known.layout.keys)
-                if devices <= 0 and points <= 0:
-                    return
+        if devices or points:
+            forget_some(self._devices, devices, points)
 
     async def _fetch(
         self,

@@ -232,6 +232,8 @@ class PostgresStore:
                 raise DeliveriesRefusedError(refused)
             rows, missing = build(batch, self._dictionary)
         if missing:
+            # Whoever asks for the token anew has sequences that lag behind advanced.
+            self._dictionary.forget()
             raise StoreUnavailableError("the series dictionary changed while it was being filled")
         return rows
 
