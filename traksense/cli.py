@@ -18,6 +18,8 @@ from traksense.terminal import say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from _typeshed import SupportsWrite
+
 DONE: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -159,11 +161,18 @@ def load_env_file(path: Path) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes what it quotes of the arguments."""
+    """Escapes what it quotes of the arguments, and tells when its answer cannot be written."""
 
     def error(self, message: str) -> NoReturn:
         """Usage, the line, exit 2."""
         super().error(printable(message))
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        # Since Python 3.11.4 argparse hides every error of writing (python/cpython#101802).
+        if file is not None and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
 
 def _parser(argv: list[str]) -> argparse.Namespace:

@@ -136,7 +136,7 @@ async def test_log_that_nobody_takes(tmp_path: Path, stdout: str) -> None:
         os.close(end)
 
 
-@pytest.mark.parametrize("command", ["shards show", "--help", "prove --list-faults"])
+@pytest.mark.parametrize("command", ["shards show", "--help", "--version", "prove --list-faults"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_answer_that_nobody_takes(command: str, unbuffered: str) -> None:
     """A command whose answer cannot be written has failed, in one line."""
