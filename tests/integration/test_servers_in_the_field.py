@@ -268,6 +268,47 @@ async def test_pooler_in_session_mode_just_works(session_pooler: str, empty_data
         assert [(1.0,), (2.0,)] == connection.execute("SELECT v_num FROM ts_measure ORDER BY 1").fetchall()
 
 
+POOLED_SESSIONS = 20
+"""PgBouncer's default_pool_size."""
+
+
+async def test_read_only_for_a_while_ends_behind_a_pooler(session_pooler: str, database: str) -> None:
+    """The pooler keeps sessions that have been told to read only, an hour long; they are not met again and again."""
+    name = urlsplit(database).path.removeprefix("/")
+    refusals = 0
+
+    async def write_until_stored(store: PostgresStore, second: int) -> None:
+        nonlocal refusals
+        while True:
+            try:
+                await store.write([point(second, device=f"new-{second}")])
+            except StoreUnavailableError:
+                refusals += 1
+            else:
+                return
+
+    with trio.fail_after(120):
+        async with open_postgres_store(session_pooler) as store, trio.open_nursery() as nursery:
+            await store.write([point(0)])
+            run(
+                database,
+                f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+            for second in range(1, 6):
+                nursery.start_soon(write_until_stored, store, second)
+            while refusals < 50:
+                await trio.sleep(0.05)
+            run(database, "SET default_transaction_read_only = off", f'ALTER DATABASE "{name}" RESET ALL')
+            refusals = 0
+
+    # One for each session that the pooler had by then, at most, and for each write that was under way.
+    assert refusals <= POOLED_SESSIONS + 5
+    with psycopg.connect(database) as connection:
+        assert [(n,) for n in range(6)] == connection.execute("SELECT v_num FROM ts_measure ORDER BY 1").fetchall()
+
+
 async def test_pooler_that_drops_what_we_ask_for_weakens_nothing(careless_pooler: str, database: str) -> None:
     """`synchronous_commit` is on all the same, whatever the database's default."""
     name = urlsplit(database).path.removeprefix("/")

@@ -11,7 +11,7 @@ asyncio-flavored throughout. Sources: PostgreSQL 18 documentation, chapter 19; P
 from __future__ import annotations
 
 import secrets
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -52,6 +52,12 @@ _UNSAFE: Final = """
 SELECT string_agg(name, ' and ') FROM pg_catalog.pg_settings
 WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
 """
+
+# By the simple query protocol: nothing has to be prepared in a session that ends.
+_END_POOLED: Final = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE pg_backend_pid() <> {}"
+
+END_SECONDS: Final = 5.0
+"""How long that may take. Chosen by guess."""
 
 _POOLER: Final = (
     "a connection pooler gives each transaction another server process; set its pool_mode to session, or connect to "
@@ -177,6 +183,18 @@ async def prepare(connection: ServiceConnection, settings: Mapping[str, str]) ->
         raise ServerUnfitError(_POOLER)
     if lost := sorted(name for (name, value), (_, kept) in zip(accepted, found, strict=True) if value != kept):
         raise StoreMisconfiguredError(f"the server does not keep {', '.join(lost)} of a session as it was set")
+
+
+async def end_pooled(connection: Any) -> None:
+    """End the session at the server, if a pooler would keep it for whoever comes next.
+
+    What a session has from `ALTER DATABASE` or `ALTER ROLE`, such as that it only reads, it has for as long as it
+    lives, and so has each client of the pooler that gets it (PgBouncer keeps one for an hour). A pooler shows itself by
+    the number of the server's process, in whose place it gives a key of its own.
+    """
+    # Whatever it is, the connection is not used again.
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        await connection.execute(_END_POOLED.format(connection.get_server_pid()), timeout=END_SECONDS)
 
 
 async def check_durability(connection: ServiceConnection) -> None:

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 import trio
 
 from traksense.errors import StoreError
-from traksense.store import maintenance, migrate
+from traksense.store import maintenance, migrate, session_settings
 from traksense.store.fault_words import describe
 from traksense.store.rollup import PIECE
 from traksense.store.steps import STEPS, StepState, read_states, trouble
@@ -25,8 +26,6 @@ from traksense.store.steps import STEPS, StepState, read_states, trouble
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import timedelta
-
-    import asyncpg
 
     from traksense.config import Settings
     from traksense.ingest.health import Health
@@ -143,6 +142,9 @@ class Upkeep:
                 await self._do_steps(connection)
             self.states = await read_states(connection)
             await maintenance.write_seen(connection, self.seen)
+        except asyncpg.ReadOnlySQLTransactionError:
+            await session_settings.end_pooled(connection)
+            raise
         finally:
             connection.terminate()
 
