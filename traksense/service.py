@@ -36,13 +36,14 @@ from traksense.ingest.write import Writer
 from traksense.metrics import Metrics, ServiceCollector, make_registry
 from traksense.model import Delivery, Message
 from traksense.mqtt.reader import Reader
+from traksense.signal_receiver import SignalReceiver
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.postgres import open_store
 from traksense.web.endpoint import listen, serve
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from traksense.config import Settings
     from traksense.store.postgres import PostgresStore
@@ -78,9 +79,7 @@ async def run(
     health = Health(CONDITIONS, INFORMING)
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        received = stack.enter_context(trio.open_signal_receiver(*signals.wanted()))
-        for number in signals.noted():
-            signal.raise_signal(number)
+        received = stack.enter_context(SignalReceiver(signals.wanted(), noted=signals.noted))
         await stack.enter_async_context(open_asyncio_loop())
         clock = ClockWatch(health)
         store = await stack.enter_async_context(open_store(settings, health, clock))
@@ -258,9 +257,9 @@ class Pipeline:
         )
 
 
-async def _drain_on_signal(received: AsyncIterator[int], pipeline: Pipeline, deadline: float) -> None:
+async def _drain_on_signal(received: SignalReceiver, pipeline: Pipeline, deadline: float) -> None:
     """The first signal drains; a second one, or the deadline in seconds, ends everything at once."""
-    number = await anext(received)
+    number = await received.receive()
     logger.info(
         "draining",
         extra={"traksense_signal": signal.Signals(number).name, "traksense_in_flight": pipeline.ledger.in_flight},
@@ -268,7 +267,7 @@ async def _drain_on_signal(received: AsyncIterator[int], pipeline: Pipeline, dea
     pipeline.drain()
     why = "deadline"
     with trio.move_on_after(deadline):
-        why = signal.Signals(await anext(received)).name
+        why = signal.Signals(await received.receive()).name
     logger.warning("drain_abandoned", extra={"traksense_reason": why, "traksense_in_flight": pipeline.ledger.in_flight})
     pipeline.abandon()
 
