@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from typing import TYPE_CHECKING, Final
 
@@ -69,7 +70,10 @@ class PoolerProcess(Server):
 
     def _launch(self) -> Child:
         argv: list[str | Path] = [self._program, self.directory / "pgbouncer.ini"]
-        return Child(self.name, argv, log_path=self.log_path, cwd=self.directory, identity=self._identity)
+        if self._identity:
+            # It steps down by itself, once it is loaded: what it is loaded from may be root's alone.
+            argv[1:1] = ["-u", pwd.getpwuid(self._identity.uid).pw_name]
+        return Child(self.name, argv, log_path=self.log_path, cwd=self.directory)
 
     def _answers(self) -> bool:
         return listens(self.host, self.port)
