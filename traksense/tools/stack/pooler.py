@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 from typing import TYPE_CHECKING, Final
 
@@ -72,7 +71,7 @@ class PoolerProcess(Server):
         argv: list[str | Path] = [self._program, self.directory / "pgbouncer.ini"]
         if self._identity:
             # It steps down by itself, once it is loaded: what it is loaded from may be root's alone.
-            argv[1:1] = ["-u", pwd.getpwuid(self._identity.uid).pw_name]
+            argv[1:1] = ["-u", self._identity.name]
         return Child(self.name, argv, log_path=self.log_path, cwd=self.directory)
 
     def _answers(self) -> bool:
