@@ -132,6 +132,7 @@ async def test_probe_leaves_nothing(database: str) -> None:
     counts: list[Any] = []
     with trio.fail_after(60), psycopg.connect(database, autocommit=True) as owner:
         async with as_service(database) as store:
+            owner.execute("DELETE FROM traksense.dirty")  # a roll-up may take the known device's at any time
             for _ in range(3):
                 await store.probe()
                 counts.append([owner.execute(f"SELECT count(*) FROM {t}".encode()).fetchone() for t in tables])
@@ -139,4 +140,4 @@ async def test_probe_leaves_nothing(database: str) -> None:
         numbers = owner.execute("SELECT max(last_value) FROM pg_sequences WHERE schemaname = 'traksense'").fetchone()
     assert numbers == (1,)
     assert counts[0] == counts[1] == counts[2]
-    assert [(1,), (1,), (1,), (0,), (1,)] == counts[0][:5]
+    assert [(1,), (1,), (1,), (0,), (1,), (0,)] == counts[0][:6]

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import psycopg
 import pytest
 import trio
@@ -189,26 +190,36 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(
         assert [(1.0,)] == connection.execute("SELECT v_num FROM ts_measure").fetchall()
 
 
+def let_only_read(database: str) -> None:
+    """As an operator does: by the database's settings, which reach new sessions alone."""
+    name = urlsplit(database).path.removeprefix("/")
+    run(
+        database,
+        f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+
+
+def let_write_again(database: str) -> None:
+    name = urlsplit(database).path.removeprefix("/")
+    run(database, "SET default_transaction_read_only = off", f'ALTER DATABASE "{name}" RESET ALL')
+
+
 async def test_read_only_for_a_while_ends_by_itself(database: str) -> None:
     """With only a new device's message waiting: each use of a connection can find it, and each can find its end."""
-    name = urlsplit(database).path.removeprefix("/")
     health = Health(["database"], ["maintenance"])
     with trio.fail_after(120):
         async with store_with(health, DATABASE_URL=database) as store:
             await store.write([point(0)])
-            run(
-                database,
-                f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            )
+            let_only_read(database)
             while health.holds("database"):
                 with pytest.raises(StoreError):
                     await store.write([point(1, device="new")])
                 await trio.sleep(0.05)
             with pytest.raises(StoreError, match="read-only"):
                 await store.probe()
-            run(database, "SET default_transaction_read_only = off", f'ALTER DATABASE "{name}" RESET ALL')
+            let_write_again(database)
             # Idle: the probe alone finds it.
             while not health.holds("database"):
                 await trio.sleep(0.05)
@@ -274,7 +285,6 @@ POOLED_SESSIONS = 20
 
 async def test_read_only_for_a_while_ends_behind_a_pooler(session_pooler: str, database: str) -> None:
     """The pooler keeps sessions that have been told to read only, an hour long; they are not met again and again."""
-    name = urlsplit(database).path.removeprefix("/")
     refusals = 0
 
     async def write_until_stored(store: PostgresStore, second: int) -> None:
@@ -290,23 +300,37 @@ async def test_read_only_for_a_while_ends_behind_a_pooler(session_pooler: str, d
     with trio.fail_after(120):
         async with open_postgres_store(session_pooler) as store, trio.open_nursery() as nursery:
             await store.write([point(0)])
-            run(
-                database,
-                f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            )
+            let_only_read(database)
             for second in range(1, 6):
                 nursery.start_soon(write_until_stored, store, second)
             while refusals < 50:
                 await trio.sleep(0.05)
-            run(database, "SET default_transaction_read_only = off", f'ALTER DATABASE "{name}" RESET ALL')
+            let_write_again(database)
             refusals = 0
 
     # One for each session that the pooler had by then, at most, and for each write that was under way.
     assert refusals <= POOLED_SESSIONS + 5
     with psycopg.connect(database) as connection:
         assert [(n,) for n in range(6)] == connection.execute("SELECT v_num FROM ts_measure ORDER BY 1").fetchall()
+
+
+async def test_upkeep_goes_on_behind_a_pooler_that_kept_a_session_which_only_reads(
+    own_pooler: OwnPooler, database: str
+) -> None:
+    """As above, for the rounds, of which each has a connection of its own: the pooler has but one session to give."""
+    settings = load({"DATABASE_URL": own_pooler(default_pool_size="1")})
+    rounds = upkeep.Upkeep(settings, Health([], ["maintenance"]), no_check)
+    with trio.fail_after(60):
+        async with open_asyncio_loop():
+            let_only_read(database)
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                await aio_as_trio(rounds.round)()
+            let_write_again(database)
+            await aio_as_trio(rounds.round)()
+
+
+async def no_check(_connection: object) -> None:
+    """asyncio-flavored."""
 
 
 async def test_pooler_that_drops_what_we_ask_for_weakens_nothing(careless_pooler: str, database: str) -> None:
