@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 11 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 12 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
@@ -202,6 +202,24 @@ CREATE FUNCTION traksense.differing_events(tenants text[], devices text[], ids t
 $$;
 
 COMMENT ON FUNCTION traksense.differing_events(tenants text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) IS 'The places, from 0, of those events that are stored with another type, time or content; of the tenants in app.tenant_ids.';
+
+CREATE FUNCTION traksense.differing_events(tenants text[], sites text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) RETURNS SETOF bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT k.place - 1
+    FROM unnest(tenants, sites, devices, ids, types, instants, contents) WITH ORDINALITY
+        AS k (tenant_id, site_id, device_id, event_id, event_type, ts, data, place)
+    JOIN public.device_event e ON (e.tenant_id, e.site_id, e.device_id) = (k.tenant_id, k.site_id, k.device_id)
+        AND CASE
+            WHEN k.event_id IS NULL THEN e.event_id IS NULL AND (e.event_type, e.ts) = (k.event_type, k.ts)
+            ELSE e.event_id = k.event_id
+        END
+    WHERE k.tenant_id IN (SELECT traksense.ingest_tenants())
+        AND (e.event_type, e.ts, e.data) IS DISTINCT FROM (k.event_type, k.ts, k.data::jsonb)
+$$;
+
+COMMENT ON FUNCTION traksense.differing_events(tenants text[], sites text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) IS 'The places, from 0, of those events that are stored with another type, time or content; of the tenants in app.tenant_ids.';
 
 CREATE FUNCTION traksense.drop_expired() RETURNS SETOF text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1642,11 +1660,11 @@ ALTER TABLE ONLY traksense.work
 
 CREATE INDEX cmd_ack_updated_idx ON public.cmd_ack USING btree (tenant_id, updated_at);
 
-CREATE UNIQUE INDEX device_event_id_key ON public.device_event USING btree (tenant_id, device_id, event_id) WHERE (event_id IS NOT NULL);
+CREATE UNIQUE INDEX device_event_id_key ON public.device_event USING btree (tenant_id, site_id, device_id, event_id) WHERE (event_id IS NOT NULL);
 
 CREATE INDEX device_event_ts_idx ON public.device_event USING btree (tenant_id, ts);
 
-CREATE UNIQUE INDEX device_event_ts_key ON public.device_event USING btree (tenant_id, device_id, event_type, ts) WHERE (event_id IS NULL);
+CREATE UNIQUE INDEX device_event_ts_key ON public.device_event USING btree (tenant_id, site_id, device_id, event_type, ts) WHERE (event_id IS NULL);
 
 CREATE INDEX ingest_errors_reason_idx ON public.ingest_errors USING btree (tenant_id, reason, ts);
 
@@ -1750,6 +1768,8 @@ REVOKE ALL ON FUNCTION traksense.dictionary_changes() FROM PUBLIC;
 REVOKE ALL ON FUNCTION traksense.dictionary_token() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.differing_events(tenants text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION traksense.differing_events(tenants text[], sites text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION traksense.drop_expired() FROM PUBLIC;
 
@@ -1913,6 +1933,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (8, 'dictionary_unde
 INSERT INTO traksense.schema_version (version, name) VALUES (9, 'latest_of_a_point');
 INSERT INTO traksense.schema_version (version, name) VALUES (10, 'bounded_background_work');
 INSERT INTO traksense.schema_version (version, name) VALUES (11, 'names_deleted_and_restored');
+INSERT INTO traksense.schema_version (version, name) VALUES (12, 'events_of_sites');
 INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.
@@ -1995,6 +2016,7 @@ BEGIN
         traksense.drop_expired(text), traksense.purge_expired(int),
         traksense.end_step(text, text), traksense.maintenance_state(), traksense.count_series(bigint), traksense.dictionary_token(),
         traksense.differing_events(text[], text[], text[], text[], timestamptz[], text[]),
+        traksense.differing_events(text[], text[], text[], text[], text[], timestamptz[], text[]),
         traksense.replace_points(int[], timestamptz[], double precision[], boolean[], text[], smallint[], int[], jsonb[])
         TO traksense_ingest;
     GRANT EXECUTE ON PROCEDURE traksense.hold_dictionary(text, text) TO traksense_ingest;
@@ -2018,7 +2040,7 @@ BEGIN
     -- DO UPDATE needs SELECT also of what it takes from `excluded`, the row that it brings itself.
     GRANT INSERT, SELECT (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, updated_at, xmax),
         UPDATE (site_id, ok, ts_exec, err, payload, updated_at) ON public.cmd_ack TO traksense_ingest;
-    GRANT INSERT, SELECT (tenant_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
+    GRANT INSERT, SELECT (tenant_id, site_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
     GRANT INSERT, SELECT (tenant_id, digest, repeats, reason, detail, ts, last_ts), UPDATE (repeats, last_ts, reason, detail, replayed_at)
         ON public.ingest_errors TO traksense_ingest;
 

@@ -78,6 +78,7 @@ BEGIN
         traksense.drop_expired(text), traksense.purge_expired(int),
         traksense.end_step(text, text), traksense.maintenance_state(), traksense.count_series(bigint), traksense.dictionary_token(),
         traksense.differing_events(text[], text[], text[], text[], timestamptz[], text[]),
+        traksense.differing_events(text[], text[], text[], text[], text[], timestamptz[], text[]),
         traksense.replace_points(int[], timestamptz[], double precision[], boolean[], text[], smallint[], int[], jsonb[])
         TO traksense_ingest;
     GRANT EXECUTE ON PROCEDURE traksense.hold_dictionary(text, text) TO traksense_ingest;
@@ -101,7 +102,7 @@ BEGIN
     -- DO UPDATE needs SELECT also of what it takes from `excluded`, the row that it brings itself.
     GRANT INSERT, SELECT (tenant_id, site_id, device_id, cmd_id, ok, ts_exec, err, payload, updated_at, xmax),
         UPDATE (site_id, ok, ts_exec, err, payload, updated_at) ON public.cmd_ack TO traksense_ingest;
-    GRANT INSERT, SELECT (tenant_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
+    GRANT INSERT, SELECT (tenant_id, site_id, device_id, event_id, event_type, ts) ON public.device_event TO traksense_ingest;
     GRANT INSERT, SELECT (tenant_id, digest, repeats, reason, detail, ts, last_ts), UPDATE (repeats, last_ts, reason, detail, replayed_at)
         ON public.ingest_errors TO traksense_ingest;
 

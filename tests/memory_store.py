@@ -115,6 +115,6 @@ class MemoryStore:
 
     def _event(self, event: Event, route: Route) -> tuple[bool, bool]:
         identity = (event.event_id,) if event.event_id is not None else (event.event_type, event.ts)
-        key = (route.tenant, route.device, *identity)
+        key = (route.path, *identity)
         new = key not in self.events
-        return new, self.events.setdefault(key, event) == event
+        return new, self.events.setdefault(key, event) == event or event.id_of_content

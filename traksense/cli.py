@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _flush():
             return FAILED
         raise
+    except BrokenPipeError:
+        # As in `_run`.
+        return FAILED
     except OSError as error:
         return _disk_full(error)
     command = arguments.command or "run"

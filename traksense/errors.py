@@ -67,6 +67,12 @@ class StoreUnavailableError(StoreError):
     """
 
 
+class StoreTooSlowError(StoreUnavailableError):
+    """A statement took too long and was ended. Nobody's fault as well, but the same work would take as long again: a
+    smaller batch may pass.
+    """
+
+
 class StoreMisconfiguredError(StoreError):
     """An operator's to mend: a missing relation, column or right, an older schema. Wait and say so; dead-letter
     nothing.

@@ -43,3 +43,13 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
     except (OSError, AttributeError):
         return
+
+
+def shares(size: int, *texts: str) -> int:
+    """How many ordinary entries of a cache one counts for: a device may choose names that take ten times the memory.
+
+    Args:
+        size: What an entry takes beside ordinary names, in bytes.
+        texts: Its names.
+    """
+    return 1 + sum(map(sys.getsizeof, texts)) // size

@@ -134,13 +134,15 @@ class CommandAck:
 class Event:
     """Something that happened on a device. `data` is a JSON value as it came, or None.
 
-    Without `event_id`, an event is identified by its device, type and ts.
+    Without `event_id`, an event is identified by its device, type and ts. Where an adapter makes the id of the content
+    (`id_of_content`), the same id is the same event, at whatever time it comes again.
     """
 
     event_type: str
     ts: datetime
     event_id: str | None = None
     data: bytes | None = None
+    id_of_content: bool = attrs.field(default=False, eq=False)
 
 
 Item: TypeAlias = Telemetry | CommandAck | Event

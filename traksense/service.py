@@ -92,7 +92,7 @@ async def run(
             if retire is not None:
                 nursery.start_soon(retire, pipeline)
             nursery.start_soon(watch_progress, health, pipeline.ledger, pipeline.acknowledger)
-            nursery.start_soon(_drain_on_signal, received, pipeline, settings.shutdown_deadline)
+            nursery.start_soon(_drain_on_signal, received, pipeline, store, settings.shutdown_deadline)
             _log_start(settings, listener)
             await pipeline.run()
             # A Trio deadline around asyncpg is soft; with its connections gone, nothing under way can hold us up.
@@ -257,7 +257,7 @@ class Pipeline:
         )
 
 
-async def _drain_on_signal(received: SignalReceiver, pipeline: Pipeline, deadline: float) -> None:
+async def _drain_on_signal(received: SignalReceiver, pipeline: Pipeline, store: PostgresStore, deadline: float) -> None:
     """The first signal drains; a second one, or the deadline in seconds, ends everything at once."""
     number = await received.receive()
     logger.info(
@@ -270,6 +270,8 @@ async def _drain_on_signal(received: SignalReceiver, pipeline: Pipeline, deadlin
         why = signal.Signals(await received.receive()).name
     logger.warning("drain_abandoned", extra={"traksense_reason": why, "traksense_in_flight": pipeline.ledger.in_flight})
     pipeline.abandon()
+    # The driver would wait until the server has answered that a statement is cancelled.
+    store.terminate()
 
 
 def writer_count(settings: Settings) -> int:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class SignalReceiver:
     """Takes signals for the duration, those that came before included.
 
-    As `trio.open_signal_receiver`, but that each signal counts, and that no flood of them matters: there, each is
-    handled in the middle of the one before, until the stack is used up.
+    As `trio.open_signal_receiver`, but that each signal counts, and that to tell of one is not begun in the middle of
+    telling of another: there, a flood of them uses up the stack.
     """
 
     def __init__(self, numbers: Iterable[int], *, noted: Callable[[], list[int]]) -> None:
@@ -52,7 +52,7 @@ class SignalReceiver:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._received.append(number)
-        # Python may run this again in the middle of it: then only the line above.
+        # Python may run this again in the middle of it.
         if not self._telling:
             self._telling = True
             self._token.run_sync_soon(self._tell)

@@ -138,14 +138,18 @@ async def test_log_that_nobody_takes(tmp_path: Path, stdout: str) -> None:
 
 @pytest.mark.parametrize("command", ["shards show", "--help", "--version", "prove --list-faults"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_answer_that_nobody_takes(command: str, unbuffered: str) -> None:
-    """A command whose answer cannot be written has failed, in one line."""
+@pytest.mark.parametrize("stdout", ["a full disk", "nobody reads"])
+def test_answer_that_nobody_takes(command: str, unbuffered: str, stdout: str) -> None:
+    """A command whose answer cannot be written has failed, in one line at most."""
     environ = environment({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "1", "PYTHONUNBUFFERED": unbuffered})
-    with Path("/dev/full").open("wb") as full:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("wb") if stdout == "a full disk" else open(writer, "wb", closefd=False) as full:
         done = subprocess.run(
             argv(*command.split()), check=False, env=environ, stdout=full, stderr=subprocess.PIPE, text=True
         )
 
+    os.close(writer)
     assert 1 == done.returncode
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

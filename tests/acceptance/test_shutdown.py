@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -143,14 +145,21 @@ async def test_drain_gives_up_at_its_deadline(
                     await trio.sleep(0.05)
 
 
+@pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_second_signal_exits_at_once(
-    broker: BrokerProcess, own_postgres: OwnPostgres, tenant: str, tmp_path: Path
+    broker: BrokerProcess, own_postgres: OwnPostgres, tenant: str, tmp_path: Path, how: str
 ) -> None:
-    """A second SIGTERM does not wait for the drain."""
+    """A second SIGTERM waits neither for the drain nor for a server that does not even answer that it is to stop."""
     postgres = await trio.to_thread.run_sync(own_postgres)
     dsn = await migrated(postgres.dsn)
     async with running_service(broker, dsn, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="600") as bench:
-        postgres.kill()
+        backends = await query(dsn, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")
+        if how == "killed":
+            postgres.kill()
+        else:
+            for (pid,) in backends:
+                with contextlib.suppress(ProcessLookupError):  # our own
+                    os.kill(pid, signal.SIGSTOP)
         await bench.publish((bench.topic(), envelope([{"name": "a", "v": 1}], ts=NOON)))
         await wait_in_flight(bench.service, 1)
         bench.service.terminate()
@@ -159,6 +168,9 @@ async def test_second_signal_exits_at_once(
                 await trio.sleep(0.02)
             bench.service.terminate()
             assert 0 == await bench.service.wait()
+        for (pid,) in backends:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])

@@ -45,7 +45,7 @@ from traksense.model import (
     Route,
     Telemetry,
 )
-from traksense.store import dictionary
+from traksense.store import dictionary, rows
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.packing import HEAD_BYTES
 from traksense.store.postgres import PostgresStore, open_store
@@ -83,7 +83,7 @@ async def open_postgres_store(
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(store.run)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await store.probe()
             yield store
             nursery.cancel_scope.cancel()
@@ -118,10 +118,14 @@ def open_any_store(request: pytest.FixtureRequest) -> OpenStore:
 
 
 def delivery(
-    *items: Item, device: str = "device", payload: bytes = b"{}", rejection: Rejection | None = None
+    *items: Item,
+    site: str = "site",
+    device: str = "device",
+    payload: bytes = b"{}",
+    rejection: Rejection | None = None,
 ) -> Delivery:
     """A delivery of one message with these items."""
-    route = Route("tenant", "site", device, Kind.TELEM)
+    route = Route("tenant", site, device, Kind.TELEM)
     message = Message(
         f"traksense/{route.path}/telem", payload, 1, 1, 1, redelivered=False, received_at=NOW, route=route
     )
@@ -359,7 +363,7 @@ def test_stores_agree_whatever_repeats(database: str, batches: list[list[tuple[s
 
 async def test_store_large_meta_is_stored_with_each_point(database: str) -> None:
     """A meta that is too long for the dictionary comes back whole, at each point of its message, staged or not."""
-    meta = b'{"log": "' + b"x" * 100_000 + b'"}'
+    meta = b'{"log": "' + b"x" * 20_000 + b'"}'
     batch = [delivery(telemetry(Point("a", 1.0), Point("b", "RUN", "enum"), second=n, meta=meta)) for n in range(2)]
     async with open_postgres_store(database) as store:
         await store.write(batch[:1])
@@ -368,7 +372,39 @@ async def test_store_large_meta_is_stored_with_each_point(database: str) -> None
     assert WriteResult(points_stored=2, points_duplicate=2, duplicates=frozenset([0])) == result
     async with open_asyncio_loop():
         sizes = await aio_as_trio(fetch)(database, "SELECT length(meta ->> 'log') FROM traksense.measure")
-    assert [100_000] * 4 == [size for (size,) in sizes]
+    assert [20_000] * 4 == [size for (size,) in sizes]
+
+
+@pytest.mark.parametrize("kept", [0, 64], ids=["a device with few", "a device whose meta is always new"])
+async def test_store_large_meta_of_many_points_is_stored_once(
+    monkeypatch: pytest.MonkeyPatch, database: str, kept: int
+) -> None:
+    """A message takes no more room than it had: what each of its points would repeat is in the dictionary, however its
+    points are divided, and comes back with each of them.
+    """
+    monkeypatch.setattr(rows, "NOVEL_META_MAX", 64 - kept)
+    meta = b'{"log": "' + b"x" * (900_000 if not kept else 4_000) + b'"}'
+    points = [Point(f"p{number}", 1.0) for number in range(2_000)]
+    together = delivery(telemetry(*points, meta=meta))
+    apart = delivery(*(telemetry(Point("a", 1.0), second=second, meta=meta) for second in range(2_000)), device="other")
+    async with open_postgres_store(database) as store:
+        with trio.fail_after(20):
+            result = await store.write([together, apart])
+            again = await store.write([together, apart])
+
+    assert (4_000, 4_000) == (result.points_stored, again.points_duplicate)
+    async with open_asyncio_loop():
+        size = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = 'traksense'::regnamespace"
+        [(inline, documents, taken)] = await aio_as_trio(fetch)(
+            database,
+            "SELECT (SELECT count(*) FROM traksense.measure WHERE meta IS NOT NULL),"
+            f" (SELECT count(*) FROM traksense.meta), ({size})",
+        )
+        [(count, length)] = await aio_as_trio(fetch)(
+            database, "SELECT count(*), min(length(meta ->> 'log')) FROM ts_measure WHERE tenant_id = 'tenant'"
+        )
+    assert (0, 1, 4_000, len(meta) - 11) == (inline, documents, count, length)
+    assert taken < 20e6
 
 
 @pytest.mark.parametrize("registered", [None, [("tenant", "site", f"device-{n}") for n in range(40)]])
@@ -721,6 +757,32 @@ async def test_store_event_identity(open_any_store: OpenStore) -> None:
 
     assert WriteResult() == first
     assert WriteResult(duplicates=frozenset([0, 1]), rejected={0: CONFLICT}) == wordless(again)
+
+
+async def test_store_events_of_one_name_on_two_sites(open_any_store: OpenStore) -> None:
+    """A device is known by its site, too: what both report is two events, with an id and without."""
+    events = [Event("boot", NOW, "e1"), Event("boot", NOW)]
+    async with open_any_store() as store:
+        first = await store.write([delivery(*events, site=site) for site in ("one", "two")])
+        again = await store.write([delivery(*events, site=site) for site in ("one", "two")])
+        other = await store.write([delivery(Event("boot", NOW, "e1", b"1"), site="two")])
+
+    assert WriteResult() == first
+    assert WriteResult(duplicates=frozenset([0, 1])) == again
+    assert {0: CONFLICT} == wordless(other).rejected
+
+
+async def test_store_event_whose_id_is_its_content_is_the_same_at_any_time(open_any_store: OpenStore) -> None:
+    """A device that describes itself again and again, with and without a clock, says one thing: the first is kept."""
+    async with open_any_store() as store:
+        results = [
+            await store.write(
+                [delivery(Event("info", NOW + timedelta(seconds=second), "i", b"{}", id_of_content=True))]
+            )
+            for second in range(2)
+        ]
+
+    assert [WriteResult(), WriteResult(duplicates=frozenset([0]))] == results
 
 
 async def test_store_event_beside_points_counts_as_new(open_any_store: OpenStore) -> None:

@@ -57,7 +57,7 @@ ORDER BY 1
 
 
 @asynccontextmanager
-async def as_service(database: str) -> AsyncIterator[PostgresStore]:
+async def as_service(database: str, *, timeout: str = "30") -> AsyncIterator[PostgresStore]:
     """A store that has logged in as a member of traksense_ingest, and knows a device."""
     role, password = f"service_{secrets.token_hex(4)}", secrets.token_hex(8)
     parts = urlsplit(database)
@@ -65,7 +65,7 @@ async def as_service(database: str) -> AsyncIterator[PostgresStore]:
     with psycopg.connect(database, autocommit=True) as owner:
         owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}' IN ROLE traksense_ingest".encode())
         try:
-            async with open_postgres_store(dsn, DB_STATEMENT_TIMEOUT="1") as store:
+            async with open_postgres_store(dsn, DB_STATEMENT_TIMEOUT=timeout) as store:
                 await store.write([known_device()])
                 yield store
         finally:
@@ -85,18 +85,19 @@ async def compare(store: PostgresStore, after: str) -> str | None:
     return None if bool(said) == bool(refused) else f"{after}: refused {refused}, but the probe says {said or 'yes'}"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "LOCK_SECONDS", 0.3)
 
 
+@pytest.mark.usefixtures("quick_locks")
 async def test_probe_misses_each_right_that_a_message_needs(database: str) -> None:
     """Whatever right is taken from the service's role: the probe fails if and only if some message needs it."""
     wrong = []
     with trio.fail_after(300), psycopg.connect(database, autocommit=True) as owner:
         rights = [str(row[0]) for row in owner.execute(_RIGHTS)]
         assert len(rights) > 25
-        async with as_service(database) as store:
+        async with as_service(database, timeout="1") as store:
             for right in rights:
                 owner.execute(f"REVOKE {right} FROM traksense_ingest".encode())
                 wrong.append(await compare(store, f"REVOKE {right}"))
@@ -105,12 +106,13 @@ async def test_probe_misses_each_right_that_a_message_needs(database: str) -> No
     assert not any(wrong), "\n".join(line for line in wrong if line)
 
 
+@pytest.mark.usefixtures("quick_locks")
 @pytest.mark.parametrize("how", ["locked", "renamed"])
 async def test_probe_misses_each_table_that_a_message_needs(database: str, how: str) -> None:
     """Whichever table is locked against writers, or renamed: as above."""
     wrong = []
     with trio.fail_after(300), psycopg.connect(database) as owner:
-        async with as_service(database) as store:
+        async with as_service(database, timeout="1") as store:
             for table in TABLES:
                 schema, name = table.split(".")
                 if how == "locked":

@@ -21,7 +21,8 @@ from traksense.ingest.ledger import MESSAGE_OVERHEAD_BYTES
 from traksense.model import Reason
 from traksense.mqtt.codec import PACKET_MAX_BYTES
 from traksense.service import CONDITIONS, INFORMING
-from traksense.store.dictionary import DEVICES_MAX, META_LENGTH_MAX, META_MAX, POINTS_MAX
+from traksense.store.dictionary import DEVICES_MAX, POINTS_MAX
+from traksense.store.meta_numbers import META_LENGTH_MAX, META_MAX
 from traksense.store.transaction import CAREFUL_BATCHES
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Signals for a Trio task: each counts, in whatever moment it comes."""
+"""Signals for a Trio task: each counts, whenever it comes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FloodedToken:
 
 
 async def test_signal_in_the_middle_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are received, and a flood of them does not use up the stack."""
+    """Both are received, and telling of the first is not begun again in the middle, which would use up the stack."""
     token = FloodedToken()
     monkeypatch.setattr(trio.lowlevel, "current_trio_token", lambda: token)
     with trio.fail_after(60), SignalReceiver([signal.SIGUSR2], noted=list) as receiver:

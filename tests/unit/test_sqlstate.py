@@ -13,6 +13,7 @@ from traksense.errors import (
     DataRefusedError,
     StoreError,
     StoreMisconfiguredError,
+    StoreTooSlowError,
     StoreUnavailableError,
     UnclassifiedStoreError,
 )
@@ -27,7 +28,7 @@ CASES: list[tuple[BaseException, type[StoreError]]] = [
     (asyncpg.SerializationError("again"), StoreUnavailableError),
     (asyncpg.DiskFullError("full"), StoreUnavailableError),
     (asyncpg.TooManyConnectionsError("many"), StoreUnavailableError),
-    (asyncpg.QueryCanceledError("timeout"), StoreUnavailableError),
+    (asyncpg.QueryCanceledError("timeout"), StoreTooSlowError),
     (asyncpg.LockNotAvailableError("lock"), StoreUnavailableError),
     (asyncpg.ReadOnlySQLTransactionError("read only"), StoreUnavailableError),
     (asyncpg.PostgresIOError("disk"), StoreUnavailableError),

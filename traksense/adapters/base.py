@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 
 class Context(msgspec.Struct, frozen=True, gc=False):
-    """What is known of a message besides its bytes."""
+    """What is known of a message besides its bytes.
+
+    `points_max` is how many points it may have (INGEST_POINTS_MAX). They are counted afterwards, too; an adapter that
+    looks into each of very many parts had better not begin.
+    """
 
     tenant: str
     site: str
     device: str
     received_at: datetime
+    points_max: int = 10_000
 
 
 class Partial(list[Item]):

@@ -28,7 +28,7 @@ from traksense.adapters.base import Partial
 from traksense.adapters.fields import CLASS_OF
 from traksense.adapters.json_checks import ABSENT, JSON_FAULTS, decode_json, fault, json_object, refuse_nul
 from traksense.adapters.numbers import may_round
-from traksense.adapters.salvage import at, is_absent, read_number, rejection, strictly
+from traksense.adapters.salvage import at, check_count, is_absent, read_number, rejection, strictly
 from traksense.adapters.schema_v1 import decode_v1, refusal_v1
 from traksense.adapters.timestamps import parse_timestamp
 from traksense.errors import DecodeError
@@ -100,7 +100,7 @@ class EnvelopeV1:
         ts = parse_timestamp(envelope.ts, "$.ts")
         return [Telemetry(ts, points, json_object(envelope.meta, "$.meta"))]
 
-    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+    def salvage(self, payload: bytes, context: Context) -> Partial:
         """One `Telemetry` of the good points, if there are any.
 
         Raises:
@@ -108,6 +108,7 @@ class EnvelopeV1:
                 besides its points.
         """
         envelope = decode_v1(_PARTS, payload, allow_nul=True)
+        check_count(len(envelope.points), context.points_max)
         ts = parse_timestamp(envelope.ts, "$.ts")
         refuse_nul(bytes(envelope.meta))
         meta = json_object(envelope.meta, "$.meta")

@@ -49,9 +49,18 @@ def checked_name(name: str, where: str) -> str:
     Raises:
         DecodeError: INVALID_FIELD.
     """
-    if not 0 < len(name) <= MAX_NAME:
-        raise DecodeError(Reason.INVALID_FIELD, f"a name of {len(name)} characters, not 1-{MAX_NAME} - at `{where}`")
-    return name
+    return joined_name("", name, where)
+
+
+def joined_name(one: str, other: str, where: str) -> str:
+    """The name that two parts make, if it is 1-128 characters long; a longer one is not made.
+
+    Raises:
+        DecodeError: INVALID_FIELD.
+    """
+    if not 0 < (length := len(one) + len(other)) <= MAX_NAME:
+        raise DecodeError(Reason.INVALID_FIELD, f"a name of {length} characters, not 1-{MAX_NAME} - at `{where}`")
+    return one + other
 
 
 def checked_unit(unit: str | None, where: str) -> str | None:

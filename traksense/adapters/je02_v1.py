@@ -158,4 +158,4 @@ def _information(info: bytes, ts: datetime) -> Event:
     exactly = may_round(info)
     document = json.loads(info, parse_float=_said, parse_int=_said) if exactly else msgspec.json.decode(info)
     canonical = msgspec.json.encode(document, order="deterministic")
-    return Event("info", ts, f"info-{hashlib.sha256(canonical).hexdigest()[:32]}", info)
+    return Event("info", ts, f"info-{hashlib.sha256(canonical).hexdigest()[:32]}", info, id_of_content=True)

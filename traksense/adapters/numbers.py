@@ -35,6 +35,10 @@ LARGEST: Final = 1e290
 """The largest number that is stored. Doubles go on to 1.8e308, but the aggregates keep sums: where two such numbers
 made one overflow, no tenant's aggregates were computed any more. 1e18 of these do not."""
 
+SUM_DIGITS_MAX: Final = 1000
+"""Digits of a sum. Any two doubles need fewer (1e290 and 5e-324 make 615); a base value with more would give them to
+every record of its pack."""
+
 # For looking: what may be a number becomes zeros and exponents.
 _SHAPES: Final = bytes(
     ord("0") if chr(byte) in "0123456789." else ord("e") if chr(byte) in "eE" else ord(" ") for byte in range(256)
@@ -92,6 +96,8 @@ def number(text: str) -> float:
     try:
         decimal = Decimal(text)
     except InvalidOperation:  # an exponent beyond what Decimal holds
+        if not text.lower().partition("e")[0].strip("-0."):
+            return double
         raise DecodeError(Reason.NUMBER_OUT_OF_RANGE, "Number with too many digits after the point") from None
     return _number(double, decimal)
 
@@ -102,10 +108,20 @@ def added(one: float, other: float) -> float:
     Raises:
         DecodeError: NUMBER_OUT_OF_RANGE, without a path.
     """
-    total = _EXACTLY.add(decimal_of(one), decimal_of(other))
+    long = any(isinstance(part, Exact) and len(part.digits) > SUM_DIGITS_MAX for part in (one, other))
+    parts = () if long else (decimal_of(one), decimal_of(other))
+    if long or max(part.adjusted() for part in parts) - min(_last_place(part) for part in parts) >= SUM_DIGITS_MAX:
+        raise DecodeError(Reason.NUMBER_OUT_OF_RANGE, f"Number with more than {SUM_DIGITS_MAX} digits")
+    total = _EXACTLY.add(*parts)
     double = float(total)
     _check_range(double)
     return _number(double, total)
+
+
+def _last_place(decimal: Decimal) -> int:
+    exponent = decimal.as_tuple().exponent
+    assert isinstance(exponent, int)  # it is finite
+    return exponent
 
 
 def tenth(value: float) -> float:
@@ -152,8 +168,8 @@ def _number(double: float, decimal: Decimal) -> float:
 
 
 def _exact(decimal: Decimal) -> Exact:
-    sign, digits, exponent = decimal.as_tuple()
-    assert isinstance(exponent, int)  # it is finite
+    sign, digits, _ = decimal.as_tuple()
+    exponent = _last_place(decimal)
     # Not normalize(): it would round to the context's precision.
     kept = len(digits)
     while digits[kept - 1] == 0:

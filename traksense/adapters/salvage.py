@@ -10,7 +10,7 @@ import msgspec
 from traksense.adapters.json_checks import decode_json
 from traksense.adapters.numbers import number
 from traksense.errors import DecodeError
-from traksense.model import Rejection
+from traksense.model import Reason, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +27,23 @@ _PATH: Final = re.compile(r"(?P<said>.* - at )`\$(?P<path>[^`]*)`", re.DOTALL)
 _FLOAT: Final = msgspec.json.Decoder(float)
 _TEXT: Final = msgspec.json.Decoder(str)
 
+# A text that nothing ends goes to the end: else it would be looked for again from each quote inside.
 _NOT_A_NUMBER: Final = re.compile(
-    rb"""(?P<text> "(?:[^"\\]|\\.)*+" )
+    rb"""(?P<text> "(?:[^"\\]|\\.)*+ (?: " | \\?\Z ) )
        | (?<![\w.+-]) (?P<nan> -?nan\b ) | (?<![\w.+-]) (?P<infinity> -?inf(?:inity)?\b )""",
     re.DOTALL | re.VERBOSE | re.IGNORECASE,
 )
+
+
+def check_count(parts: int, most: int) -> None:
+    """Make sure that a message has no more parts than it may have points, before each is looked into: what is at fault
+    costs far more than what is good.
+
+    Raises:
+        DecodeError: TOO_MANY_POINTS.
+    """
+    if parts > most:
+        raise DecodeError(Reason.TOO_MANY_POINTS, f"{parts} points, the limit is {most}")
 
 
 def at(error: DecodeError, where: str) -> DecodeError:

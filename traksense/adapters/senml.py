@@ -43,9 +43,9 @@ import attrs
 import msgspec
 
 from traksense.adapters.base import Partial
-from traksense.adapters.fields import checked_name, checked_unit
+from traksense.adapters.fields import checked_unit, joined_name
 from traksense.adapters.numbers import added, may_round
-from traksense.adapters.salvage import rejection, strictly
+from traksense.adapters.salvage import check_count, rejection, strictly
 from traksense.adapters.senml_records import BaseFields, Record, read_records, salvage_records
 from traksense.adapters.timestamps import from_unix_seconds
 from traksense.errors import DecodeError
@@ -67,6 +67,8 @@ nothing."""
 
 FIRST_ABSOLUTE_TIME: Final = 2**28
 
+RECORDS_A_POINT: Final = 2
+"""A pack may have twice as many records as a message may have points: some have base fields alone. Chosen by guess."""
 
 _LABELS: Final = "|".join(Record.__struct_fields__)
 _STARTS_LIKE_A_PACK: Final = re.compile(rb'\s*\[\s*\{[^{}]*"(?:%s)"\s*:' % _LABELS.encode())
@@ -113,13 +115,13 @@ class _Pack:
     Attributes:
         measurements: What can be stored.
         names: Base name and own name of each measurement, also of those that cannot.
-        metadata: Base name, own name and value.
+        metadata: Base name, own name, value, and where it is.
         faults, absent: As in `Partial`.
     """
 
     measurements: list[_Measurement] = attrs.field(factory=list)
     names: list[tuple[str, str]] = attrs.field(factory=list)
-    metadata: list[tuple[str, str, str]] = attrs.field(factory=list)
+    metadata: list[tuple[str, str, str, str]] = attrs.field(factory=list)
     faults: list[Rejection] = attrs.field(factory=list)
     absent: int = 0
 
@@ -142,19 +144,20 @@ class SenML:
                 NUMBER_OUT_OF_RANGE, NESTED_TOO_DEEP.
         """
         records = read_records(payload)
+        check_count(len(records), RECORDS_A_POINT * context.points_max)
         careful = may_round(payload) or b"null" in payload
         partial = strictly(self.salvage(payload, context) if careful else _assembled(_resolved(records)))
         if not partial:
             raise DecodeError(Reason.INVALID_FIELD, "no record with a measurement")
         return partial
 
-    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+    def salvage(self, payload: bytes, context: Context) -> Partial:
         """The same of the records that are good.
 
         Raises:
             DecodeError: As `decode`, but for what is wrong with a record besides its base fields.
         """
-        return _assembled(_resolved(*salvage_records(payload)))
+        return _assembled(_resolved(*salvage_records(payload, RECORDS_A_POINT * context.points_max)))
 
 
 def _assembled(pack: _Pack) -> Partial:
@@ -168,7 +171,7 @@ def _assembled(pack: _Pack) -> Partial:
     by_time: dict[datetime, list[Point]] = {}
     for base_name, own_name, where, ts, values in pack.measurements:
         try:
-            name = checked_name(own_name if device and own_name else base_name + own_name, where)
+            name = joined_name("" if device and own_name else base_name, own_name, where)
             points = [Point(name, value, declared, checked_unit(unit, where)) for value, declared, unit in values]
         except DecodeError as error:
             partial.faults.append(rejection(error))
@@ -176,7 +179,7 @@ def _assembled(pack: _Pack) -> Partial:
             by_time.setdefault(ts, []).extend(points)
     if not pack.names:
         raise DecodeError(Reason.INVALID_FIELD, "no record with a measurement")
-    meta = _meta(device, pack.metadata)
+    meta = _meta(device, pack.metadata, partial)
     partial.extend(Telemetry(ts, by_time[ts], meta) for ts in sorted(by_time))
     return partial
 
@@ -201,7 +204,7 @@ def _resolved(records: list[Record], out: Mapping[int, DecodeError | None] = Map
                 pack.faults.append(rejection(error))
             pack.names.append((base.name, own_name))
         elif record.vs is not None and record.u is None and own_name.casefold() in METADATA:
-            pack.metadata.append((base.name, own_name, record.vs))
+            pack.metadata.append((base.name, own_name, record.vs, f"$[{index}]"))
         elif _has_regular_field(record):
             where = f"$[{index}]"
             pack.names.append((base.name, own_name))
@@ -254,7 +257,8 @@ def _values(base: _Base, record: Record, where: str) -> list[tuple[Value, ValueT
     elif (value := _added(base.value, record.v, where)) is not None:
         values.append((value, "num", unit))
     if (total := _added(base.sum, record.s, where)) is not None:
-        values.append((total, "num", f"{unit}.s" if unit else "s"))
+        # Checked before it is joined to: the base unit may be long, and so may the pack.
+        values.append((total, "num", f"{checked_unit(unit, where)}.s" if unit else "s"))
     if not values:
         raise DecodeError(Reason.INVALID_FIELD, f"neither a value nor a sum - at `{where}`")
     return values
@@ -269,11 +273,16 @@ def _added(base: float | None, own: float | None, where: str) -> float | None:
         raise DecodeError(error.reason, f"the sum with the base value - at `{where}`") from error
 
 
-def _meta(device: str | None, metadata: list[tuple[str, str, str]]) -> bytes | None:
+def _meta(device: str | None, metadata: list[tuple[str, str, str, str]], partial: Partial) -> bytes | None:
     # The inner keys are the distinct values of a name, in order, however many there are.
     described: dict[str, dict[str, None]] = {} if device is None else {"bn": {device: None}}
-    for base_name, own_name, value in metadata:
-        described.setdefault(own_name if device else base_name + own_name, {})[value] = None
+    for base_name, own_name, value, where in metadata:
+        try:
+            name = joined_name("" if device else base_name, own_name, where)
+        except DecodeError as error:
+            partial.faults.append(rejection(error))
+        else:
+            described.setdefault(name, {})[value] = None
     if not described:
         return None
     return msgspec.json.encode({name: _one_or_all(list(distinct)) for name, distinct in described.items()})

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from traksense.adapters.json_checks import decode_json, refuse_nul
-from traksense.adapters.salvage import at, is_absent, read_number, read_text
+from traksense.adapters.salvage import at, check_count, is_absent, read_number, read_text
 from traksense.errors import DecodeError
 from traksense.model import Reason
 
@@ -64,20 +64,25 @@ def read_records(payload: bytes) -> list[Record]:
     return decode_json(_RECORDS, payload)
 
 
-def salvage_records(payload: bytes) -> tuple[list[Record], dict[int, DecodeError | None]]:
+def salvage_records(payload: bytes, most: int) -> tuple[list[Record], dict[int, DecodeError | None]]:
     """The records of a pack one by one, their numbers to the last digit.
+
+    Args:
+        payload: The pack.
+        most: How many records there may be.
 
     Returns:
         All of them, and those by index that are at fault, or None if they have no reading. Such a record has its base
         fields and its name only: what it says of others.
 
     Raises:
-        DecodeError: As `read_records`, but for what is wrong with a record besides its base fields.
+        DecodeError: TOO_MANY_POINTS; or as `read_records`, but for what is wrong with a record besides its base fields.
     """
     labelled: list[dict[str, msgspec.Raw]] = []
     records: list[Record] = []
     out: dict[int, DecodeError | None] = {}
     parts: list[msgspec.Raw] = decode_json(_PARTS, payload, allow_nul=True)
+    check_count(len(parts), most)
     for index, part in enumerate(parts):
         where, raw = f"$[{index}]", bytes(part)
         try:

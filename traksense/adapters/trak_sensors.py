@@ -25,7 +25,7 @@ import msgspec
 from traksense.adapters.base import Partial
 from traksense.adapters.fields import Name, Unit  # noqa: TC001  (msgspec resolves the annotations at run time)
 from traksense.adapters.json_checks import ABSENT, check_json, decode_json, refuse_nul
-from traksense.adapters.salvage import at, members_of, read_number, rejection, strictly
+from traksense.adapters.salvage import at, check_count, members_of, read_number, rejection, strictly
 from traksense.adapters.timestamps import from_unix_seconds, parse_timestamp
 from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
@@ -96,7 +96,7 @@ class TrakSensors:
             raise DecodeError(Reason.INVALID_FIELD, "Expected `float | bool | str`, got `null`")
         return partial
 
-    def salvage(self, payload: bytes, context: Context) -> Partial:  # noqa: ARG002 (the interface)
+    def salvage(self, payload: bytes, context: Context) -> Partial:
         """One `Telemetry` of the good sensors, if there are any.
 
         Raises:
@@ -105,6 +105,7 @@ class TrakSensors:
         message = members_of(_MESSAGE, payload)
         wrapped = bytes(message.sensors) == b"null" and bytes(message.payload) != b"null"
         reading = members_of(_READING, _unwrapped(message.payload) if wrapped else payload)
+        check_count(len(reading.sensors), context.points_max)
         partial = Partial()
         sensors: list[tuple[_Sensor, Point]] = []
         for index, raw in enumerate(reading.sensors):

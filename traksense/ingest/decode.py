@@ -11,6 +11,7 @@ from traksense.adapters.base import Context, Partial
 from traksense.errors import DecodeError
 from traksense.ingest.clock import ClockDoubtError
 from traksense.ingest.ledger import Ledger
+from traksense.memory import shares
 from traksense.model import (
     DETAIL_MAX,
     REST_IS_STORED,
@@ -40,6 +41,9 @@ MESSAGES_A_READING: Final = 64
 """So many messages may be accepted by one reading of the clock, however long they take; none is refused by an old one.
 Only a clock that is set back makes a difference, and only to them."""
 
+ROUTE_BYTES: Final = 340
+"""What a topic takes (measured with tracemalloc); one with long names counts for several."""
+
 ROUTES_MAX: Final = 200_000
 """How many topics the router remembers: enough for 100,000 devices with two kinds. Chosen by guess; about 70 MB when
 full."""
@@ -57,6 +61,7 @@ class Router:
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
+        self._shares = 0
         # A fleet has many devices and few tenants and sites, which share their names here. (`sys.intern` would keep
         # each name for ever on some releases of Python 3.12.)
         self._names: dict[str, str] = {}
@@ -70,9 +75,11 @@ class Router:
         route = read_topic(topic, share=self._share)
         # What is not ours may be long, and new each time.
         if route is not None:
-            if len(self._routes) >= ROUTES_MAX:
+            if self._shares >= ROUTES_MAX:
                 self._routes.clear()
                 self._names.clear()
+                self._shares = 0
+            self._shares += shares(ROUTE_BYTES, topic, route.path, route.site, route.device)
             self._routes[topic] = route
         return route
 
@@ -147,7 +154,7 @@ class Decoder:
                 raise DecodeError(
                     Reason.PAYLOAD_TOO_LARGE, f"{len(payload)} bytes, the limit is {self._payload_max_bytes}"
                 )
-            context = Context(route.tenant, route.site, route.device, message.received_at)
+            context = Context(route.tenant, route.site, route.device, message.received_at, self._points_max)
             try:
                 items = self._decode(route.kind, payload, context)
             except DecodeError as refusal:

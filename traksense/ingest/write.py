@@ -1,9 +1,9 @@
 """Writers: each takes a batch and does not let go of it until all of it is stored or dead-lettered.
 
-Whose fault is a failure? The store says (`errors`): nobody's, then the whole batch waits and is tried again for ever;
-an operator's, then it waits likewise and the health says what is missing; the data's, then the batch is halved until
-the message at fault is alone, its neighbours are stored, and it becomes a dead letter. k poison messages among n cost
-about k·log2(n) transactions more.
+Whose fault is a failure? The store says (`errors`): nobody's, then the whole batch waits and is tried again for ever,
+or in halves if it took too long; an operator's, then it waits likewise and the health says what is missing; the data's,
+then the batch is halved until the message at fault is alone, its neighbours are stored, and it becomes a dead letter.
+k poison messages among n cost about k·log2(n) transactions more.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from traksense.errors import (
     DeliveriesRefusedError,
     StoreError,
     StoreMisconfiguredError,
+    StoreTooSlowError,
     StoreUnavailableError,
     UnclassifiedStoreError,
 )
@@ -93,7 +94,7 @@ class Writer:
                 for index, rejection in error.rejections.items():
                     part[index].reject(rejection)
                 parts.append(part)
-            except (DataRefusedError, UnclassifiedStoreError) as error:
+            except (DataRefusedError, UnclassifiedStoreError, StoreTooSlowError) as error:
                 if len(part) > 1:
                     middle = len(part) // 2
                     parts += [part[middle:], part[:middle]]
@@ -103,13 +104,19 @@ class Writer:
                 self._settle(part, result)
 
     async def _write_when_possible(self, part: Sequence[Delivery]) -> WriteResult:
-        """Write, however long the database is away or misconfigured."""
+        """Write, however long the database is away or misconfigured.
+
+        Raises:
+            StoreTooSlowError: Several deliveries at once take too long.
+        """
         backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
         while True:
             try:
                 result = await self._store.write(part)
             except (StoreUnavailableError, StoreMisconfiguredError) as error:
                 await self._pause(error, backoff)
+                if isinstance(error, StoreTooSlowError) and len(part) > 1:
+                    raise
             else:
                 self._health.set("database", voice=self._name)
                 return result

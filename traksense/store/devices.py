@@ -8,7 +8,14 @@ from typing import Final, TypeAlias
 
 import attrs
 
+from traksense.memory import shares
 from traksense.store.packing import HEAD_BYTES, series_of
+
+POINT_BYTES: Final = 256
+"""Names of a point that take as much again count as another one. (It takes 400, head and dictionaries included.)"""
+
+DEVICE_BYTES: Final = 300
+"""What a device takes that shares its points with others."""
 
 PointKey: TypeAlias = tuple[str, str | None]
 """A point within its device, as the device writes it: its name and its unit."""
@@ -21,14 +28,18 @@ class Layout:
 
     Attributes:
         keys: The points in the order of the heads.
+        shares: How many points these count for (`memory.shares`).
         places: Where the head of a point begins, by its unit and its name. (One dictionary in the other: a tuple for
             each point that comes would take a third of what packing it does.)
     """
 
     keys: tuple[PointKey, ...] = ()
+    shares: int = attrs.field(init=False, default=0)
     places: dict[str | None, dict[str, int]] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
+        points = sum(shares(POINT_BYTES, name, unit or "") for name, unit in self.keys)
+        object.__setattr__(self, "shares", points)
         for number, (name, unit) in enumerate(self.keys):
             self.places.setdefault(unit, {})[name] = number * HEAD_BYTES
 
@@ -65,6 +76,11 @@ class Device:
         }
 
 
+def device_shares(path: str) -> int:
+    """How many devices one counts for (`memory.shares`)."""
+    return shares(DEVICE_BYTES, path)
+
+
 def forget_some(remembered: dict[str, Device], devices: int, points: int) -> None:
     """Forget so many devices, of those that have not been used since this was last needed; or, where there are too many
     points only, devices with so many.
@@ -75,11 +91,11 @@ def forget_some(remembered: dict[str, Device], devices: int, points: int) -> Non
         points: How many points; devices that share them count for a part each.
     """
     sharers = Counter(device.layout for device in remembered.values())
-    shares = {path: len(device.layout.keys) / sharers[device.layout] for path, device in remembered.items()}
+    taken = {path: device.layout.shares / sharers[device.layout] for path, device in remembered.items()}
     paths = [*remembered, *remembered]
     if not devices:
         # Those that take the most, used or not: who makes names up does so at nobody else's cost.
-        paths = sorted(shares, key=shares.__getitem__, reverse=True)
+        paths = sorted(taken, key=taken.__getitem__, reverse=True)
     left = float(points)
     for path in paths:
         known = remembered.pop(path, None)
@@ -87,7 +103,7 @@ def forget_some(remembered: dict[str, Device], devices: int, points: int) -> Non
             known.used = False
             remembered[path] = known
         elif known is not None:
-            devices -= 1
-            left -= shares[path]
+            devices -= device_shares(path)
+            left -= taken[path]
             if devices <= 0 and left <= 0:
                 return

@@ -19,8 +19,9 @@ import attrs
 
 from traksense.errors import DictionaryChangedError
 from traksense.names import canonical_point, canonical_unit
-from traksense.store.devices import NO_POINTS, Device, Layout, forget_some
+from traksense.store.devices import NO_POINTS, Device, Layout, device_shares, forget_some
 from traksense.store.digests import digest
+from traksense.store.meta_numbers import INSERT_META, SELECT_META, MetaNumbers
 from traksense.store.packing import pack_head
 from traksense.store.roles import name_tenants
 
@@ -45,16 +46,6 @@ POINTS_MAX: Final = 400_000
 """How many points are remembered in all, counted once for devices that share them. About 400 bytes each (measured by
 the growth of the process), so 160 MB when full; of a fleet with more, some are looked up again and again."""
 
-META_MAX: Final = 20_000
-"""How many `meta` objects are remembered."""
-
-META_LENGTH_MAX: Final = 4096
-"""A longer `meta`, in bytes, is stored with its row instead of in the dictionary."""
-
-NOVEL_META_MAX: Final = 64
-"""How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an
-uptime) would otherwise add one for each message; beyond this its meta is stored with its rows."""
-
 
 @attrs.define
 class Missing:
@@ -63,12 +54,13 @@ class Missing:
     Attributes:
         forgotten: How often the cache had forgotten everything by then (`Dictionary.forgotten`): what was not missing
             is not there any more once it has done so again.
+        meta: By tenant and document, the device that shall remember it; None for its batch alone.
     """
 
     forgotten: int = 0
     devices: dict[str, Route] = attrs.field(factory=dict)
     series: dict[tuple[str, PointKey], Route] = attrs.field(factory=dict)
-    meta: dict[tuple[str, bytes], Device] = attrs.field(factory=dict)
+    meta: dict[tuple[str, bytes], Device | None] = attrs.field(factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.devices or self.series or self.meta)
@@ -89,10 +81,11 @@ class Dictionary:
         self.forgotten = 0
         self._strict = strict
         self._devices: dict[str, Device] = {}
-        self._meta: dict[tuple[str, bytes], int] = {}
+        self._meta = MetaNumbers()
         self._layouts: WeakValueDictionary[tuple[PointKey, ...], Layout] = WeakValueDictionary()
         self._outgrown: set[Device] = set()
         self._points = 0
+        self._shares = 0
         self._registering = asyncio.Lock()
 
     def device(self, route: Route) -> Device | None:
@@ -104,7 +97,9 @@ class Dictionary:
 
     def meta(self, tenant: str, document: bytes) -> int | None:
         """The number of a `meta` object, if it is known."""
-        return self._meta.get((tenant, document))
+        # As `MetaNumbers.get`, which would be a call for each message.
+        known = self._meta.kept.get((tenant, document))
+        return known if known is not None or not self._meta.passing else self._meta.passing.get((tenant, document))
 
     def names(self, route: Route) -> dict[int, str]:
         """What the series of a device are called, by their numbers, as far as they are remembered."""
@@ -135,6 +130,7 @@ class Dictionary:
             self.forgotten += 1
             self.met = 0
             self._devices.clear()
+            self._shares = 0
             self._meta.clear()
 
     async def register(self, connection: PoolConnectionProxy, missing: Missing) -> set[str]:
@@ -170,11 +166,12 @@ class Dictionary:
             device.layout, device.heads = NO_POINTS, b""
         if self._points > POINTS_MAX:
             # Some of them may be nobody's any more.
-            self._points = sum(len(layout.keys) for layout in self._layouts.values())
-        devices = _excess(len(self._devices), DEVICES_MAX)
+            self._points = sum(layout.shares for layout in self._layouts.values())
+        devices = _excess(self._shares, DEVICES_MAX)
         points = _excess(self._points, POINTS_MAX)
         if devices or points:
             forget_some(self._devices, devices, points)
+            self._shares = sum(map(device_shares, self._devices))
 
     async def _fetch(
         self,
@@ -214,7 +211,9 @@ class Dictionary:
             found = [tuple(row) for row in rows]
         paths = {"/".join(names) for names in found}
         for path in paths:
-            self._devices.setdefault(path, Device())
+            if path not in self._devices:
+                self._devices[path] = Device()
+                self._shares += device_shares(path)
         return {"/".join(names) for names in wanted} - paths
 
     async def _register_series(self, connection: PoolConnectionProxy, missing: Missing) -> None:
@@ -248,9 +247,9 @@ class Dictionary:
         layout = self._layouts.get(keys)
         if layout is None:
             layout = self._layouts[keys] = Layout(keys)
-            self._points += len(keys)
+            self._points += layout.shares
         device.layout = layout
-        if len(keys) > DEVICE_POINTS_MAX:
+        if layout.shares > DEVICE_POINTS_MAX:
             self._outgrown.add(device)
         device.heads += b"".join([pack_head(ids[key]) for key in added])
 
@@ -258,10 +257,9 @@ class Dictionary:
         wanted = {
             (tenant, digest(document)): (tenant, document)
             for tenant, document in missing.meta
-            if (tenant, document) not in self._meta
+            if self._meta.get((tenant, document)) is None
         }
-        if len(self._meta) + len(wanted) > META_MAX:
-            self._meta.clear()
+        self._meta.make_room(len(wanted))
         for statement in (SELECT_META, INSERT_META, SELECT_META):
             if not wanted:
                 return
@@ -271,8 +269,10 @@ class Dictionary:
                 columns.append([wanted[key][1].decode() for key in keys])
             for row in await self._fetch(connection, missing, {tenant for tenant, _ in keys}, statement, *columns):
                 known = wanted.pop((row[1], row[2]))
-                self._meta[known] = row[0]
-                missing.meta[known].novel_meta += statement is INSERT_META
+                device = missing.meta[known]
+                self._meta.add(known, row[0], for_long=device is not None)
+                if device is not None:
+                    device.novel_meta += statement is INSERT_META
 
 
 async def hold(connection: PoolConnectionProxy, token: str) -> None:
@@ -329,16 +329,4 @@ INSERT INTO traksense.series (tenant_id, site_id, device_id, point_id, unit)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
 ON CONFLICT DO NOTHING
 RETURNING series_id, tenant_id, site_id, device_id, point_id, unit
-"""
-
-SELECT_META: Final = """
-SELECT m.meta_id, m.tenant_id, m.digest
-FROM unnest($1::text[], $2::bytea[]) AS k (tenant_id, digest) JOIN traksense.meta m USING (tenant_id, digest)
-"""
-
-INSERT_META: Final = """
-INSERT INTO traksense.meta (tenant_id, digest, doc)
-SELECT tenant_id, digest, doc::jsonb FROM unnest($1::text[], $2::bytea[], $3::text[]) AS k (tenant_id, digest, doc)
-ON CONFLICT DO NOTHING
-RETURNING meta_id, tenant_id, digest
 """

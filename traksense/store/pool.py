@@ -125,8 +125,8 @@ class Connections:
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                     # The server has become a standby, or was told to take nothing. What comes next shall look for the
                     # one that takes writes, and find out when this one does again: for a session, that may never be.
-                    await session_settings.end_pooled(connection)
                     await self.expire()
+                    await session_settings.end_pooled(connection)
                 if is_broken_session(error.sqlstate):
                     with suppress(asyncpg.InterfaceError):  # it has ended
                         connection.terminate()

@@ -17,15 +17,14 @@ import asyncpg
 from traksense.errors import StoreUnavailableError
 from traksense.store.dictionary import (
     INSERT_DEVICES,
-    INSERT_META,
     INSERT_SERIES,
     INSERT_TENANTS,
     SELECT_DEVICES,
-    SELECT_META,
     SELECT_SERIES,
     hold_statement,
 )
 from traksense.store.durability import COMMIT_RECORD, WAITING_FOR_STANDBY
+from traksense.store.meta_numbers import INSERT_META, SELECT_META
 from traksense.store.packing import PackedRows
 from traksense.store.rollup import mark_statement
 from traksense.store.transaction import INSERT_ERRORS, INSERT_EVENTS, UPSERT_ACKS
@@ -73,6 +72,7 @@ async def probe(connection: PoolConnectionProxy, token: str, *, strict: bool, ma
             # Somebody else has cancelled it.
             raise StoreUnavailableError(WAITING_FOR_STANDBY)
     except BaseException:
+        # In the middle of a transaction, so a pooler does not keep the session for others either.
         with suppress(asyncpg.InterfaceError):  # it has ended
             session.terminate()
         raise

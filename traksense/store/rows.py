@@ -8,8 +8,9 @@ import attrs
 
 from traksense.model import DETAIL_MAX, CommandAck, Event, Reason, Rejection, Telemetry
 from traksense.store.devices import NO_POINTS
-from traksense.store.dictionary import META_LENGTH_MAX, NOVEL_META_MAX, Missing
+from traksense.store.dictionary import Missing
 from traksense.store.digests import digest
+from traksense.store.meta_numbers import INLINE_BYTES_MAX, META_LENGTH_MAX, NOVEL_META_MAX
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Rows:
         points: How many rows of measurements.
         acks: Rows for `cmd_ack`, one for each command: the newest of the batch.
         superseded: Indices of deliveries whose command acknowledgement is not the newest of its command in this batch.
-        events: Rows for `device_event`, each with the index of its delivery.
+        events: Rows for `device_event`, each with the index of its delivery, and whether its id is made of its content.
         errors: Rows for `ingest_errors`, by the index of their delivery.
         tenants: Whose acks, events and errors these are, by the topics of the messages.
     """
@@ -41,7 +42,7 @@ class Rows:
     points: int = 0
     acks: dict[tuple[str, str, str], tuple[int, tuple[Any, ...]]] = attrs.field(factory=dict)
     superseded: set[int] = attrs.field(factory=set)
-    events: list[tuple[int, tuple[Any, ...]]] = attrs.field(factory=list)
+    events: list[tuple[int, tuple[Any, ...], bool]] = attrs.field(factory=list)
     errors: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     tenants: set[str] = attrs.field(factory=set)
 
@@ -56,7 +57,7 @@ class Rows:
             {packed.delivery for packed in self.measures}
             | {index for index, _ in self.acks.values()}
             | self.superseded
-            | {index for index, _ in self.events}
+            | {index for index, _, _ in self.events}
         )
 
 
@@ -81,13 +82,13 @@ def build(batch: Sequence[Delivery], dictionary: Dictionary) -> tuple[Rows, Miss
                 if device is None:
                     _miss(item, NO_POINTS, route, missing)
                 else:
-                    _add_measures(rows, index, item, route, device, dictionary, missing)
+                    _add_measures(rows, index, item, delivery.points, route, device, dictionary, missing)
                 continue
             rows.tenants |= topic_tenants(delivery)
             if isinstance(item, CommandAck):
                 _add_ack(rows, index, item, route, delivery.message.received_at)
             else:
-                rows.events.append((index, _event_row(item, route)))
+                rows.events.append((index, _event_row(item, route), item.id_of_content))
     return rows, missing
 
 
@@ -111,17 +112,26 @@ def refuse_devices(batch: Sequence[Delivery], unknown: Container[str]) -> dict[i
 
 
 def _add_measures(
-    rows: Rows, index: int, item: Telemetry, route: Route, device: Device, dictionary: Dictionary, missing: Missing
+    rows: Rows,
+    index: int,
+    item: Telemetry,
+    points: int,
+    route: Route,
+    device: Device,
+    dictionary: Dictionary,
+    missing: Missing,
 ) -> None:
     meta_id: int | None = None
     meta: bytes | None = None
     if item.meta is not None:
         meta_id = dictionary.meta(route.tenant, item.meta)
         if meta_id is None:
-            if device.novel_meta >= NOVEL_META_MAX or len(item.meta) > META_LENGTH_MAX:
-                meta = pack_meta(item.meta)
-            else:
+            if device.novel_meta < NOVEL_META_MAX and len(item.meta) <= META_LENGTH_MAX:
                 missing.meta[(route.tenant, item.meta)] = device
+            elif len(item.meta) * points > INLINE_BYTES_MAX:
+                missing.meta[(route.tenant, item.meta)] = None
+            else:
+                meta = pack_meta(item.meta)
     places, heads = device.layout.places, device.heads
     middle = pack_middle(item.ts, meta_id)
     parts: list[bytes | float] = []

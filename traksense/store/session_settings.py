@@ -189,11 +189,11 @@ async def end_pooled(connection: Any) -> None:
     """End the session at the server, if a pooler would keep it for whoever comes next.
 
     What a session has from `ALTER DATABASE` or `ALTER ROLE`, such as that it only reads, it has for as long as it
-    lives, and so has each client of the pooler that gets it (PgBouncer keeps one for an hour). A pooler shows itself by
-    the number of the server's process, in whose place it gives a key of its own.
+    lives, and so has each client of the pooler that gets it (PgBouncer keeps one for an hour). PgBouncer shows itself
+    by the number of the server's process, in whose place it gives a key of its own.
     """
-    # Whatever it is, the connection is not used again.
-    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    # However it ends, which the driver has many words for, the connection is not used again.
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError):
         await connection.execute(_END_POOLED.format(connection.get_server_pid()), timeout=END_SECONDS)
 
 

@@ -18,6 +18,7 @@ from traksense.errors import (
     ServerUnfitError,
     StoreError,
     StoreMisconfiguredError,
+    StoreTooSlowError,
     StoreUnavailableError,
     UnclassifiedStoreError,
 )
@@ -43,7 +44,8 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
     "42P03": _WAIT,  # duplicate cursor
     "42P05": _WAIT,  # duplicate prepared statement: as class 26
     "55P03": _WAIT,  # lock not available: lock_timeout
-    "57": _WAIT,  # operator intervention: 57014 cancelled or statement_timeout, 57P01-57P03 shutting down, starting up
+    "57": _WAIT,  # operator intervention: 57P01-57P03 shutting down, starting up
+    "57014": StoreTooSlowError,  # query cancelled: statement_timeout, or by an operator
     "58": _WAIT,  # system error outside PostgreSQL: 58030 I/O error
     # An operator's: wait, and say what is missing.
     "0A": _OPERATOR,  # feature not supported, such as COPY into a view or under row-level security

@@ -61,7 +61,9 @@ RETURNING a.tenant_id, a.device_id, a.cmd_id, xmax = 0 AS inserted
 """
 
 _COMPARE_EVENTS: Final = """
-SELECT traksense.differing_events($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[])
+SELECT traksense.differing_events(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[]
+)
 """
 
 # Of several under one key the first of the batch is inserted, as `_store_events` takes for granted: a sort alone leaves
@@ -71,9 +73,9 @@ INSERT INTO public.device_event (tenant_id, site_id, device_id, event_id, event_
 SELECT tenant_id, site_id, device_id, event_id, event_type, ts, data::jsonb
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
     WITH ORDINALITY AS k (tenant_id, site_id, device_id, event_id, event_type, ts, data, place)
-ORDER BY tenant_id, device_id, event_id, event_type, ts, place
+ORDER BY tenant_id, site_id, device_id, event_id, event_type, ts, place
 ON CONFLICT DO NOTHING
-RETURNING tenant_id, device_id, event_id, event_type, ts
+RETURNING tenant_id, site_id, device_id, event_id, event_type, ts
 """
 
 # The same bytes on the same topic are one dead letter, however often they come; if it had been replayed, it reopens. At
@@ -243,14 +245,15 @@ async def _store_events(connection: PoolConnectionProxy, rows: Rows) -> tuple[se
     fresh: set[int] = set()
     repeated: list[tuple[Any, ...]] = []
     deliveries: list[int] = []
-    stored = {tuple(row) for row in await connection.fetch(INSERT_EVENTS, *_columns([row for _, row in rows.events]))}
-    for index, event in rows.events:
-        key = (event[0], *event[2:6])
+    brought = [row for _, row, _ in rows.events]
+    stored = {tuple(row) for row in await connection.fetch(INSERT_EVENTS, *_columns(brought))}
+    for index, event, id_of_content in rows.events:
+        key = event[:6]
         if key in stored:
             stored.discard(key)
             fresh.add(index)
-        else:
-            repeated.append((event[0], *event[2:]))
+        elif not id_of_content:
+            repeated.append(event)
             deliveries.append(index)
     differing = await connection.fetch(_COMPARE_EVENTS, *_columns(repeated)) if repeated else []
     return fresh, {deliveries[place] for (place,) in differing}

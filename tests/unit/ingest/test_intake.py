@@ -85,7 +85,7 @@ def test_router_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("traksense.ingest.decode.ROUTES_MAX", 10)
     router = Router()
     for n in range(100):
-        router.route(f"{n}")
+        router.route(f"traksense/acme/site/{n}/telem")
 
     assert 10 >= len(router._routes)
     assert 10 < ROUTES_MAX

@@ -17,6 +17,7 @@ from traksense.errors import (
     DataRefusedError,
     StoreError,
     StoreMisconfiguredError,
+    StoreTooSlowError,
     StoreUnavailableError,
     UnclassifiedStoreError,
 )
@@ -29,6 +30,8 @@ from traksense.model import REST_IS_STORED, Delivery, Kind, Message, Point, Reas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from traksense.ingest.ports import WriteResult
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 ROUTE = Route("tenant", "site", "device", Kind.TELEM)
@@ -121,6 +124,26 @@ async def test_write_waits_while_the_database_is_away(autojump_clock: MockClock)
     assert 19 == bench.writer.retries
     assert [1, 2, 3] == bench.acknowledged
     assert bench.health.ready
+
+
+async def test_write_what_takes_too_long_is_tried_in_halves(autojump_clock: MockClock) -> None:
+    """The same batch would take as long again, for ever. What is alone is waited for: it may be the database."""
+    bench = Bench()
+    tried: list[int] = []
+    store = bench.store.write
+
+    async def write(part: Sequence[Delivery]) -> WriteResult:
+        tried.append(len(part))
+        if len(part) > 2 or len(tried) < 8:
+            raise StoreTooSlowError("a statement takes the database too long", "57014")
+        return await store(part)
+
+    bench.store.write = write  # type: ignore[assignment,method-assign]
+    await bench.write([bench.delivery() for _ in range(8)])
+
+    assert [8, 4, 2, 1, 1, 1, 1, 1, 1, 2, 4, 2, 2] == tried
+    assert list(range(1, 9)) == bench.acknowledged
+    assert (8, 0, True) == (bench.ledger.stored, bench.ledger.dead, bench.ledger.balanced)
 
 
 async def test_write_misconfigured_dead_letters_nothing(autojump_clock: MockClock) -> None:

@@ -25,7 +25,8 @@ class PoolerProcess(Server):
     """pgbouncer in front of a PostgreSQL, for its superuser and any database; state and log are in `directory`.
 
     Session mode and every default, apart from where it listens and who may come in. It refuses to run as root, as
-    PostgreSQL does, and then runs as the same user.
+    PostgreSQL does, and then runs as the same user; as it changes to that user by itself, it outlives us if we are
+    killed (Linux forgets whose death it shall share).
     """
 
     def __init__(

@@ -1,0 +1,67 @@
+"""Which number a `meta` object has in the dictionary, and which of them are stored with their rows instead."""
+
+from __future__ import annotations
+
+from typing import Final
+
+META_MAX: Final = 20_000
+"""How many `meta` objects are remembered."""
+
+META_LENGTH_MAX: Final = 4096
+"""A longer `meta`, in bytes, is stored with its rows instead of in the dictionary."""
+
+INLINE_BYTES_MAX: Final = 64 * 1024
+"""But not if that makes the rows of a message longer than so many bytes: a megabyte that each of ten thousand points
+would repeat is stored once. Such an object is remembered for its batch alone."""
+
+NOVEL_META_MAX: Final = 64
+"""How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an
+uptime) would otherwise add one for each message; beyond this its meta is stored with its rows."""
+
+
+class MetaNumbers:
+    """What is remembered, by tenant and document.
+
+    Attributes:
+        kept: Most, for as long as there is room.
+        passing: Some, for their batch alone.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, bytes], int] = {}
+        self.passing: dict[tuple[str, bytes], int] = {}
+
+    def get(self, key: tuple[str, bytes]) -> int | None:
+        """The number, if it is known."""
+        number = self.kept.get(key)
+        return number if number is not None or not self.passing else self.passing.get(key)
+
+    def add(self, key: tuple[str, bytes], number: int, *, for_long: bool) -> None:
+        """Remember one."""
+        (self.kept if for_long else self.passing)[key] = number
+
+    def make_room(self, count: int) -> None:
+        """Before so many more: what other batches needed is forgotten, and all if there is too much. Whoever needs it
+        looks it up again.
+        """
+        self.passing.clear()
+        if len(self.kept) + count > META_MAX:
+            self.kept.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.kept.clear()
+        self.passing.clear()
+
+
+SELECT_META: Final = """
+SELECT m.meta_id, m.tenant_id, m.digest
+FROM unnest($1::text[], $2::bytea[]) AS k (tenant_id, digest) JOIN traksense.meta m USING (tenant_id, digest)
+"""
+
+INSERT_META: Final = """
+INSERT INTO traksense.meta (tenant_id, digest, doc)
+SELECT tenant_id, digest, doc::jsonb FROM unnest($1::text[], $2::bytea[], $3::text[]) AS k (tenant_id, digest, doc)
+ON CONFLICT DO NOTHING
+RETURNING meta_id, tenant_id, digest
+"""
