@@ -114,9 +114,10 @@ class Writer:
             try:
                 result = await self._store.write(part)
             except (StoreUnavailableError, StoreMisconfiguredError) as error:
-                await self._pause(error, backoff)
                 if isinstance(error, StoreTooSlowError) and len(part) > 1:
+                    self._note(error)
                     raise
+                await self._pause(error, backoff)
             else:
                 self._health.set("database", voice=self._name)
                 return result
@@ -167,9 +168,12 @@ class Writer:
         )
 
     async def _pause(self, error: StoreError, backoff: Backoff) -> None:
+        self._note(error)
+        await trio.sleep(backoff.next())
+
+    def _note(self, error: StoreError) -> None:
         self.retries += 1
         self._health.set("database", str(error), voice=self._name)
-        await trio.sleep(backoff.next())
 
     def _settle(self, part: Sequence[Delivery], result: WriteResult) -> None:
         """Account for a committed part and let its messages be acknowledged. Does not await: nobody sees it half
