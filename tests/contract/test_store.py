@@ -363,7 +363,7 @@ def test_stores_agree_whatever_repeats(database: str, batches: list[list[tuple[s
 
 async def test_store_large_meta_is_stored_with_each_point(database: str) -> None:
     """A meta that is too long for the dictionary comes back whole, at each point of its message, staged or not."""
-    meta = b'{"log": "' + b"x" * 20_000 + b'"}'
+    meta = b'{"log": "' + b"x" * 100_000 + b'"}'
     batch = [delivery(telemetry(Point("a", 1.0), Point("b", "RUN", "enum"), second=n, meta=meta)) for n in range(2)]
     async with open_postgres_store(database) as store:
         await store.write(batch[:1])
@@ -372,7 +372,7 @@ async def test_store_large_meta_is_stored_with_each_point(database: str) -> None
     assert WriteResult(points_stored=2, points_duplicate=2, duplicates=frozenset([0])) == result
     async with open_asyncio_loop():
         sizes = await aio_as_trio(fetch)(database, "SELECT length(meta ->> 'log') FROM traksense.measure")
-    assert [20_000] * 4 == [size for (size,) in sizes]
+    assert [100_000] * 4 == [size for (size,) in sizes]
 
 
 @pytest.mark.parametrize("kept", [0, 64], ids=["a device with few", "a device whose meta is always new"])

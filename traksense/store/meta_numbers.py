@@ -14,6 +14,9 @@ INLINE_BYTES_MAX: Final = 64 * 1024
 """But not if that makes the rows of a message longer than so many bytes: a megabyte that each of ten thousand points
 would repeat is stored once. Such an object is remembered for its batch alone."""
 
+INLINE_POINTS_MAX: Final = 8
+"""So many points may repeat it all the same, since what is stored with its rows goes with them when they expire."""
+
 NOVEL_META_MAX: Final = 64
 """How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an
 uptime) would otherwise add one for each message; beyond this its meta is stored with its rows."""

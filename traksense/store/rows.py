@@ -10,7 +10,12 @@ from traksense.model import DETAIL_MAX, CommandAck, Event, Reason, Rejection, Te
 from traksense.store.devices import NO_POINTS
 from traksense.store.dictionary import Missing
 from traksense.store.digests import digest
-from traksense.store.meta_numbers import INLINE_BYTES_MAX, META_LENGTH_MAX, NOVEL_META_MAX
+from traksense.store.meta_numbers import (
+    INLINE_BYTES_MAX,
+    INLINE_POINTS_MAX,
+    META_LENGTH_MAX,
+    NOVEL_META_MAX,
+)
 from traksense.store.packing import HEAD_BYTES, PackedRows, pack_meta, pack_middle, pack_numbers, pack_row
 
 if TYPE_CHECKING:
@@ -128,7 +133,7 @@ def _add_measures(
         if meta_id is None:
             if device.novel_meta < NOVEL_META_MAX and len(item.meta) <= META_LENGTH_MAX:
                 missing.meta[(route.tenant, item.meta)] = device
-            elif len(item.meta) * points > INLINE_BYTES_MAX:
+            elif points > INLINE_POINTS_MAX and len(item.meta) * points > INLINE_BYTES_MAX:
                 missing.meta[(route.tenant, item.meta)] = None
             else:
                 meta = pack_meta(item.meta)
