@@ -185,6 +185,12 @@ def own_postgres(stack_directory: Path, unique: Callable[[str], str]) -> Iterato
         yield start
 
 
+@pytest.fixture
+def lone_postgres(own_postgres: OwnPostgres) -> PostgresProcess:
+    """A PostgreSQL of its own for an asynchronous test, where `start_sync` cannot run; the test may kill it."""
+    return own_postgres()
+
+
 # --- the broker
 # -------------------------------------------------------------------------------------------------------
 

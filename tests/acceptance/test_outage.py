@@ -21,7 +21,8 @@ from traksense.tools.stack import BrokerOptions
 
 if TYPE_CHECKING:
     from tests.acceptance.service_bench import ServiceBench
-    from tests.conftest import OwnBroker, OwnPostgres
+    from tests.conftest import OwnBroker
+    from traksense.tools.stack import PostgresProcess
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 OUTAGE_SECONDS = float(os.environ.get("TRAKSENSE_TEST_OUTAGE_SECONDS", "8"))
@@ -31,21 +32,20 @@ RSS_MAX_MIB = 256
 
 
 async def test_outage_loses_nothing_and_stays_small(
-    own_broker: OwnBroker, own_postgres: OwnPostgres, tenant: str, tmp_path: Path
+    own_broker: OwnBroker, lone_postgres: PostgresProcess, tenant: str, tmp_path: Path
 ) -> None:
     """5,000 points/s while the database is stopped (TRAKSENSE_TEST_OUTAGE_SECONDS, shortened here), then caught up."""
-    broker = await trio.to_thread.run_sync(own_broker)
-    postgres = await trio.to_thread.run_sync(own_postgres)
-    dsn = await migrated(postgres.dsn)
+    broker = own_broker()
+    dsn = await migrated(lone_postgres.dsn)
     async with running_service(broker, dsn, tenant, tmp_path) as bench, trio.open_nursery() as nursery:
         published = await nursery.start(publish_steadily, bench)
         await wait_stored(bench, 500)
-        postgres.kill()
+        lone_postgres.kill()
         await wait_not_ready(bench)
         peak = await sample_rss(bench, OUTAGE_SECONDS)
         status, body = await bench.service.readiness()
         assert (503, False) == (status, body["conditions"]["database"]["ok"])
-        await postgres.start()
+        await lone_postgres.start()
         with trio.fail_after(30):
             while (await bench.service.readiness())[0] != 200:
                 await trio.sleep(0.05)
@@ -62,16 +62,15 @@ async def test_outage_loses_nothing_and_stays_small(
 
 
 async def test_flood_of_large_and_bad_messages_stays_small(
-    own_broker: OwnBroker, own_postgres: OwnPostgres, tenant: str, tmp_path: Path
+    own_broker: OwnBroker, lone_postgres: PostgresProcess, tenant: str, tmp_path: Path
 ) -> None:
     """With the database away, 300 payloads of 1 MiB, half of them bad, wait at the broker; then each one ends as it
     should.
     """
-    broker = await trio.to_thread.run_sync(lambda: own_broker(options=BrokerOptions(max_packet_bytes=4 * 1024 * 1024)))
-    postgres = await trio.to_thread.run_sync(own_postgres)
-    dsn = await migrated(postgres.dsn)
+    broker = own_broker(options=BrokerOptions(max_packet_bytes=4 * 1024 * 1024))
+    dsn = await migrated(lone_postgres.dsn)
     async with running_service(broker, dsn, tenant, tmp_path) as bench:
-        postgres.kill()
+        lone_postgres.kill()
         good = [
             envelope([{"name": "a", "v": n}], ts=NOON + timedelta(seconds=n), meta={"x": "x" * 1_000_000})
             for n in range(150)
@@ -79,7 +78,7 @@ async def test_flood_of_large_and_bad_messages_stays_small(
         bad = [b"%d " % n + b"?" * 1_000_000 for n in range(150)]
         await bench.publish(*((bench.topic(), payload) for pair in zip(good, bad, strict=True) for payload in pair))
         peak = await sample_rss(bench, 2)
-        await postgres.start()
+        await lone_postgres.start()
         with trio.fail_after(60):
             await bench.wait_ended(300)
         peak = max(peak, await sample_rss(bench, 0))

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.acceptance.service_bench import ServiceBench
-    from tests.conftest import OwnPostgres
-    from traksense.tools.stack import BrokerProcess, ServiceProcess
+    from traksense.tools.stack import BrokerProcess, PostgresProcess, ServiceProcess
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DEADLINE_SECONDS = 5
@@ -120,15 +119,14 @@ async def test_drain_acknowledges_what_it_stored(
 
 
 async def test_drain_gives_up_at_its_deadline(
-    broker: BrokerProcess, own_postgres: OwnPostgres, tenant: str, tmp_path: Path
+    broker: BrokerProcess, lone_postgres: PostgresProcess, tenant: str, tmp_path: Path
 ) -> None:
     """With the database away a drain cannot end: at the deadline the rest is left to the broker, exit 0, nothing
     lost.
     """
-    postgres = await trio.to_thread.run_sync(own_postgres)
-    dsn = await migrated(postgres.dsn)
+    dsn = await migrated(lone_postgres.dsn)
     async with running_service(broker, dsn, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="1") as bench:
-        postgres.kill()
+        lone_postgres.kill()
         await bench.publish(
             *((bench.topic(), envelope([{"name": "a", "v": n}], ts=NOON + timedelta(seconds=n))) for n in range(50))
         )
@@ -137,7 +135,7 @@ async def test_drain_gives_up_at_its_deadline(
         with trio.fail_after(10):
             assert 0 == await bench.service.wait()
         assert "drain_abandoned" in bench.service.log_path.read_text()
-        await postgres.start()
+        await lone_postgres.start()
         async with open_service(bench.environ, tmp_path, name="second") as second:
             await second.wait_ready()
             with trio.fail_after(20):
@@ -147,15 +145,14 @@ async def test_drain_gives_up_at_its_deadline(
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_second_signal_exits_at_once(
-    broker: BrokerProcess, own_postgres: OwnPostgres, tenant: str, tmp_path: Path, how: str
+    broker: BrokerProcess, lone_postgres: PostgresProcess, tenant: str, tmp_path: Path, how: str
 ) -> None:
     """A second SIGTERM waits neither for the drain nor for a server that does not even answer that it is to stop."""
-    postgres = await trio.to_thread.run_sync(own_postgres)
-    dsn = await migrated(postgres.dsn)
+    dsn = await migrated(lone_postgres.dsn)
     async with running_service(broker, dsn, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="600") as bench:
         backends = await query(dsn, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")
         if how == "killed":
-            postgres.kill()
+            lone_postgres.kill()
         else:
             for (pid,) in backends:
                 with contextlib.suppress(ProcessLookupError):  # our own

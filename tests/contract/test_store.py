@@ -766,9 +766,12 @@ async def test_store_events_of_one_name_on_two_sites(open_any_store: OpenStore) 
         first = await store.write([delivery(*events, site=site) for site in ("one", "two")])
         again = await store.write([delivery(*events, site=site) for site in ("one", "two")])
         other = await store.write([delivery(Event("boot", NOW, "e1", b"1"), site="two")])
+        unlike = [(Event("boot", NOW, "e2", b"%d" % number), f"site {number}") for number in range(2)]
+        await store.write([delivery(event, site=site) for event, site in unlike])
+        unlike_again = await store.write([delivery(event, site=site) for event, site in unlike])
 
     assert WriteResult() == first
-    assert WriteResult(duplicates=frozenset([0, 1])) == again
+    assert WriteResult(duplicates=frozenset([0, 1])) == again == unlike_again
     assert {0: CONFLICT} == wordless(other).rejected
 
 

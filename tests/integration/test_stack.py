@@ -253,6 +253,12 @@ def test_child_has_its_own_session(tmp_path: Path) -> None:
         child.kill()
 
 
+async def test_child_refuses_a_thread_that_goes_away(tmp_path: Path) -> None:
+    """The kernel would end it with the worker thread of Trio's that started it, ten idle seconds later."""
+    with pytest.raises(RuntimeError, match="thing would end with this thread"):
+        await trio.to_thread.run_sync(lambda: Child("thing", SLEEP, log_path=tmp_path / "child.log"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_child_ends_when_we_are_killed(tmp_path: Path) -> None:
     """Even SIGKILL of the parent leaves nothing running."""

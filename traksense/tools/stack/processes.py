@@ -48,8 +48,12 @@ class Child:
     Resource handling: the child gets a session of its own, so that Ctrl-C reaches only us and we stop things
     in order. On Linux it gets `stop_signal` when we die, however we die. Trap: the kernel counts the death of
     the *thread* that started the child. So a child is started on a thread that lives on (the main thread,
-    Trio's thread), never through `trio.to_thread`, whose workers go away when idle. Source: prctl(2),
-    PR_SET_PDEATHSIG.
+    Trio's thread), and `trio.to_thread`, whose workers go away after ten idle seconds, is refused. Source:
+    prctl(2), PR_SET_PDEATHSIG.
+
+    Raises:
+        StackError: The program could not be started.
+        RuntimeError: Started through `trio.to_thread`.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Child:
         self.log_path = log_path
         self.grace_seconds = grace_seconds
         self._stop_signal = stop_signal
+        if _on_a_worker_thread():
+            raise RuntimeError(f"{name} would end with this thread of Trio's: start it on a thread that lives on")
         try:
             with log_path.open("ab") as log:
                 self._log_start = log.tell()
@@ -212,6 +218,16 @@ def _setpriv() -> str | None:
         return None
     trial = run_to_end([path, "--pdeathsig", "TERM", "true"])
     return path if trial.returncode == 0 else None
+
+
+def _on_a_worker_thread() -> bool:
+    try:
+        trio.from_thread.check_cancelled()
+    except RuntimeError:
+        return False
+    except trio.Cancelled:
+        return True
+    return True
 
 
 def _die_with_parent(number: signal.Signals) -> list[str]:
