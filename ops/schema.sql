@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 12 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 13 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
@@ -206,17 +206,23 @@ COMMENT ON FUNCTION traksense.differing_events(tenants text[], devices text[], i
 CREATE FUNCTION traksense.differing_events(tenants text[], sites text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) RETURNS SETOF bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_seqscan TO 'off'
     AS $$
+    WITH k AS (
+        SELECT *
+        FROM unnest(tenants, sites, devices, ids, types, instants, contents) WITH ORDINALITY
+            AS k (tenant_id, site_id, device_id, event_id, event_type, ts, data, place)
+        WHERE tenant_id IN (SELECT traksense.ingest_tenants())
+    )
     SELECT k.place - 1
-    FROM unnest(tenants, sites, devices, ids, types, instants, contents) WITH ORDINALITY
-        AS k (tenant_id, site_id, device_id, event_id, event_type, ts, data, place)
-    JOIN public.device_event e ON (e.tenant_id, e.site_id, e.device_id) = (k.tenant_id, k.site_id, k.device_id)
-        AND CASE
-            WHEN k.event_id IS NULL THEN e.event_id IS NULL AND (e.event_type, e.ts) = (k.event_type, k.ts)
-            ELSE e.event_id = k.event_id
-        END
-    WHERE k.tenant_id IN (SELECT traksense.ingest_tenants())
-        AND (e.event_type, e.ts, e.data) IS DISTINCT FROM (k.event_type, k.ts, k.data::jsonb)
+    FROM k JOIN public.device_event e USING (tenant_id, site_id, device_id, event_id)
+    WHERE (e.event_type, e.ts, e.data) IS DISTINCT FROM (k.event_type, k.ts, k.data::jsonb)
+    UNION ALL
+    SELECT k.place - 1
+    FROM k JOIN public.device_event e USING (tenant_id, site_id, device_id, event_type, ts)
+    WHERE k.event_id IS NULL AND e.event_id IS NULL AND e.data IS DISTINCT FROM k.data::jsonb
 $$;
 
 COMMENT ON FUNCTION traksense.differing_events(tenants text[], sites text[], devices text[], ids text[], types text[], instants timestamp with time zone[], contents text[]) IS 'The places, from 0, of those events that are stored with another type, time or content; of the tenants in app.tenant_ids.';
@@ -1934,6 +1940,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (9, 'latest_of_a_poi
 INSERT INTO traksense.schema_version (version, name) VALUES (10, 'bounded_background_work');
 INSERT INTO traksense.schema_version (version, name) VALUES (11, 'names_deleted_and_restored');
 INSERT INTO traksense.schema_version (version, name) VALUES (12, 'events_of_sites');
+INSERT INTO traksense.schema_version (version, name) VALUES (13, 'repeated_events');
 INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.

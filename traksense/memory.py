@@ -45,11 +45,12 @@ def return_large_blocks() -> None:
         return
 
 
-def shares(size: int, *texts: str) -> int:
+def shares(size: int, ordinary: int, *texts: str) -> int:
     """How many ordinary entries of a cache one counts for: a device may choose names that take ten times the memory.
 
     Args:
-        size: What an entry takes beside ordinary names, in bytes.
-        texts: Its names.
+        size: What an ordinary entry takes, in bytes.
+        ordinary: How much of that its names are.
+        texts: The names of this one.
     """
-    return 1 + sum(map(sys.getsizeof, texts)) // size
+    return 1 + (max(sum(map(sys.getsizeof, texts)) - ordinary, 0) + size // 2) // size

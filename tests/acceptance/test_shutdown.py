@@ -149,7 +149,10 @@ async def test_second_signal_exits_at_once(
 ) -> None:
     """A second SIGTERM waits neither for the drain nor for a server that does not even answer that it is to stop."""
     dsn = await migrated(lone_postgres.dsn)
-    async with running_service(broker, dsn, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="600") as bench:
+    async with (
+        running_service(broker, dsn, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="600") as bench,
+        contextlib.AsyncExitStack() as thawing,
+    ):
         backends = await query(dsn, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")
         if how == "killed":
             lone_postgres.kill()
@@ -157,6 +160,7 @@ async def test_second_signal_exits_at_once(
             for (pid,) in backends:
                 with contextlib.suppress(ProcessLookupError):  # our own
                     os.kill(pid, signal.SIGSTOP)
+                    thawing.callback(os.kill, pid, signal.SIGCONT)
         await bench.publish((bench.topic(), envelope([{"name": "a", "v": 1}], ts=NOON)))
         await wait_in_flight(bench.service, 1)
         bench.service.terminate()
@@ -165,9 +169,6 @@ async def test_second_signal_exits_at_once(
                 await trio.sleep(0.02)
             bench.service.terminate()
             assert 0 == await bench.service.wait()
-        for (pid,) in backends:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])

@@ -45,7 +45,7 @@ from traksense.model import (
     Route,
     Telemetry,
 )
-from traksense.store import dictionary, rows
+from traksense.store import dictionary, meta_numbers, rows
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.packing import HEAD_BYTES
 from traksense.store.postgres import PostgresStore, open_store
@@ -405,6 +405,74 @@ async def test_store_large_meta_of_many_points_is_stored_once(
         )
     assert (0, 1, 4_000, len(meta) - 11) == (inline, documents, count, length)
     assert taken < 20e6
+
+
+@pytest.mark.parametrize("room", [320_000, 170_000], ids=["for all", "for most"])
+async def test_store_large_meta_does_not_displace_another(
+    monkeypatch: pytest.MonkeyPatch, database: str, room: int
+) -> None:
+    """Devices that each send their own large meta with many points, in batches that overlap, by several writers: no
+    batch takes from another what it has just looked up.
+    """
+    monkeypatch.setattr(meta_numbers, "PASSING_BYTES_MAX", room)
+    metas = [b'{"log%d": "' % number + b"x" * 9_000 + b'"}' for number in range(24)]
+    points = [Point(f"p{number}", 1.0) for number in range(10)]
+    registered: list[int] = []
+    register = dictionary.Dictionary.register
+
+    async def registering(self: dictionary.Dictionary, connection: Any, missing: dictionary.Missing) -> set[str]:
+        registered.append(len(missing.meta))
+        return await register(self, connection, missing)
+
+    monkeypatch.setattr(dictionary.Dictionary, "register", registering)
+    async with open_postgres_store(database) as store, trio.open_nursery() as nursery:
+
+        async def write(begin: int) -> None:
+            for second in range(begin, begin + 24):
+                batch = [
+                    delivery(telemetry(*points, second=second, meta=metas[n % 24]), device=f"device-{n % 24}")
+                    for n in range(second, second + 3)
+                ]
+                assert WriteResult(points_stored=30) == await store.write(batch)
+
+        for writer in range(3):
+            nursery.start_soon(write, 32 * writer)
+
+    assert sum(registered) <= 3 * len(metas) or room < 320_000
+
+
+async def test_store_repeated_events_are_looked_for_by_their_keys(database: str) -> None:
+    """What they cost does not depend on how many events their tenant has, also before anybody has counted them."""
+    ts = "timestamptz '2026-11-20 12:00Z' + n * interval '1 s'"
+    repeats = (
+        "SELECT traksense.differing_events(array_agg('tenant'::text), array_agg('site'::text),"
+        f" array_agg('device'::text), array_agg(id), array_agg('boot'::text), array_agg({ts}), array_agg('1'::text))"
+        " FROM generate_series(1, 10) n, LATERAL (VALUES ('e' || n), (NULL)) i (id)"
+    )
+
+    async def look() -> tuple[int, int]:
+        connection = await asyncpg.connect(database)
+        try:
+            for event_id in ("'e' || n", "NULL"):
+                await connection.execute(
+                    "INSERT INTO public.device_event (tenant_id, site_id, device_id, event_id, event_type, ts)"
+                    f" SELECT 'tenant', 'site', 'device', {event_id}, 'boot', {ts} FROM generate_series(1, 20000) n"
+                )
+            await connection.execute("SELECT set_config('app.tenant_ids', 'tenant', false)")
+            async with connection.transaction():
+                differing = len(await connection.fetch(repeats))
+                read: int = await connection.fetchval(
+                    "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'device_event'"
+                )
+        finally:
+            await connection.close()
+        return differing, read
+
+    async with open_asyncio_loop():
+        differing, read = await aio_as_trio(look)()
+
+    assert 20 == differing
+    assert read <= 2 * differing
 
 
 @pytest.mark.parametrize("registered", [None, [("tenant", "site", f"device-{n}") for n in range(40)]])

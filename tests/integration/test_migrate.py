@@ -166,6 +166,44 @@ def test_migrate_lock_wait_is_bounded(migrated: Database, monkeypatch: pytest.Mo
     assert str(error).startswith("another migration of this database has been running")
 
 
+def test_migrate_lets_writers_go_on_beside_a_reader(
+    bare: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader with an open transaction holds up the migration, but those who write only for a moment at a time."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "migrations", lambda: migrations()[:11])
+        asyncio.run(migrate(bare.dsn, log=log, roles=False))
+    monkeypatch.setattr(module, "TABLE_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(module, "BETWEEN_TRIES_SECONDS", 0.2)
+    caplog.set_level(logging.INFO)
+    event = (
+        "INSERT INTO device_event (tenant_id, site_id, device_id, event_type, ts) VALUES ('a', 'b', 'c', 'd', now())"
+    )
+    with psycopg.connect(bare.dsn) as reader:
+        reader.execute("SELECT count(*) FROM device_event")
+        waiter = threading.Thread(target=bare.migrate)
+        waiter.start()
+        while caplog.messages.count("migration_table_waited_for") < 2:
+            time.sleep(0.01)
+        bare.run("SET lock_timeout = '5s'", event)
+        reader.rollback()
+    waiter.join(20)
+
+    assert LATEST == version_of(bare.dsn)
+
+
+@pytest.mark.parametrize("sqlstate", ["55P03", "57014", "57P01", "53300"])
+def test_migrate_that_was_interrupted_is_no_refusal(
+    bare: Database, monkeypatch: pytest.MonkeyPatch, sqlstate: str
+) -> None:
+    """Nothing is wrong with the database or the role: it may be tried again."""
+    monkeypatch.setattr(module, "TABLE_TRIES", 1)
+    raising = Migration(1, "first", f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END $$")
+    monkeypatch.setattr(module, "migrations", lambda: (raising,))
+
+    assert StoreUnavailableError is type(run_migrate(bare.dsn))
+
+
 def test_migrate_refuses_newer_schema(migrated: Database) -> None:
     """A database that a newer release has migrated is left alone."""
     migrated.run(f"INSERT INTO traksense.schema_version (version, name) VALUES ({LATEST + 1}, 'of_the_future')")

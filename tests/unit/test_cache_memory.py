@@ -10,14 +10,13 @@ import pytest
 from traksense.ingest import decode
 from traksense.ingest.decode import ROUTE_BYTES, Router
 from traksense.store import devices
-from traksense.store.devices import Device, Layout, device_shares
+from traksense.store.devices import POINT_BYTES, Device, Layout, device_shares
 from traksense.store.packing import HEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 COUNT: Final = 2_000
-POINT_BYTES: Final = 400
 NAMES: Final = {
     "ordinary": lambda number: f"line-{number:06d}",
     "long": lambda number: f"{number:06d}".rjust(128, "x"),
@@ -36,6 +35,17 @@ def traced(make: Callable[[], object]) -> int:
     finally:
         tracemalloc.stop()
     return after - before
+
+
+@pytest.mark.parametrize("name", ["line-1", "0f8fad5b-d9cb-469f-a165-70867728950e"])
+def test_ordinary_names_count_once(name: str) -> None:
+    """A fleet that is named by UUIDs has the room that ops/tuning.md says."""
+    router = Router()
+    router.route(f"traksense/acme-industries/plant-hamburg/{name}/telem")
+
+    assert 1 == router._shares
+    assert 1 == device_shares(f"acme-industries/plant-hamburg/{name}")
+    assert 1 == Layout(((name, "°C"),)).shares
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))

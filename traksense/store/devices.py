@@ -11,11 +11,13 @@ import attrs
 from traksense.memory import shares
 from traksense.store.packing import HEAD_BYTES, series_of
 
-POINT_BYTES: Final = 256
-"""Names of a point that take as much again count as another one. (It takes 400, head and dictionaries included.)"""
+POINT_BYTES: Final = 400
+POINT_NAMES_BYTES: Final = 135
+"""What a point takes, head and dictionaries included; and its names, if they are `temperature` and `°C`."""
 
 DEVICE_BYTES: Final = 300
-"""What a device takes that shares its points with others."""
+DEVICE_NAMES_BYTES: Final = 80
+"""What a device takes that shares its points with others; and its path, of 30 characters."""
 
 PointKey: TypeAlias = tuple[str, str | None]
 """A point within its device, as the device writes it: its name and its unit."""
@@ -38,7 +40,7 @@ class Layout:
     places: dict[str | None, dict[str, int]] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        points = sum(shares(POINT_BYTES, name, unit or "") for name, unit in self.keys)
+        points = sum(shares(POINT_BYTES, POINT_NAMES_BYTES, name, unit or "") for name, unit in self.keys)
         object.__setattr__(self, "shares", points)
         for number, (name, unit) in enumerate(self.keys):
             self.places.setdefault(unit, {})[name] = number * HEAD_BYTES
@@ -78,7 +80,7 @@ class Device:
 
 def device_shares(path: str) -> int:
     """How many devices one counts for (`memory.shares`)."""
-    return shares(DEVICE_BYTES, path)
+    return shares(DEVICE_BYTES, DEVICE_NAMES_BYTES, path)
 
 
 def forget_some(remembered: dict[str, Device], devices: int, points: int) -> None:

@@ -54,7 +54,7 @@ class Missing:
     Attributes:
         forgotten: How often the cache had forgotten everything by then (`Dictionary.forgotten`): what was not missing
             is not there any more once it has done so again.
-        meta: By tenant and document, the device that shall remember it; None for its batch alone.
+        meta: By tenant and document, the device that it counts for; None if it is one of those that are passing.
     """
 
     forgotten: int = 0
@@ -259,7 +259,7 @@ class Dictionary:
             for tenant, document in missing.meta
             if self._meta.get((tenant, document)) is None
         }
-        self._meta.make_room(len(wanted))
+        self._meta.make_room(sum(missing.meta[known] is not None for known in wanted.values()))
         for statement in (SELECT_META, INSERT_META, SELECT_META):
             if not wanted:
                 return

@@ -12,10 +12,14 @@ META_LENGTH_MAX: Final = 4096
 
 INLINE_BYTES_MAX: Final = 64 * 1024
 """But not if that makes the rows of a message longer than so many bytes: a megabyte that each of ten thousand points
-would repeat is stored once. Such an object is remembered for its batch alone."""
+would repeat is stored once. Such objects are remembered apart (`PASSING_BYTES_MAX`)."""
 
 INLINE_POINTS_MAX: Final = 8
 """So many points may repeat it all the same, since what is stored with its rows goes with them when they expire."""
+
+PASSING_BYTES_MAX: Final = 32 * 1024 * 1024
+"""How much of such objects is remembered. Twice what seven writers can need at the same time (a full batch and one more
+message each, 2 MiB with the default `INGEST_PAYLOAD_MAX_BYTES`), so that none forgets what another one is about to use."""
 
 NOVEL_META_MAX: Final = 64
 """How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an
@@ -26,13 +30,14 @@ class MetaNumbers:
     """What is remembered, by tenant and document.
 
     Attributes:
-        kept: Most, for as long as there is room.
-        passing: Some, for their batch alone.
+        kept: Most, until there are too many.
+        passing: Large ones and those of devices that send ever new ones, with many points each; the newest.
     """
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, bytes], int] = {}
         self.passing: dict[tuple[str, bytes], int] = {}
+        self._passing_bytes = 0
 
     def get(self, key: tuple[str, bytes]) -> int | None:
         """The number, if it is known."""
@@ -40,14 +45,25 @@ class MetaNumbers:
         return number if number is not None or not self.passing else self.passing.get(key)
 
     def add(self, key: tuple[str, bytes], number: int, *, for_long: bool) -> None:
-        """Remember one."""
-        (self.kept if for_long else self.passing)[key] = number
+        """Remember one; what is forgotten for it is looked up again by whoever needs it.
+
+        Of passing ones the oldest half goes: never what the batches under way have just looked up, or they would take
+        it from each other again and again.
+        """
+        if for_long:
+            self.kept[key] = number
+            return
+        if key not in self.passing:
+            self._passing_bytes += len(key[1])
+        self.passing[key] = number
+        if self._passing_bytes > PASSING_BYTES_MAX:
+            while self._passing_bytes > PASSING_BYTES_MAX // 2:
+                oldest = next(iter(self.passing))
+                del self.passing[oldest]
+                self._passing_bytes -= len(oldest[1])
 
     def make_room(self, count: int) -> None:
-        """Before so many more: what other batches needed is forgotten, and all if there is too much. Whoever needs it
-        looks it up again.
-        """
-        self.passing.clear()
+        """Before so many more that are kept: all are forgotten if that would be too many."""
         if len(self.kept) + count > META_MAX:
             self.kept.clear()
 
@@ -55,6 +71,7 @@ class MetaNumbers:
         """Forget everything."""
         self.kept.clear()
         self.passing.clear()
+        self._passing_bytes = 0
 
 
 SELECT_META: Final = """

@@ -6,6 +6,7 @@ that a file that was edited after it was applied is noticed. asyncio-flavored th
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -46,8 +47,14 @@ TIMESCALEDB_MINIMUM: Final = (2, 19, 1)
 
 CONNECT_SECONDS: Final = 15.0
 STATEMENT_SECONDS: Final = 900.0
-TABLE_LOCK_SECONDS: Final = 30.0
-"""How long a statement waits for a table that is in use: everybody else queues behind it, so it gives up."""
+TABLE_LOCK_SECONDS: Final = 3.0
+"""How long a statement waits for a table that is in use. Everybody else queues behind it, also those who only insert, so
+it gives up, lets them go on, and the migration begins anew."""
+
+TABLE_TRIES: Final = 20
+"""How often; then a transaction that is left open is somebody's to end."""
+
+BETWEEN_TRIES_SECONDS: Final = 3.0
 
 
 @attrs.frozen
@@ -165,15 +172,8 @@ async def _apply(
         if known is not None and known.checksum is not None:
             continue
         try:
-            async with take_turn(connection, log):
-                # Again, since whoever had the turn before may have applied it.
-                known = (await _read_applied(connection)).get(migration.version)
-                if known is None:
-                    started = time.monotonic()
-                    await connection.execute(migration.sql)
-                    await _record_checksum(connection, migration)
-                elif known.checksum is None:
-                    await _record_checksum(connection, migration)
+            started = time.monotonic()
+            known = await _apply_in_turn(connection, migration, log)
         except (asyncpg.DuplicateSchemaError, asyncpg.UniqueViolationError):
             # The name of the schema was given to another session in the meantime; is it ours that it made?
             if applied or migration.version not in await _read_applied(connection):
@@ -197,6 +197,25 @@ async def _apply(
         engine=await read_engine(connection),
         server_version=_server_version(connection),
     )
+
+
+async def _apply_in_turn(connection: Connection, migration: Migration, log: Log) -> _Applied | None:
+    """Apply it, unless whoever had the turn before has done so: then what that was."""
+    for attempt in range(1, TABLE_TRIES + 1):
+        try:
+            async with take_turn(connection, log):
+                known = (await _read_applied(connection)).get(migration.version)
+                if known is None:
+                    await connection.execute(migration.sql)
+                if known is None or known.checksum is None:
+                    await _record_checksum(connection, migration)
+                return known
+        except asyncpg.LockNotAvailableError:
+            if attempt == TABLE_TRIES:
+                raise
+            log.info("migration_table_waited_for", extra={"traksense_migration": str(migration)})
+            await asyncio.sleep(BETWEEN_TRIES_SECONDS)
+    raise AssertionError("unreachable")
 
 
 def _check_history(applied: Mapping[int, _Applied], wanted: Sequence[Migration]) -> None:
@@ -283,7 +302,7 @@ def _translated(error: Exception, where: str) -> StoreError:
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or ""
         line = f"{str(error).partition(chr(10))[0]} (SQLSTATE {sqlstate})"
-        if fault(sqlstate) is StoreUnavailableError:
+        if issubclass(fault(sqlstate), StoreUnavailableError):
             return StoreUnavailableError(f"{where} is not available now: {line}", sqlstate)
         # What would be a message's fault while ingesting is ours or the operator's here.
         return StoreMisconfiguredError(f"{_REFUSALS.get(sqlstate, _REFUSED).format(where)}: {line}", sqlstate)

@@ -134,7 +134,7 @@ def _add_measures(
             if device.novel_meta < NOVEL_META_MAX and len(item.meta) <= META_LENGTH_MAX:
                 missing.meta[(route.tenant, item.meta)] = device
             elif points > INLINE_POINTS_MAX and len(item.meta) * points > INLINE_BYTES_MAX:
-                missing.meta[(route.tenant, item.meta)] = None
+                missing.meta.setdefault((route.tenant, item.meta))
             else:
                 meta = pack_meta(item.meta)
     places, heads = device.layout.places, device.heads
