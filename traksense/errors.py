@@ -68,8 +68,8 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreTooSlowError(StoreUnavailableError):
-    """A statement was ended: it took too long, or an operator cancelled it. Nobody's fault as well, but the same work may
-    take as long again: a smaller batch may pass.
+    """A statement was ended: it took too long, or an operator cancelled it. Nobody's fault as well, but the same work
+    may take as long again: a smaller batch may pass.
     """
 
 

@@ -18,8 +18,9 @@ INLINE_POINTS_MAX: Final = 8
 """So many points may repeat it all the same, since what is stored with its rows goes with them when they expire."""
 
 PASSING_BYTES_MAX: Final = 32 * 1024 * 1024
-"""How much of such objects is remembered. Twice what seven writers can need at the same time (a full batch and one more
-message each, 2 MiB with the default `INGEST_PAYLOAD_MAX_BYTES`), so that none forgets what another one is about to use."""
+"""How much of such objects is remembered. Twice what seven writers can need at the same time (a full batch and one
+more message each, 2 MiB with the default `INGEST_PAYLOAD_MAX_BYTES`), so that none forgets what another is about to
+use."""
 
 NOVEL_META_MAX: Final = 64
 """How many new `meta` objects one device may add to the dictionary. A device whose meta never repeats (a counter, an

@@ -48,7 +48,7 @@ TIMESCALEDB_MINIMUM: Final = (2, 19, 1)
 CONNECT_SECONDS: Final = 15.0
 STATEMENT_SECONDS: Final = 900.0
 TABLE_LOCK_SECONDS: Final = 3.0
-"""How long a statement waits for a table that is in use. Everybody else queues behind it, also those who only insert, so
+"""How long a statement waits for a table that is in use. Everybody else queues behind it, also those who only insert:
 it gives up, lets them go on, and the migration begins anew."""
 
 TABLE_TRIES: Final = 20
