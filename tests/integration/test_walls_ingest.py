@@ -18,8 +18,10 @@ from trio_asyncio import aio_as_trio
 from tests.contract.test_store import *  # noqa: F403
 from tests.contract.test_store import NOW, delivery, open_postgres_store, register, telemetry
 from traksense.config import load
+from traksense.errors import StoreMisconfiguredError
 from traksense.ingest.health import Health
 from traksense.model import CommandAck, Event, Point, Reason, Rejection
+from traksense.store import postgres
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.migrate import migrate
 from traksense.store.postgres import open_store
@@ -250,10 +252,8 @@ def test_nobody_may_call_what_runs_as_the_owner(owned: Database) -> None:
     assert [] == public
 
 
-def test_owner_who_does_not_see_is_noticed(owned: Database, ingest: str) -> None:
-    """A dump that was restored as another role has policies for the first one: the service does not start on it, rather
-    than to find no series to aggregate and no event to compare; migrating puts it right.
-    """
+def give_to_heir(owned: Database) -> str:
+    """Give the schema to another role, as a dump that is restored does; how the heir connects."""
     if owned.dsn == owned.admin:
         pytest.skip("a superuser sees everything")
     heir = owned.create_role("heir")
@@ -262,6 +262,39 @@ def test_owner_who_does_not_see_is_noticed(owned: Database, ingest: str) -> None
         f"REASSIGN OWNED BY {user_of(owned.dsn)} TO {user_of(heir)}",
         dsn=owned.admin,
     )
+    return heir
+
+
+def test_owner_who_no_longer_sees_is_noticed(owned: Database, ingest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a running service, too: it waits, rather than to take another event for a repeat."""
+    monkeypatch.setattr(postgres, "PROBE_EVERY_SECONDS", 0.2)
+
+    async def serve() -> None:
+        settings, health = load({"DATABASE_URL": ingest}), Health(["database", "maintenance"])
+        async with open_asyncio_loop(), open_store(settings, health) as store, trio.open_nursery() as nursery:
+            nursery.start_soon(store.run)
+            with trio.fail_after(60):
+                while not health.holds("database"):
+                    await trio.sleep(0.05)
+                await store.write([delivery(Event("boot", NOW, "e1"))])
+                heir = await trio.to_thread.run_sync(give_to_heir, owned)
+                while health.holds("database"):
+                    await trio.sleep(0.05)
+                with pytest.raises(StoreMisconfiguredError, match="does not see the rows of its tables"):
+                    await store.write([delivery(Event("boot", NOW, "e1", b"1"))])
+                await trio.to_thread.run_sync(lambda: asyncio.run(migrate(heir, log=log)))
+                result = await store.write([delivery(Event("boot", NOW, "e1", b"1"))])
+            nursery.cancel_scope.cancel()
+        assert [Reason.CONFLICTING_VALUE] == [rejection.reason for rejection in result.rejected.values()]
+
+    trio.run(serve)
+
+
+def test_owner_who_does_not_see_is_noticed(owned: Database, ingest: str) -> None:
+    """A dump that was restored as another role has policies for the first one: the service does not start on it, rather
+    than to find no series to aggregate and no event to compare; migrating puts it right.
+    """
+    heir = give_to_heir(owned)
 
     async def look() -> str | None:
         settings, health = load({"DATABASE_URL": ingest}), Health(["database", "maintenance"])

@@ -110,9 +110,11 @@ class Dictionary:
 
         Raises:
             DictionaryChangedError: It was forgotten meanwhile: the answer may be another server's.
+            asyncpg.PostgresError: See `check_owner`.
         """
         if not self.token:
             forgotten = self.forgotten
+            await check_owner(connection)
             token: str = await connection.fetchval("SELECT traksense.dictionary_token()")
             if forgotten != self.forgotten:
                 raise DictionaryChangedError("the dictionary was changed while its token was asked for")
@@ -273,6 +275,15 @@ class Dictionary:
                 self._meta.add(known, row[0], for_long=device is not None)
                 if device is not None:
                     device.novel_meta += statement is INSERT_META
+
+
+async def check_owner(connection: PoolConnectionProxy) -> None:
+    """See that the functions of the schema see what they work on. asyncio-flavored.
+
+    Raises:
+        asyncpg.PostgresError: The schema was restored as another role, or given to one, and not migrated since.
+    """
+    await connection.execute("SELECT traksense.count_series(1)")
 
 
 async def hold(connection: PoolConnectionProxy, token: str) -> None:

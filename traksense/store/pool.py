@@ -158,8 +158,6 @@ async def check_server(connection: PoolConnectionProxy) -> None:
         raise StoreMisconfiguredError(
             f"the database schema is at version {version or 0}, this release needs {LATEST}: run `traksense migrate`"
         )
-    # Fails where the functions of the schema do not see what they work on.
-    await connection.execute("SELECT traksense.count_series(1)")
     if version > LATEST:
         logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": LATEST})
 

@@ -32,7 +32,7 @@ from traksense.ingest.health import Health
 from traksense.store import maintenance, migrate, pool
 from traksense.store.chunks import check_spread
 from traksense.store.conflicts import reject
-from traksense.store.dictionary import Dictionary
+from traksense.store.dictionary import Dictionary, check_owner
 from traksense.store.partitions import Partitions
 from traksense.store.pool import Connections
 from traksense.store.probe import probe
@@ -251,6 +251,12 @@ class PostgresStore:
         if not self._partitions.covers(now, now):
             await self._partitions.ensure_ahead(connection)
         await self._read_clock(connection)
+        try:
+            await check_owner(connection)
+        except asyncpg.PostgresError:
+            # Nothing is stored either until it is: whoever begins anew asks for it.
+            self._dictionary.forget()
+            raise
         strict = self._settings.provisioning == "strict"
         await probe(connection, self._dictionary.token, strict=strict, marking=self._transactor.marking)
 

@@ -225,8 +225,6 @@ def _on_a_worker_thread() -> bool:
         trio.from_thread.check_cancelled()
     except RuntimeError:
         return False
-    except trio.Cancelled:
-        return True
     return True
 
 
