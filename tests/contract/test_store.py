@@ -388,9 +388,8 @@ async def test_store_large_meta_of_many_points_is_stored_once(
     together = delivery(telemetry(*points, meta=meta))
     apart = delivery(*(telemetry(Point("a", 1.0), second=second, meta=meta) for second in range(2_000)), device="other")
     async with open_postgres_store(database) as store:
-        with trio.fail_after(20):
-            result = await store.write([together, apart])
-            again = await store.write([together, apart])
+        result = await store.write([together, apart])
+        again = await store.write([together, apart])
 
     assert (4_000, 4_000) == (result.points_stored, again.points_duplicate)
     async with open_asyncio_loop():
@@ -401,7 +400,10 @@ async def test_store_large_meta_of_many_points_is_stored_once(
             f" (SELECT count(*) FROM traksense.meta), ({size})",
         )
         [(count, length)] = await aio_as_trio(fetch)(
-            database, "SELECT count(*), min(length(meta ->> 'log')) FROM ts_measure WHERE tenant_id = 'tenant'"
+            database,
+            # Read from one of them: to take a megabyte out of its compressed place 4,000 times is slow.
+            "SELECT (SELECT count(*) FROM ts_measure WHERE meta IS NOT NULL),"
+            " (SELECT length(meta ->> 'log') FROM ts_measure LIMIT 1)",
         )
     assert (0, 1, 4_000, len(meta) - 11) == (inline, documents, count, length)
     assert taken < 20e6
