@@ -443,6 +443,27 @@ async def test_store_large_meta_does_not_displace_another(
     assert sum(registered) <= 3 * len(metas) or room < 320_000
 
 
+async def test_store_finds_a_device_with_many_points_again(database: str) -> None:
+    """After a restart, too, and when it has as many again: a message costs by its size, not by its square."""
+    points = [Point(f"p{number}", float(number), u="bar" if number % 2 else None) for number in range(10_000)]
+    renamed = [Point(f"q{number}", 1.0) for number in range(10_000)]
+    async with open_postgres_store(database) as store:
+        await store.write([delivery(telemetry(*points))])
+
+    async def analyze() -> None:
+        connection = await asyncpg.connect(database)
+        await connection.execute("VACUUM ANALYZE traksense.series")
+        await connection.close()
+
+    async with open_asyncio_loop():
+        await aio_as_trio(analyze)()
+    async with open_postgres_store(database, DB_STATEMENT_TIMEOUT="5") as store:
+        again = await store.write([delivery(telemetry(*points))])
+        more = await store.write([delivery(telemetry(*renamed, *points[:1], second=1))])
+
+    assert (10_000, 10_001) == (again.points_duplicate, more.points_stored)
+
+
 async def test_store_repeated_events_are_looked_for_by_their_keys(database: str) -> None:
     """What they cost does not depend on how many events their tenant has, also before anybody has counted them."""
     ts = "timestamptz '2026-11-20 12:00Z' + n * interval '1 s'"

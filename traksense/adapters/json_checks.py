@@ -38,6 +38,10 @@ device."""
 MAX_NUMERIC_SCALE: Final = 16383
 """Digits after the decimal point that jsonb takes. Source: PostgreSQL 18 §8.1.2, table 8.2 (numeric)."""
 
+WRITTEN_OUT_MAX: Final = 2**20
+"""Places that the exponents of a document's numbers may add to it. jsonb writes numbers out: 110,000 times 1e-16383, in a
+megabyte, are 1.8 GB of text, which no client can read and pg_dump cannot dump. Chosen by guess."""
+
 _REMEMBERED_BYTES: Final = 256
 """A JSON object up to this length is not checked again if it was good lately."""
 
@@ -113,12 +117,16 @@ def check_json(raw: bytes, where: str) -> None:
     Raises:
         DecodeError: NESTED_TOO_DEEP or NUMBER_OUT_OF_RANGE.
     """
+    _places.clear()
     try:
         value = _ANYTHING.decode(raw)
     except msgspec.ValidationError as exc:
         raise DecodeError(Reason.NUMBER_OUT_OF_RANGE, f"{exc} in `{where}`") from exc
     except RecursionError as exc:
         raise DecodeError(Reason.NESTED_TOO_DEEP, f"nested deeper than the decoder goes - at `{where}`") from exc
+    if sum(_places) > WRITTEN_OUT_MAX:
+        places = f"numbers that take more than {WRITTEN_OUT_MAX} digits written out"
+        raise DecodeError(Reason.NUMBER_OUT_OF_RANGE, f"{places} in `{where}`")
     # Depth takes two brackets a level: hardly a value is long enough to need the walk.
     if len(raw) > 2 * MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DecodeError(Reason.NESTED_TOO_DEEP, f"nested deeper than {MAX_DEPTH} levels - at `{where}`")
@@ -204,8 +212,14 @@ def _storable_number(text: str) -> float:
             scale = MAX_NUMERIC_SCALE + 1
         if scale > MAX_NUMERIC_SCALE:
             raise ValueError(f"Number with too many digits after the point: {text[:40]}")
+    _, _, exponent = text.lower().partition("e")
+    if exponent:
+        _places.append(min(abs(int(exponent)), MAX_NUMERIC_SCALE))
     return number
 
+
+_places: Final[list[int]] = []
+"""Of the numbers with an exponent in the document that is being checked."""
 
 _ANYTHING: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(float_hook=_storable_number)
 

@@ -44,6 +44,7 @@ class Connection:
         self.codec = codec
         self._stream = stream
         self._keepalive = keepalive
+        self._agreed = trio.Event()
         self._queued = trio.Event()
         self._sending_bytes = 0
         self._heard_at = trio.current_time()
@@ -108,6 +109,7 @@ class Connection:
                         if event.reason:
                             raise BrokerError(f"the broker refuses the connection for now: {event.reason_text}")
                         self._keepalive = min(self._keepalive, event.keepalive or self._keepalive)
+                        self._agreed.set()
                         return event
                     raise ProtocolError(f"{type(event).__name__} before CONNACK")
                 if self.codec.messages:
@@ -187,6 +189,8 @@ class Connection:
                 raise ConnectionLostError(f"connection lost: {error.__cause__ or error}") from error
 
     async def _ping(self) -> None:
+        # The broker may want to hear from us more often than we meant to.
+        await self._agreed.wait()
         while True:
             await trio.sleep(self._keepalive / 2)
             if not self._paused and trio.current_time() - self._heard_at > SILENCE * self._keepalive:

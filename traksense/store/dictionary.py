@@ -23,6 +23,14 @@ from traksense.store.devices import NO_POINTS, Device, Layout, device_shares, fo
 from traksense.store.digests import digest
 from traksense.store.meta_numbers import INSERT_META, SELECT_META, MetaNumbers
 from traksense.store.packing import pack_head
+from traksense.store.registration import (
+    INSERT_DEVICES,
+    INSERT_TENANTS,
+    SELECT_DEVICES,
+    columns_of,
+    inserted,
+    looked_up,
+)
 from traksense.store.roles import name_tenants
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
     from traksense.model import Route
     from traksense.store.devices import PointKey
+    from traksense.store.registration import SeriesNames
 
 DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
@@ -202,7 +211,7 @@ class Dictionary:
 
     async def _register_devices(self, connection: PoolConnectionProxy, missing: Missing) -> set[str]:
         wanted = [(r.tenant, r.site, r.device) for r in missing.devices.values() if r.path not in self._devices]
-        columns = _columns(sorted(wanted), 3)
+        columns = columns_of(sorted(wanted), 3)
         if not self._strict:
             tenants = {tenant for tenant, _, _ in wanted}
             await self._fetch(connection, missing, tenants, INSERT_TENANTS, sorted(tenants))
@@ -221,7 +230,7 @@ class Dictionary:
     async def _register_series(self, connection: PoolConnectionProxy, missing: Missing) -> None:
         # What a device calls a point or a unit in several ways is one series (ops/decisions/0040). The cache knows each
         # way, so that nothing has to be normalized for a point that is known.
-        wanted: dict[tuple[str, str, str, str, str | None], list[tuple[Device, PointKey]]] = {}
+        wanted: dict[SeriesNames, list[tuple[Device, PointKey]]] = {}
         for (path, key), route in missing.series.items():
             device = self._devices.get(path)
             if device is None or device.layout.has(key):
@@ -230,14 +239,11 @@ class Dictionary:
             names = (route.tenant, route.site, route.device, canonical_point(name), canonical_unit(unit))
             wanted.setdefault(names, []).append((device, key))
         found: dict[Device, dict[PointKey, int]] = {}
-        for statement in (SELECT_SERIES, INSERT_SERIES, SELECT_SERIES):
-            if not wanted:
-                break
-            # Sorted, so that two replicas that register the same fleet cannot deadlock.
-            columns = _columns(sorted(wanted, key=lambda names: (*names[:4], names[4] or "")), 5)
-            for row in await self._fetch(connection, missing, {names[0] for names in wanted}, statement, *columns):
-                for device, key in wanted.pop(tuple(row)[1:]):
-                    found.setdefault(device, {})[key] = row[0]
+        for queries in (looked_up, inserted, looked_up):
+            for tenants, statement, arguments in queries(wanted):
+                for row in await self._fetch(connection, missing, tenants, statement, *arguments):
+                    for device, key in wanted.pop(tuple(row)[1:], ()):
+                        found.setdefault(device, {})[key] = row[0]
         for device, ids in found.items():
             self.met += len(ids)
             self._add_series(device, ids)
@@ -304,40 +310,3 @@ def hold_statement(connection: PoolConnectionProxy, token: str) -> str:
 def _excess(count: int, most: int) -> int:
     """How many to forget, so that the next time is some way off."""
     return count - most + most // 10 if count > most else 0
-
-
-def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[list[object]]:
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
-
-
-INSERT_TENANTS: Final = """
-INSERT INTO traksense.tenant (tenant_id) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING
-"""
-
-INSERT_DEVICES: Final = """
-INSERT INTO traksense.device (tenant_id, site_id, device_id)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ON CONFLICT DO NOTHING
-"""
-
-SELECT_DEVICES: Final = """
-SELECT d.tenant_id, d.site_id, d.device_id
-FROM unnest($1::text[], $2::text[], $3::text[]) AS k (tenant_id, site_id, device_id)
-JOIN traksense.device d USING (tenant_id, site_id, device_id)
-"""
-
-SELECT_SERIES: Final = """
-SELECT s.series_id, s.tenant_id, s.site_id, s.device_id, s.point_id, s.unit
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-    AS k (tenant_id, site_id, device_id, point_id, unit)
-JOIN traksense.series s
-    ON (s.tenant_id, s.site_id, s.device_id, s.point_id) = (k.tenant_id, k.site_id, k.device_id, k.point_id)
-    AND s.unit IS NOT DISTINCT FROM k.unit
-"""
-
-INSERT_SERIES: Final = """
-INSERT INTO traksense.series (tenant_id, site_id, device_id, point_id, unit)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-ON CONFLICT DO NOTHING
-RETURNING series_id, tenant_id, site_id, device_id, point_id, unit
-"""

@@ -15,17 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from traksense.errors import StoreUnavailableError
-from traksense.store.dictionary import (
-    INSERT_DEVICES,
-    INSERT_SERIES,
-    INSERT_TENANTS,
-    SELECT_DEVICES,
-    SELECT_SERIES,
-    hold_statement,
-)
+from traksense.store.dictionary import hold_statement
 from traksense.store.durability import COMMIT_RECORD, WAITING_FOR_STANDBY
 from traksense.store.meta_numbers import INSERT_META, SELECT_META
 from traksense.store.packing import PackedRows
+from traksense.store.registration import INSERT_DEVICES, INSERT_SERIES, INSERT_TENANTS, SELECT_DEVICES, SELECT_SERIES
 from traksense.store.rollup import mark_statement
 from traksense.store.transaction import INSERT_ERRORS, INSERT_EVENTS, UPSERT_ACKS
 

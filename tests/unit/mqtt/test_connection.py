@@ -76,6 +76,26 @@ async def test_connection_pings_twice_in_a_keepalive(autojump_clock: MockClock) 
     assert 20 == pings
 
 
+async def test_connection_pings_as_often_as_the_broker_wants(autojump_clock: MockClock) -> None:
+    """Its Server Keep Alive counts from the handshake on, also if it is far below ours [MQTT-3.2.2-21]."""
+    peer = Peer()
+    pings = 0
+
+    async def broker(stream: Broker) -> None:
+        nonlocal pings
+        await stream.receive_some()
+        await stream.send_all(b"\x20\x06\x00\x00\x03\x13\x00\x02")
+        while True:
+            pings += (await stream.receive_some()).count(PINGREQ)
+            await stream.send_all(PINGRESP)
+
+    with trio.move_on_after(60.5) as lived:
+        await peer.run(lambda: read_for_ever(peer), broker)
+
+    assert lived.cancelled_caught
+    assert 60 == pings
+
+
 async def test_connection_gives_up_a_silent_peer(autojump_clock: MockClock) -> None:
     """A peer that accepts bytes and says nothing is dead after one and a half keepalives."""
     peer = Peer()
