@@ -39,8 +39,8 @@ MAX_NUMERIC_SCALE: Final = 16383
 """Digits after the decimal point that jsonb takes. Source: PostgreSQL 18 §8.1.2, table 8.2 (numeric)."""
 
 WRITTEN_OUT_MAX: Final = 2**20
-"""Places that the exponents of a document's numbers may add to it. jsonb writes numbers out: 110,000 times 1e-16383, in a
-megabyte, are 1.8 GB of text, which no client can read and pg_dump cannot dump. Chosen by guess."""
+"""Places that the exponents of a document's numbers may add to it. jsonb writes numbers out: 110,000 times 1e-16383, in
+a megabyte, are 1.8 GB of text, which no client can read and pg_dump cannot dump. Chosen by guess."""
 
 _REMEMBERED_BYTES: Final = 256
 """A JSON object up to this length is not checked again if it was good lately."""

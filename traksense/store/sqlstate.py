@@ -62,6 +62,7 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
     "22": _DATA,  # data exception: out of range, NUL in text (22021) or jsonb (22P05), invalid JSON (22P02)
     "23": _DATA,  # constraint violation
     "44": _DATA,  # WITH CHECK OPTION violation
+    "P0": _DATA,  # raised by a trigger of somebody's
     "54": _DATA,  # program limit exceeded: index row too long, jsonb nested beyond the stack
     # Looks like resources, but waiting does not help: TimescaleDB's tuple decompression limit. A smaller batch may
     # pass.
