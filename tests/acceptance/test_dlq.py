@@ -244,10 +244,10 @@ async def odd_broker(puback: bytes | None) -> AsyncIterator[tuple[str, trio.Even
         (b"\x00", Counts(selected=2, published=2), None),
     ],
 )
-async def test_replay_opens_again_what_the_broker_does_not_confirm(
+async def test_replay_leaves_open_what_the_broker_does_not_confirm(
     database: str, monkeypatch: pytest.MonkeyPatch, puback: bytes | None, expected: Counts, said: str | None
 ) -> None:
-    """Without a PUBACK, or with one that refuses, the mark is taken back; with one that confirms, it stays."""
+    """Without a PUBACK, or with one that refuses, it is open; with one that confirms, replayed."""
     monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.3)
     numbers = [insert(database, "traksense/acme/site/device/telem") for _ in range(2)]
     lines: list[str] = []
@@ -263,8 +263,9 @@ async def test_replay_opens_again_what_the_broker_does_not_confirm(
     assert all(said is not None and said in line for line in lines)
 
 
-async def test_dlq_replay_interrupted_opens_again(database: str) -> None:
-    """Ctrl-C while the broker keeps silent: exit 130, and what was marked is open."""
+@pytest.mark.parametrize("number_of_signal", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+async def test_dlq_replay_interrupted_leaves_open(database: str, number_of_signal: signal.Signals) -> None:
+    """Ctrl-C, a terminal that is closed, or worse, while the broker keeps silent: nothing was sent for certain."""
     number = insert(database, "traksense/acme/site/device/telem")
     with trio.fail_after(DEADLINE_SECONDS):
         async with odd_broker(None) as (url, published):
@@ -273,11 +274,10 @@ async def test_dlq_replay_interrupted_opens_again(database: str) -> None:
                 argv("dlq", "replay", "--open"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
             await published.wait()
-            assert [] == open_ids(database)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number_of_signal)
             status = await process.wait()
 
-    assert 130 == status
+    assert (130 if number_of_signal == signal.SIGINT else -number_of_signal) == status
     assert [number] == open_ids(database)
 
 

@@ -65,9 +65,11 @@ class Letters:
             (size, count),
         )
 
-    def reopen(self, number: int) -> None:
+    def come_again(self, number: int) -> None:
         """What the service does when it refuses the same message again."""
-        self.connection.execute("UPDATE ingest_errors SET replayed_at = NULL WHERE id = %s", (number,))
+        self.connection.execute(
+            "UPDATE ingest_errors SET replayed_at = NULL, repeats = repeats + 1, last_ts = ts WHERE id = %s", (number,)
+        )
 
     def open_ids(self) -> set[int]:
         """The ids of those that have not been replayed."""
@@ -145,37 +147,31 @@ async def test_fetch_gives_the_exact_bytes(connection: DatabaseConnection, lette
     assert await connection.call(dead_letters.fetch, number + 1) is None
 
 
-async def test_claim_marks_and_reopen_takes_the_mark_back(connection: DatabaseConnection, letters: Letters) -> None:
-    """A claimed dead letter is marked for others at once, and open again once its mark is taken back."""
+async def test_read_gives_what_is_to_be_sent_and_mark_closes_it(
+    connection: DatabaseConnection, letters: Letters
+) -> None:
+    """Open until it is marked; then only a replay of all gets it again."""
     number = letters.add(EVERY_BYTE)
 
-    claimed = await connection.call(dead_letters.claim, [number], open_only=True)
+    unsent = await connection.call(dead_letters.read, [number], open_only=True)
 
-    assert [(number, EVERY_BYTE)] == [(c.id, c.payload) for c in claimed]
-    assert set() == letters.open_ids()
-    await connection.call(dead_letters.reopen, claimed)
+    assert [(number, EVERY_BYTE)] == [(letter.id, letter.payload) for letter in unsent]
     assert {number} == letters.open_ids()
-
-
-async def test_claim_by_two_gives_each_letter_to_one(connection: DatabaseConnection, letters: Letters) -> None:
-    """Of two replays at once, only one gets a dead letter that is open; a replay of all gets it again."""
-    number = letters.add()
-    await connection.call(dead_letters.claim, [number], open_only=True)
-
-    assert [] == await connection.call(dead_letters.claim, [number], open_only=True)
-    assert [number] == [c.id for c in await connection.call(dead_letters.claim, [number], open_only=False)]
-
-
-async def test_reopen_leaves_the_mark_of_a_later_replay(connection: DatabaseConnection, letters: Letters) -> None:
-    """A replay that failed does not undo the mark that another one has set since."""
-    number = letters.add()
-    first = await connection.call(dead_letters.claim, [number], open_only=True)
-    letters.reopen(number)
-    await connection.call(dead_letters.claim, [number], open_only=True)
-
-    await connection.call(dead_letters.reopen, first)
-
+    await connection.call(dead_letters.mark, unsent)
     assert set() == letters.open_ids()
+    assert [] == await connection.call(dead_letters.read, [number], open_only=True)
+    assert [number] == [letter.id for letter in await connection.call(dead_letters.read, [number], open_only=False)]
+
+
+async def test_mark_leaves_open_what_has_come_again(connection: DatabaseConnection, letters: Letters) -> None:
+    """The service may refuse a message again before the broker's confirmation of it has been noted."""
+    number, other = letters.add(), letters.add(b"other")
+    unsent = await connection.call(dead_letters.read, [number, other], open_only=True)
+    letters.come_again(number)
+
+    await connection.call(dead_letters.mark, unsent)
+
+    assert {number} == letters.open_ids()
 
 
 async def test_next_page_goes_through_all_by_id(connection: DatabaseConnection, letters: Letters) -> None:

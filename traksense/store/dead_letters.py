@@ -1,7 +1,8 @@
 """Dead letters, as operators ask for them: find, show, send again, delete.
 
-A dead letter that is sent again is marked first (`claim`), in a transaction of its own: should the service refuse the
-message again, it opens the dead letter (`replayed_at = NULL`), and a mark that comes late must not overwrite that.
+A dead letter that was sent again is marked once the broker has it (`mark`): whoever dies before that leaves it open, and
+to send it once more harms nobody. Should the service refuse the message again, the dead letter has come again: then a
+mark that comes late does not close it.
 """
 
 from __future__ import annotations
@@ -86,13 +87,14 @@ class Letter:
 
 
 @attrs.frozen
-class Claimed:
-    """A dead letter that has just been marked as replayed, at `at`."""
+class Unsent:
+    """A dead letter that is to be sent again, as it was read: how often it had come again by then, and when last."""
 
     id: int
     topic: str
     payload: bytes
-    at: datetime
+    repeats: int
+    last_at: datetime
 
 
 @attrs.frozen
@@ -184,18 +186,16 @@ async def count(connection: Connection, selection: Selection) -> Count:
     return Count(*row)
 
 
-async def claim(connection: Connection, ids: Sequence[int], *, open_only: bool) -> list[Claimed]:
-    """Mark these as replayed, now; those that are gone, or replayed by somebody else meanwhile, are left out.
-
-    Committed when this returns. asyncio-flavored.
-    """
-    rows = await connection.fetch(_CLAIM, list(ids), open_only)
-    return sorted((Claimed(*row) for row in rows), key=lambda claimed: claimed.id)
+async def read(connection: Connection, ids: Sequence[int], *, open_only: bool) -> list[Unsent]:
+    """These, by id; those that are gone, or replayed by somebody else meanwhile, are left out. asyncio-flavored."""
+    return [Unsent(*row) for row in await connection.fetch(_READ, list(ids), open_only)]
 
 
-async def reopen(connection: Connection, claimed: Sequence[Claimed]) -> None:
-    """Take the mark back, where it still is ours. asyncio-flavored."""
-    await connection.execute(_REOPEN, [c.id for c in claimed], [c.at for c in claimed])
+async def mark(connection: Connection, sent: Sequence[Unsent]) -> None:
+    """Mark these as replayed, but for those that have come again since they were read. asyncio-flavored."""
+    await connection.execute(
+        _MARK, *([getattr(letter, name) for letter in sent] for name in ("id", "repeats", "last_at"))
+    )
 
 
 async def purge(connection: Connection, selection: Selection, *, newest: int) -> int:
@@ -246,15 +246,15 @@ _COUNT: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE replayed_at IS NULL), coalesce(max(id), 0) FROM public.ingest_errors {_WHERE}
 """  # noqa: S608  (constants)
 
-_CLAIM: Final = """
-UPDATE public.ingest_errors SET replayed_at = now()
-WHERE id = ANY ($1::bigint[]) AND (NOT $2::bool OR replayed_at IS NULL)
-RETURNING id, topic, payload, replayed_at
+_READ: Final = """
+SELECT id, topic, payload, repeats, coalesce(last_ts, ts) FROM public.ingest_errors
+WHERE id = ANY ($1::bigint[]) AND (NOT $2::bool OR replayed_at IS NULL) ORDER BY id
 """
 
-_REOPEN: Final = """
-UPDATE public.ingest_errors e SET replayed_at = NULL
-FROM unnest($1::bigint[], $2::timestamptz[]) AS k (id, at) WHERE e.id = k.id AND e.replayed_at = k.at
+_MARK: Final = """
+UPDATE public.ingest_errors e SET replayed_at = now()
+FROM unnest($1::bigint[], $2::int[], $3::timestamptz[]) AS k (id, repeats, last_at)
+WHERE e.id = k.id AND e.repeats = k.repeats AND coalesce(e.last_ts, e.ts) = k.last_at
 """
 
 _PURGE: Final = f"""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CONFIRM_SECONDS: Final = 30.0
 """How long the broker may take for one page of messages, reconnections included. Chosen by guess."""
 
-REOPEN_SECONDS: Final = 10.0
-"""How long putting marks back may take when we are being ended."""
+MARK_SECONDS: Final = 10.0
+"""How long the marks of what the broker has may take when we are being ended."""
 
 
 @attrs.define
@@ -39,8 +39,8 @@ class Counts:
         selected: How many there were.
         published: Confirmed by the broker, or with a dry run those that would be published.
         unpublishable: Left alone: their topic cannot be published to.
-        refused: The broker refused them, or no subscriber was there to take them; open again.
-        unconfirmed: The broker did not answer in time; open again.
+        refused: The broker refused them, or no subscriber was there to take them; still open.
+        unconfirmed: The broker did not answer in time; still open.
         missing: No longer there, or replayed by somebody else meanwhile.
     """
 
@@ -80,10 +80,10 @@ class Replay:
         """Publish them, page by page. With `dry`, only find out what would be published.
 
         Raises:
-            BrokerError: There is no connection to the broker; nothing has been marked then.
+            BrokerError: There is no connection to the broker.
             StoreError: The database refused or failed.
 
-        Cancellation: what the broker had not confirmed is open again.
+        Cancellation: what the broker had not confirmed stays open.
 
         Trio-flavored.
         """
@@ -130,27 +130,26 @@ class Replay:
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""
         assert self._publisher is not None  # opened by run
-        # Shielded: cancelled in the middle, it would leave open what was marked. asyncpg has a time-out.
-        with trio.CancelScope(shield=True):
-            claimed = await self.database.call(dead_letters.claim, ids, open_only=self.selection.open_only)
-        self.counts.missing += len(ids) - len(claimed)
+        letters = await self.database.call(dead_letters.read, ids, open_only=self.selection.open_only)
+        self.counts.missing += len(ids) - len(letters)
         try:
             with trio.move_on_after(CONFIRM_SECONDS) as scope:
-                for letter in claimed:
+                for letter in letters:
                     await self._publisher.publish(letter.topic, letter.payload, tag=letter.id)
                 await self._publisher.drain()
         finally:
-            left = [letter for letter in claimed if letter.id not in self._confirmed]
-            refused = sum(letter.id in self._refused for letter in left)
-            self.counts.published += len(claimed) - len(left)
+            sent = [letter for letter in letters if letter.id in self._confirmed]
+            refused = sum(letter.id in self._refused for letter in letters)
+            unconfirmed = len(letters) - len(sent) - refused
+            self.counts.published += len(sent)
             self.counts.refused += refused
-            self.counts.unconfirmed += len(left) - refused
-            if left:
-                with trio.move_on_after(REOPEN_SECONDS, shield=True):
-                    await self.database.call(dead_letters.reopen, left)
+            self.counts.unconfirmed += unconfirmed
+            if sent:
+                with trio.move_on_after(MARK_SECONDS, shield=True):
+                    await self.database.call(dead_letters.mark, sent)
         if scope.cancelled_caught:
             why = self._publisher.fault or "no answer"
-            self.say(f"stopped: no confirmation of {len(left) - refused} within {CONFIRM_SECONDS:.0f} s ({why})")
+            self.say(f"stopped: no confirmation of {unconfirmed} within {CONFIRM_SECONDS:.0f} s ({why})")
         return not scope.cancelled_caught
 
     def _count_missing_ids(self) -> None:
