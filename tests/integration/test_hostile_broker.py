@@ -407,3 +407,31 @@ async def test_heartbeat_that_is_refused_is_said(
         reason = str(bench.health.report()["subscription"]["reason"])
 
     assert "refuses the subscription to the heartbeat's topic traksense-heartbeat" in reason
+
+
+@pytest.mark.parametrize(("properties", "told"), [("00", []), ("05 11 00000000", [0]), ("05 11 0000003c", [60])])
+async def test_session_that_is_kept_for_less_than_asked_is_said(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    properties: str,
+    told: list[int],
+) -> None:
+    """Once, and not again at each reconnection: an outage that is longer loses what is queued."""
+    after_length = bytes.fromhex("0000" + properties)
+
+    async def broker(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(bytes([0x20, len(after_length)]) + after_length)
+        await peer.serve(subscribes=2)
+        if peer.number > 2:
+            await peer.serve()
+
+    async with against(monkeypatch, settings_of(kind), broker) as bench:
+        with trio.fail_after(1000):
+            while bench.reader.statistics.connections < 3:
+                await trio.sleep(0.05)
+
+    shortened = [record for record in caplog.records if record.message == "session_expiry_shortened"]
+    assert told == [record.__dict__["traksense_seconds"] for record in shortened]

@@ -23,7 +23,8 @@ its exact bytes. Not higher, since one packet on its way takes three times its s
 class Connected:
     """CONNACK: `reason` is 0 for success; `keepalive` is what the server wants instead of ours, if it said so.
 
-    `receive_maximum` and `packet_max_bytes` are the server's limits for what we publish, if it said so.
+    `receive_maximum` and `packet_max_bytes` are the server's limits for what we publish, `session_expiry` is how many
+    seconds it keeps our session instead of what we asked for; if it said so.
     """
 
     reason: int
@@ -32,6 +33,7 @@ class Connected:
     keepalive: int | None = None
     receive_maximum: int | None = None
     packet_max_bytes: int | None = None
+    session_expiry: int | None = None
 
 
 @attrs.frozen

@@ -230,6 +230,7 @@ def _connected(packet: mqtt5.ConnAckPacket) -> Connected:
         packet.server_keep_alive,
         limit if limit != RECEIVE_MAXIMUM_DEFAULT else None,
         packet.max_packet_size,
+        packet.session_expiry_interval,
     )
 
 

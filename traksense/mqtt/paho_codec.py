@@ -221,9 +221,8 @@ class PahoCodec:
     def _on_connect(
         self, _client: Any, _userdata: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        limits = (
-            getattr(properties, name, None) for name in ("ServerKeepAlive", "ReceiveMaximum", "MaximumPacketSize")
-        )
+        names = ("ServerKeepAlive", "ReceiveMaximum", "MaximumPacketSize", "SessionExpiryInterval")
+        limits = (getattr(properties, name, None) for name in names)
         self._events.append(Connected(reason.value, str(reason), bool(flags.session_present), *limits))
 
     def _on_disconnect(

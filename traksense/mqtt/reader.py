@@ -113,6 +113,7 @@ class Reader:
         self._generation = 0
         self._connection: Connection | None = None
         self._heartbeat: Heartbeat | None = None
+        self._expiry_told: int | None = None
         self._answered = False
         self._reading = trio.CancelScope()
         self._stopping = trio.Event()
@@ -245,6 +246,7 @@ class Reader:
             return
         self.statistics.connections += 1
         self._on_connected(connected.session_present)
+        self._tell_expiry(connected.session_expiry)
         self._acknowledger.connected(self._generation, connection.acknowledge)
         self._connection, self._heartbeat = connection, heartbeat
         self._subscriptions.connected(connection.codec, session_present=connected.session_present)
@@ -309,6 +311,15 @@ class Reader:
             self._heartbeat.handle(event)
         if self._subscriptions.handle(event):
             self._note_subscribed(session_present=session_present)
+
+    def _tell_expiry(self, seconds: int | None) -> None:
+        """Of a broker that keeps our session for a shorter time than we asked for [MQTT-3.2.2.3.2]: an outage that is
+        longer loses what it has queued.
+        """
+        if seconds is not None and seconds < self._settings.mqtt_session_expiry and seconds != self._expiry_told:
+            self._expiry_told = seconds
+            extra = {"traksense_seconds": seconds, "traksense_asked_seconds": self._settings.mqtt_session_expiry}
+            logger.warning("session_expiry_shortened", extra=extra)
 
     def _tell_subscription(self) -> None:
         if self._subscriptions.answered:

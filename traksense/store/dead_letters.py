@@ -1,8 +1,8 @@
 """Dead letters, as operators ask for them: find, show, send again, delete.
 
-A dead letter that was sent again is marked once the broker has it (`mark`): whoever dies before that leaves it open, and
-to send it once more harms nobody. Should the service refuse the message again, the dead letter has come again: then a
-mark that comes late does not close it.
+A dead letter that was sent again is marked once the broker has it (`mark`): whoever dies before that leaves it open,
+and to send it once more harms nobody. Should the service refuse the message again, the dead letter has come again: then
+a mark that comes late does not close it.
 """
 
 from __future__ import annotations
