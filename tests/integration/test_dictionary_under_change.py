@@ -57,6 +57,11 @@ def stored(database: str) -> list[tuple[Any, ...]]:
     return rows
 
 
+async def act(database: str, *statements: str) -> None:
+    """What an operator does meanwhile, in a thread: what he waits for may be waiting for us."""
+    await trio.to_thread.run_sync(run, database, *statements)
+
+
 def run(database: str, *statements: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         for statement in statements:
@@ -83,7 +88,7 @@ async def test_change_under_a_running_service_is_noticed(
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0, meta=b'{"fw": 1}')])
-            run(migrated.dsn, *statements)
+            await act(migrated.dsn, *statements)
             await store.write([delivery(2.0, meta=b'{"fw": 1}')])
 
     assert sorted([*left, ("dev1", 2.0)]) == stored(migrated.dsn)
@@ -94,7 +99,7 @@ async def test_restored_in_place_is_noticed(migrated: Database) -> None:
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
-            run(
+            await act(
                 migrated.dsn,
                 "CREATE TABLE traksense.kept AS TABLE traksense.dictionary_epoch",
                 # As `pg_restore --data-only --disable-triggers` does: no trigger sees it.
@@ -114,7 +119,7 @@ async def test_restored_rows_are_noticed(migrated: Database) -> None:
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
-            run(
+            await act(
                 migrated.dsn,
                 "CREATE TABLE traksense.kept AS TABLE traksense.dictionary_epoch",
                 "BEGIN; DELETE FROM traksense.series; DELETE FROM traksense.dictionary_epoch;"
@@ -166,7 +171,7 @@ async def test_change_while_a_batch_waits_to_register(migrated: Database, novel:
             nursery.start_soon(store.write, [delivery(2.0, **novel)])
             while not registering._waiters:
                 await trio.sleep(0.01)
-            run(migrated.dsn, f"{ALL_GONE}, traksense.tenant")
+            await act(migrated.dsn, f"{ALL_GONE}, traksense.tenant")
             # Another batch finds it out, and asks for the new token.
             nursery.start_soon(store.write, [delivery(3.0)])
             while len(registering._waiters) < 2:
@@ -181,7 +186,7 @@ async def test_deleted_device_stays_out_with_strict_provisioning(migrated: Datab
     with trio.fail_after(60):
         async with open_postgres_store(migrated.dsn, registered=[("acme", "site", "dev1")]) as store:
             await store.write([delivery(1.0)])
-            run(migrated.dsn, "DELETE FROM traksense.device WHERE device_id = 'dev1'")
+            await act(migrated.dsn, "DELETE FROM traksense.device WHERE device_id = 'dev1'")
             with pytest.raises(Exception, match="refused"):
                 await store.write([delivery(2.0)])
 

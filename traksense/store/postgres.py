@@ -253,7 +253,7 @@ class PostgresStore:
         await self._read_clock(connection)
         try:
             await check_owner(connection)
-        except asyncpg.PostgresError:
+        except asyncpg.InsufficientPrivilegeError:
             # Nothing is stored either until it is: whoever begins anew asks for it.
             self._dictionary.forget()
             raise
