@@ -31,7 +31,6 @@ from traksense.ingest.handover import Handover
 from traksense.ingest.health import Health, watch_progress
 from traksense.ingest.intake import Intake
 from traksense.ingest.ledger import Ledger
-from traksense.ingest.retries import Retries
 from traksense.ingest.session import SessionWatch
 from traksense.ingest.write import Writer
 from traksense.metrics import Metrics, ServiceCollector, make_registry
@@ -152,7 +151,6 @@ class Pipeline:
             wait_max=settings.batch_wait,
             on_flush=metrics.flushed,
         )
-        retries = Retries(health)
         writers = [
             Writer(
                 batches_receive.clone(),
@@ -161,7 +159,6 @@ class Pipeline:
                 ledger=ledger,
                 acknowledger=acknowledger,
                 health=health,
-                retries=retries,
                 on_committed=metrics.committed,
                 name=f"writer {number}",
             )

@@ -40,7 +40,6 @@ from traksense.ingest.batch import Batcher
 from traksense.ingest.clock import ClockWatch
 from traksense.ingest.health import Health
 from traksense.ingest.ledger import Ledger
-from traksense.ingest.retries import Retries
 from traksense.ingest.write import Writer
 from traksense.model import Delivery, Message
 from traksense.service import writer_count
@@ -218,7 +217,6 @@ async def _service(scene: Scene, health: Health) -> AsyncIterator[PostgresStore]
     batcher = Batcher(
         trio.open_memory_channel[Message](0)[1], send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0
     )
-    retries = Retries(health)
     async with open_store(config, health, ClockWatch(health)) as store, trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
         for number in range(writer_count(config)):
@@ -229,7 +227,6 @@ async def _service(scene: Scene, health: Health) -> AsyncIterator[PostgresStore]
                 ledger=ledger,
                 acknowledger=acknowledger,
                 health=health,
-                retries=retries,
                 name=f"writer {number}",
             )
             nursery.start_soon(writer.run)

@@ -14,7 +14,6 @@ from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
 from traksense.ingest.health import Health
 from traksense.ingest.ledger import Ledger
-from traksense.ingest.retries import Retries
 from traksense.ingest.write import Writer
 from traksense.model import CommandAck, Delivery, Kind, Message, Route
 
@@ -67,7 +66,6 @@ async def test_one_poison_message_in_ten_thousand(database: str) -> None:
     batcher = Batcher(messages_receive, batches_send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0)
     await batches_send.send(deliveries)
     batches_send.close()
-    health = Health(["database"])
     async with open_postgres_store(database) as real:
         store = CountingStore(real)
         writer = Writer(
@@ -76,8 +74,7 @@ async def test_one_poison_message_in_ten_thousand(database: str) -> None:
             batcher=batcher,
             ledger=ledger,
             acknowledger=acknowledger,
-            health=health,
-            retries=Retries(health),
+            health=Health(["database"]),
         )
         with trio.fail_after(50):
             await writer.run()

@@ -214,7 +214,8 @@ def _storable_number(text: str) -> float:
             raise ValueError(f"Number with too many digits after the point: {text[:40]}")
     _, _, exponent = text.lower().partition("e")
     if exponent:
-        _places.append(min(abs(int(exponent)), MAX_NUMERIC_SCALE))
+        # Leading zeros may be many, and Python reads 4,300 digits at most.
+        _places.append(min(int(exponent.lstrip("+-").lstrip("0")[:6] or "0"), MAX_NUMERIC_SCALE))
     return number
 
 

@@ -4,8 +4,6 @@ Whose fault is a failure? The store says (`errors`): nobody's, then the whole ba
 or in halves if it took too long; an operator's, then it waits likewise and the health says what is missing; the data's,
 then the batch is halved until the message at fault is alone, its neighbours are stored, and it becomes a dead letter.
 k poison messages among n cost about k·log2(n) transactions more.
-
-What waits while the database takes other writes does not keep its writer: see `retries`.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from traksense.errors import (
     UnclassifiedStoreError,
 )
 from traksense.ingest.backoff import Backoff
-from traksense.ingest.retries import divided
 from traksense.model import Reason, Rejection
 
 if TYPE_CHECKING:
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
     from traksense.ingest.health import Health
     from traksense.ingest.ledger import Ledger
     from traksense.ingest.ports import Store, WriteResult
-    from traksense.ingest.retries import Retries
     from traksense.model import Delivery
 
 logger = logging.getLogger(__name__)
@@ -48,14 +44,6 @@ RETRY_MAXIMUM_SECONDS: Final = 5.0
 UNCLASSIFIED_TRIES: Final = 3
 """How often a message must fail alone, for an unknown reason, while the database takes other writes, to be called
 poison."""
-
-KEPT_TRIES: Final = 1
-"""How often a writer tries before it asks whether the database takes other writes; then twice as often, and so on,
-since that is one write more."""
-
-
-class _NotNowError(Exception):
-    """A part waits, although the database takes other writes."""
 
 
 class Writer:
@@ -70,7 +58,6 @@ class Writer:
         ledger: Ledger,
         acknowledger: Acknowledger,
         health: Health,
-        retries: Retries,
         on_committed: Callable[[Sequence[Delivery], WriteResult], None] = lambda _deliveries, _result: None,
         name: str = "writer",
     ) -> None:
@@ -80,7 +67,6 @@ class Writer:
         self._ledger = ledger
         self._acknowledger = acknowledger
         self._health = health
-        self._retries = retries
         self._on_committed = on_committed
         self._name = name
         self.retries = 0
@@ -97,29 +83,13 @@ class Writer:
             async for deliveries in self._batches_receive:
                 with self._batcher.writing():
                     await self._write(deliveries)
-                await self._tend_retries()
-        await self._tend_retries()
 
     async def _write(self, deliveries: list[Delivery]) -> None:
-        if self._retries.late:
-            recent, late = divided(deliveries)
-            if late:
-                self._retries.add(late, late=True)
-            deliveries = recent
-        if deliveries:
-            await self._write_parts(deliveries)
-
-    async def _write_parts(self, deliveries: list[Delivery]) -> None:
         parts = [deliveries]
         while parts:
             part = parts.pop()
             try:
                 result = await self._write_when_possible(part)
-            except _NotNowError:
-                recent, late = divided(part)
-                if recent and late:
-                    parts.append(recent)
-                self._retries.add(late or part, late=bool(late))
             except DeliveriesRefusedError as error:
                 for index, rejection in error.rejections.items():
                     part[index].reject(rejection)
@@ -138,10 +108,8 @@ class Writer:
 
         Raises:
             StoreTooSlowError: Several deliveries at once take too long.
-            _NotNowError: It is something about these: others are stored.
         """
         backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
-        tries, ask_at = 0, KEPT_TRIES
         while True:
             try:
                 result = await self._store.write(part)
@@ -150,12 +118,6 @@ class Writer:
                     self._note(error)
                     raise
                 await self._pause(error, backoff)
-                tries += 1
-                if tries == ask_at:
-                    ask_at *= 2
-                    if await self._takes_others():
-                        self._health.set("database", voice=self._name)
-                        raise _NotNowError from error
             else:
                 self._health.set("database", voice=self._name)
                 return result
@@ -174,9 +136,6 @@ class Writer:
                 await self._pause(error, backoff)
             try:
                 result = await self._write_when_possible([delivery])
-            except _NotNowError:
-                self._retries.add([delivery])
-                return
             except DeliveriesRefusedError as refused:
                 delivery.reject(refused.rejections[0])
             except (DataRefusedError, UnclassifiedStoreError) as again:
@@ -185,47 +144,6 @@ class Writer:
             else:
                 self._settle([delivery], result)
                 return
-
-    async def _tend_retries(self) -> None:
-        """Try what waits until nothing does, unless another writer does that. Where this is the only writer, batches
-        come first.
-        """
-        if not self._retries:
-            return
-        backoff = Backoff(RETRY_INITIAL_SECONDS, RETRY_MAXIMUM_SECONDS)
-        failures = 0
-        with self._retries.tending():
-            while self._retries.waiting:
-                part = self._retries.take()
-                try:
-                    result = await self._store.write(part)
-                except (StoreUnavailableError, StoreMisconfiguredError) as error:
-                    self.retries += 1
-                    self._retries.put_back(part, str(error))
-                    failures += 1
-                except StoreError:
-                    # It is not this that it waited for.
-                    await self._write_parts(part)
-                else:
-                    self._settle(part, result)
-                    failures = 0
-                    backoff.reset()
-                if failures >= self._retries.waiting:
-                    failures = 0
-                    if self._is_needed():
-                        return
-                    await trio.sleep(backoff.next())
-
-    def _is_needed(self) -> bool:
-        channel = self._batches_receive.statistics()
-        return channel.open_receive_channels == 1 and channel.tasks_waiting_send + channel.current_buffer_used > 0
-
-    async def _takes_others(self) -> bool:
-        try:
-            await self._store.probe()
-        except StoreError:
-            return False
-        return True
 
     async def _probe(self, backoff: Backoff) -> bool:
         """Wait until the database takes other writes; whether it did at once."""

@@ -12,7 +12,7 @@ every transaction that uses it checks that it still holds (`hold`), and keeps it
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import attrs
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from traksense.model import Route
     from traksense.store.devices import PointKey
-    from traksense.store.registration import SeriesNames
+    from traksense.store.registration import Query, SeriesNames
 
 DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
@@ -189,18 +189,19 @@ class Dictionary:
         connection: PoolConnectionProxy,
         missing: Missing,
         tenants: Iterable[str],
-        statement: str,
-        *columns: list[Any],
+        *queries: Query,
     ) -> list[asyncpg.Record]:
-        """Run one statement for these tenants, in a transaction of its own: committed when its rows go into the cache,
+        """Run statements for these tenants, in a transaction of their own: committed when their rows go into the cache,
         which is still of the same token then.
         """
         self._check(missing)
         token = self.token
+        rows: list[asyncpg.Record] = []
         async with connection.transaction():
             await hold(connection, token)
             await name_tenants(connection, tenants)
-            rows = await connection.fetch(statement, *columns)
+            for statement, arguments in queries:
+                rows += await connection.fetch(statement, *arguments)
         self._check(missing)
         return rows
 
@@ -214,11 +215,13 @@ class Dictionary:
         columns = columns_of(sorted(wanted), 3)
         if not self._strict:
             tenants = {tenant for tenant, _, _ in wanted}
-            await self._fetch(connection, missing, tenants, INSERT_TENANTS, sorted(tenants))
-            await self._fetch(connection, missing, tenants, INSERT_DEVICES, *columns)
+            await self._fetch(connection, missing, tenants, (INSERT_TENANTS, [sorted(tenants)]))
+            await self._fetch(connection, missing, tenants, (INSERT_DEVICES, columns))
             found: Iterable[tuple[str, str, str]] = wanted
         else:
-            rows = await self._fetch(connection, missing, {tenant for tenant, _, _ in wanted}, SELECT_DEVICES, *columns)
+            rows = await self._fetch(
+                connection, missing, {tenant for tenant, _, _ in wanted}, (SELECT_DEVICES, columns)
+            )
             found = [tuple(row) for row in rows]
         paths = {"/".join(names) for names in found}
         for path in paths:
@@ -240,10 +243,12 @@ class Dictionary:
             wanted.setdefault(names, []).append((device, key))
         found: dict[Device, dict[PointKey, int]] = {}
         for queries in (looked_up, inserted, looked_up):
-            for tenants, statement, arguments in queries(wanted):
-                for row in await self._fetch(connection, missing, tenants, statement, *arguments):
-                    for device, key in wanted.pop(tuple(row)[1:], ()):
-                        found.setdefault(device, {})[key] = row[0]
+            if not wanted:
+                break
+            tenants = {names[0] for names in wanted}
+            for row in await self._fetch(connection, missing, tenants, *queries(wanted)):
+                for device, key in wanted.pop(tuple(row)[1:], ()):
+                    found.setdefault(device, {})[key] = row[0]
         for device, ids in found.items():
             self.met += len(ids)
             self._add_series(device, ids)
@@ -275,7 +280,7 @@ class Dictionary:
             columns: list[list[object]] = [[tenant for tenant, _ in keys], [d for _, d in keys]]
             if statement is INSERT_META:
                 columns.append([wanted[key][1].decode() for key in keys])
-            for row in await self._fetch(connection, missing, {tenant for tenant, _ in keys}, statement, *columns):
+            for row in await self._fetch(connection, missing, {tenant for tenant, _ in keys}, (statement, columns)):
                 known = wanted.pop((row[1], row[2]))
                 device = missing.meta[known]
                 self._meta.add(known, row[0], for_long=device is not None)

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 SeriesNames: TypeAlias = tuple[str, str, str, str, str | None]
 """Tenant, site, device, point and unit."""
 
-Query: TypeAlias = tuple[set[str], str, list[Any]]
-"""Whose names, the statement, its arguments."""
+Query: TypeAlias = tuple[str, list[Any]]
+"""A statement and its arguments."""
 
-FEW_POINTS: Final = 64
+FEW_POINTS: Final = 256
 """So many points of a device are looked up together with those of others. By a join, for which the planner, who knows
 nothing of names, may compare each of them with each point that the device has: 17 s for 10,000 with 10,000 (measured,
 PostgreSQL 15). More of them are looked up with their device alone, by a list, in a few hundredths of a second."""
@@ -32,18 +32,17 @@ def looked_up(wanted: Collection[SeriesNames]) -> Iterator[Query]:
         devices.setdefault(names[:3], []).append(names)
     few = [names for points in devices.values() if len(points) <= FEW_POINTS for names in points]
     if few:
-        yield {names[0] for names in few}, SELECT_SERIES, columns_of(few, 5)
+        yield SELECT_SERIES, columns_of(few, 5)
     for device, points in devices.items():
         if len(points) > FEW_POINTS:
-            yield {device[0]}, SELECT_SERIES_OF_DEVICE, [*device, [names[3] for names in points]]
+            yield SELECT_SERIES_OF_DEVICE, [*device, [names[3] for names in points]]
 
 
 def inserted(wanted: Collection[SeriesNames]) -> Iterator[Query]:
     """What registers these series, and finds those that it has registered."""
-    if wanted:
-        # Sorted, so that two replicas that register the same fleet cannot deadlock.
-        in_order = sorted(wanted, key=lambda names: (*names[:4], names[4] or ""))
-        yield {names[0] for names in wanted}, INSERT_SERIES, columns_of(in_order, 5)
+    # Sorted, so that two replicas that register the same fleet cannot deadlock.
+    in_order = sorted(wanted, key=lambda names: (*names[:4], names[4] or ""))
+    yield INSERT_SERIES, columns_of(in_order, 5)
 
 
 INSERT_TENANTS: Final = """

@@ -56,10 +56,6 @@ WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
 # By the simple query protocol: nothing has to be prepared in a session that ends.
 _END_POOLED: Final = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE pg_backend_pid() <> {}"
 
-LOCK_SECONDS: Final = 5.0
-"""How long a statement waits for a lock. Whoever waits keeps others from being stored: see `ingest.retries`. Chosen by
-guess: longer than a commit of others takes on a slow disk."""
-
 END_SECONDS: Final = 5.0
 """How long that may take. Chosen by guess."""
 
@@ -110,9 +106,9 @@ class ServiceConnection(_Connection):
 def wanted(statement_timeout: float, *, lock_timeout: float | None = None) -> dict[str, str]:
     """The settings of a session whose statements may take so many seconds, and wait so many for a lock (0: for ever).
 
-    By default it waits for a lock for less than that, so that this is told apart from slow work.
+    By default it waits half as long for a lock, so that this is told apart from slow work.
     """
-    lock_timeout = min(statement_timeout / 2, LOCK_SECONDS) if lock_timeout is None else lock_timeout
+    lock_timeout = statement_timeout / 2 if lock_timeout is None else lock_timeout
     return {
         **_FIXED,
         "statement_timeout": str(int(statement_timeout * 1000)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
 from traksense.ingest.health import Health
 from traksense.ingest.ledger import Ledger
-from traksense.ingest.retries import Retries
 from traksense.ingest.write import Writer
 from traksense.model import REST_IS_STORED, Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
 
@@ -40,9 +38,9 @@ ROUTE = Route("tenant", "site", "device", Kind.TELEM)
 
 
 class Bench:
-    """Writers with everything that they share, and a store in memory."""
+    """A writer with everything that it shares, and a store in memory."""
 
-    def __init__(self, writers: int = 1) -> None:
+    def __init__(self) -> None:
         self.store = MemoryStore()
         self.ledger = Ledger()
         self.acknowledger = Acknowledger()
@@ -56,27 +54,17 @@ class Bench:
         batcher = Batcher(
             messages_receive, self.batches_send, decode=lambda m: Delivery(m, [], 0), size_max=1, wait_max=0
         )
-        retries = Retries(self.health)
-        self.writers = [
-            Writer(
-                batches_receive.clone(),
-                store=self.store,
-                batcher=batcher,
-                ledger=self.ledger,
-                acknowledger=self.acknowledger,
-                health=self.health,
-                retries=retries,
-                name=f"writer {number}",
-            )
-            for number in range(writers)
-        ]
-        batches_receive.close()
-        self.writer = self.writers[0]
+        self.writer = Writer(
+            batches_receive,
+            store=self.store,
+            batcher=batcher,
+            ledger=self.ledger,
+            acknowledger=self.acknowledger,
+            health=self.health,
+        )
         self._count = 0
 
-    def delivery(
-        self, value: float | str = 1.0, *, rejection: Rejection | None = None, ago: timedelta = timedelta()
-    ) -> Delivery:
+    def delivery(self, value: float | str = 1.0, *, rejection: Rejection | None = None) -> Delivery:
         self._count += 1
         message = Message(
             "traksense/tenant/site/device/telem",
@@ -92,10 +80,7 @@ class Bench:
         self.acknowledger.received([message])
         points = [Point("p", value)]
         return Delivery(
-            message,
-            [] if rejection else [Telemetry(BEGIN - ago + timedelta(seconds=self._count), points)],
-            1,
-            rejection,
+            message, [] if rejection else [Telemetry(BEGIN + timedelta(seconds=self._count), points)], 1, rejection
         )
 
     async def write(self, deliveries: Sequence[Delivery]) -> None:
@@ -131,11 +116,7 @@ async def test_write_waits_while_the_database_is_away(autojump_clock: MockClock)
         if len(seen) < 20:
             raise StoreUnavailableError("the database is away", "57P03")
 
-    def away_too() -> None:
-        if len(seen) < 20:
-            raise StoreUnavailableError("the database is away", "57P03")
-
-    bench.store.fault, bench.store.probe_fault = away, away_too
+    bench.store.fault = away
 
     await bench.write([bench.delivery() for _ in range(3)])
 
@@ -146,7 +127,7 @@ async def test_write_waits_while_the_database_is_away(autojump_clock: MockClock)
 
 
 async def test_write_what_takes_too_long_is_tried_in_halves(autojump_clock: MockClock) -> None:
-    """The same batch would take as long again, for ever. What is alone is no dead letter: it may be the database."""
+    """The same batch would take as long again, for ever. What is alone is waited for: it may be the database."""
     bench = Bench()
     tried: list[int] = []
     store = bench.store.write
@@ -160,59 +141,9 @@ async def test_write_what_takes_too_long_is_tried_in_halves(autojump_clock: Mock
     bench.store.write = write  # type: ignore[assignment,method-assign]
     await bench.write([bench.delivery() for _ in range(8)])
 
-    assert [8, 4, 2, 1] == tried[:4]
+    assert [8, 4, 2, 1, 1, 1, 1, 1, 1, 2, 4, 2, 2] == tried
     assert list(range(1, 9)) == bench.acknowledged
     assert (8, 0, True) == (bench.ledger.stored, bench.ledger.dead, bench.ledger.balanced)
-
-
-@pytest.mark.parametrize("writers", [1, 3])
-async def test_write_what_waits_alone_holds_up_no_other(
-    autojump_clock: MockClock, nursery: trio.Nursery, writers: int
-) -> None:
-    """A partition that somebody has locked stops those who write to it: they are tried again and again, by one writer
-    at a time, and the others are stored meanwhile. Acknowledgements keep their order.
-    """
-    bench = Bench(writers)
-    locked = True
-
-    def wait_for_lock(batch: Sequence[Delivery]) -> None:
-        if locked and any(
-            item.ts < BEGIN - timedelta(days=1) for d in batch for item in d.items if isinstance(item, Telemetry)
-        ):
-            raise StoreUnavailableError("canceling statement due to lock timeout", "55P03")
-
-    bench.store.fault = wait_for_lock
-    for writer in bench.writers:
-        nursery.start_soon(writer.run)
-    for _ in range(20):
-        late = bench.delivery(ago=timedelta(days=300))
-        await bench.batches_send.send([bench.delivery(), late, bench.delivery()])
-        await trio.sleep(0.5)
-
-    assert (40, 0) == (bench.ledger.stored, len(bench.acknowledged))
-    reason = str(bench.health.report()["database"]["reason"])
-    assert re.match(r"\d+ messages wait while others are stored: canceling statement due to lock timeout", reason)
-    locked = False
-    await trio.sleep(60)
-    assert (60, list(range(1, 61)), True) == (bench.ledger.stored, bench.acknowledged, bench.health.ready)
-    bench.batches_send.close()
-
-
-async def test_write_what_waits_is_written_before_the_end(autojump_clock: MockClock) -> None:
-    """A drain does not leave behind what can still be stored."""
-    bench = Bench()
-    tries = 0
-
-    def sometimes(_batch: Sequence[Delivery]) -> None:
-        nonlocal tries
-        tries += 1
-        if tries < 12:
-            raise StoreMisconfiguredError("new row violates row-level security policy", "42501")
-
-    bench.store.fault = sometimes
-    await bench.write([bench.delivery() for _ in range(3)])
-
-    assert ([1, 2, 3], True) == (bench.acknowledged, bench.health.ready)
 
 
 async def test_write_misconfigured_dead_letters_nothing(autojump_clock: MockClock) -> None:
@@ -227,11 +158,7 @@ async def test_write_misconfigured_dead_letters_nothing(autojump_clock: MockCloc
             raise StoreMisconfiguredError('relation "measure" does not exist', "42P01")
         assert 'relation "measure" does not exist' == bench.health.report()["database"]["reason"]
 
-    def missing_too() -> None:
-        if tries < 5:
-            raise StoreMisconfiguredError('relation "measure" does not exist', "42P01")
-
-    bench.store.fault, bench.store.probe_fault = missing, missing_too
+    bench.store.fault = missing
 
     await bench.write([bench.delivery()])
 

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 CONFIRM_SECONDS: Final = 30.0
 """How long the broker may take for one page of messages, reconnections included. Chosen by guess."""
 
-MARK_SECONDS: Final = 10.0
-"""How long the marks of what the broker has may take when we are being ended."""
-
 
 @attrs.define
 class Counts:
@@ -145,7 +142,8 @@ class Replay:
             self.counts.refused += refused
             self.counts.unconfirmed += unconfirmed
             if sent:
-                with trio.move_on_after(MARK_SECONDS, shield=True):
+                # Shielded: they would be sent once more. asyncpg has a time-out.
+                with trio.CancelScope(shield=True):
                     await self.database.call(dead_letters.mark, sent)
         if scope.cancelled_caught:
             why = self._publisher.fault or "no answer"
