@@ -49,6 +49,7 @@ from traksense.store import dictionary, meta_numbers, rows
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.packing import HEAD_BYTES
 from traksense.store.postgres import PostgresStore, open_store
+from traksense.store.registration import SELECT_SERIES, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -462,6 +463,36 @@ async def test_store_finds_a_device_with_many_points_again(database: str) -> Non
         more = await store.write([delivery(telemetry(*renamed, *points[:1], second=1))])
 
     assert (10_000, 10_001) == (again.points_duplicate, more.points_stored)
+
+
+async def test_store_looks_points_up_by_their_names(database: str) -> None:
+    """What few new names cost does not depend on how many points their device has."""
+    points = [Point(f"p{number}", 1.0) for number in range(10_000)]
+    known = [("tenant", "site", "device", f"p{number}", None) for number in range(100)]
+    wanted = [*known, *(("tenant", "site", "device", f"q{number}", None) for number in range(100))]
+    async with open_postgres_store(database) as store:
+        await store.write([delivery(telemetry(*points))])
+
+    async def look() -> tuple[int, int]:
+        connection = await asyncpg.connect(database)
+        try:
+            await connection.execute("SET app.tenant_ids = 'tenant'")
+            await connection.execute("SET ROLE traksense_ingest")
+            async with connection.transaction():
+                found = len(await connection.fetch(SELECT_SERIES, *columns_of(wanted, 5)))
+                await connection.execute("RESET ROLE")
+                read: int = await connection.fetchval(
+                    "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'series'"
+                )
+        finally:
+            await connection.close()
+        return found, read
+
+    async with open_asyncio_loop():
+        found, read = await aio_as_trio(look)()
+
+    assert len(known) == found
+    assert read <= 2 * len(wanted)
 
 
 async def test_store_repeated_events_are_looked_for_by_their_keys(database: str) -> None:

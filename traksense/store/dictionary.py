@@ -25,11 +25,11 @@ from traksense.store.meta_numbers import INSERT_META, SELECT_META, MetaNumbers
 from traksense.store.packing import pack_head
 from traksense.store.registration import (
     INSERT_DEVICES,
+    INSERT_SERIES,
     INSERT_TENANTS,
     SELECT_DEVICES,
+    SELECT_SERIES,
     columns_of,
-    inserted,
-    looked_up,
 )
 from traksense.store.roles import name_tenants
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from traksense.model import Route
     from traksense.store.devices import PointKey
-    from traksense.store.registration import Query, SeriesNames
 
 DEVICES_MAX: Final = 200_000
 """How many devices are remembered. About 300 bytes each with ten points, if it shares them with others (measured with
@@ -189,19 +188,18 @@ class Dictionary:
         connection: PoolConnectionProxy,
         missing: Missing,
         tenants: Iterable[str],
-        *queries: Query,
+        statement: str,
+        *arguments: object,
     ) -> list[asyncpg.Record]:
-        """Run statements for these tenants, in a transaction of their own: committed when their rows go into the cache,
-        which is still of the same token then.
+        """Run one for these tenants, in a transaction of its own: committed when its rows go into the cache, which is
+        still of the same token then.
         """
         self._check(missing)
         token = self.token
-        rows: list[asyncpg.Record] = []
         async with connection.transaction():
             await hold(connection, token)
             await name_tenants(connection, tenants)
-            for statement, arguments in queries:
-                rows += await connection.fetch(statement, *arguments)
+            rows = await connection.fetch(statement, *arguments)
         self._check(missing)
         return rows
 
@@ -215,13 +213,11 @@ class Dictionary:
         columns = columns_of(sorted(wanted), 3)
         if not self._strict:
             tenants = {tenant for tenant, _, _ in wanted}
-            await self._fetch(connection, missing, tenants, (INSERT_TENANTS, [sorted(tenants)]))
-            await self._fetch(connection, missing, tenants, (INSERT_DEVICES, columns))
+            await self._fetch(connection, missing, tenants, INSERT_TENANTS, sorted(tenants))
+            await self._fetch(connection, missing, tenants, INSERT_DEVICES, *columns)
             found: Iterable[tuple[str, str, str]] = wanted
         else:
-            rows = await self._fetch(
-                connection, missing, {tenant for tenant, _, _ in wanted}, (SELECT_DEVICES, columns)
-            )
+            rows = await self._fetch(connection, missing, {tenant for tenant, _, _ in wanted}, SELECT_DEVICES, *columns)
             found = [tuple(row) for row in rows]
         paths = {"/".join(names) for names in found}
         for path in paths:
@@ -233,7 +229,7 @@ class Dictionary:
     async def _register_series(self, connection: PoolConnectionProxy, missing: Missing) -> None:
         # What a device calls a point or a unit in several ways is one series (ops/decisions/0040). The cache knows each
         # way, so that nothing has to be normalized for a point that is known.
-        wanted: dict[SeriesNames, list[tuple[Device, PointKey]]] = {}
+        wanted: dict[tuple[str, str, str, str, str | None], list[tuple[Device, PointKey]]] = {}
         for (path, key), route in missing.series.items():
             device = self._devices.get(path)
             if device is None or device.layout.has(key):
@@ -242,12 +238,13 @@ class Dictionary:
             names = (route.tenant, route.site, route.device, canonical_point(name), canonical_unit(unit))
             wanted.setdefault(names, []).append((device, key))
         found: dict[Device, dict[PointKey, int]] = {}
-        for queries in (looked_up, inserted, looked_up):
+        for statement in (SELECT_SERIES, INSERT_SERIES, SELECT_SERIES):
             if not wanted:
                 break
-            tenants = {names[0] for names in wanted}
-            for row in await self._fetch(connection, missing, tenants, *queries(wanted)):
-                for device, key in wanted.pop(tuple(row)[1:], ()):
+            # Sorted, so that two replicas that register the same fleet cannot deadlock.
+            columns = columns_of(sorted(wanted, key=lambda names: (*names[:4], names[4] or "")), 5)
+            for row in await self._fetch(connection, missing, {names[0] for names in wanted}, statement, *columns):
+                for device, key in wanted.pop(tuple(row)[1:]):
                     found.setdefault(device, {})[key] = row[0]
         for device, ids in found.items():
             self.met += len(ids)
@@ -280,7 +277,7 @@ class Dictionary:
             columns: list[list[object]] = [[tenant for tenant, _ in keys], [d for _, d in keys]]
             if statement is INSERT_META:
                 columns.append([wanted[key][1].decode() for key in keys])
-            for row in await self._fetch(connection, missing, {tenant for tenant, _ in keys}, (statement, columns)):
+            for row in await self._fetch(connection, missing, {tenant for tenant, _ in keys}, statement, *columns):
                 known = wanted.pop((row[1], row[2]))
                 device = missing.meta[known]
                 self._meta.add(known, row[0], for_long=device is not None)
