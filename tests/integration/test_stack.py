@@ -438,6 +438,7 @@ def test_iotcore_limits_are_as_documented(tmp_path: Path) -> None:
         reader = Peer(process, "reader", keep=True, acknowledge=False, receive_maximum=5)
         reader.subscribe("topic")
         Peer(process, "sender").publish("topic", numbers(0, 300))
+        reader.turn_until(lambda: len(reader.messages) == 100)
         reader.turn_until(lambda: len(reader.messages) > 100, 0.5)
         window = len(reader.messages)
         curious = Peer(process, "curious")
