@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "demo": "the whole thing on this machine, with nothing installed: watch it work",
     "validate": "check that the running stack keeps its promises",
     "simulate": "publish a realistic fleet and count what the broker confirmed",
+    "decode": "say what would be stored of a payload, without broker or database",
     "dlq": "list, show, replay and purge dead letters",
     "lifecycle": "plan, apply and show how long data live, and when they are compressed",
     "maintain": "one round of maintenance, for cron",
