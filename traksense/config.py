@@ -16,6 +16,7 @@ import attrs
 
 from traksense.contradictions import contradictions
 from traksense.errors import ConfigError
+from traksense.misspelt import misspelt, unknown
 from traksense.shards import Entry, Layout
 from traksense.urls import Broker, DatabaseUrl, Secret
 from traksense.values import structure
@@ -205,13 +206,13 @@ def _is_utf_8(text: str) -> bool:
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Misspelt names: our own prefixes only, since the environment also belongs to others (PGHOST, DB_HOST, …)."""
+    """Names with our own prefixes that we do not know, and those that are nearly ours. The environment also belongs to
+    others (PGHOST, DB_HOST, …).
+    """
     known = variables()
-    return [
-        f"unknown variable (is it misspelt?) @ {name}"
-        for name in sorted(environ)
-        if name.startswith(("INGEST_", "MQTT_")) and name not in known and not _is_of_kubernetes(name, environ[name])
-    ]
+    others = {name for name, value in environ.items() if _is_of_kubernetes(name, value)}
+    ours = {name for name in environ if name.startswith(("INGEST_", "MQTT_"))} - others - set(known)
+    return [unknown(name, known) for name in sorted(ours)] + misspelt(set(environ) - ours - others, set(known))
 
 
 def _is_of_kubernetes(name: str, value: str) -> bool:

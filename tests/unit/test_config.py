@@ -64,9 +64,32 @@ def test_config_names_all_faults_at_once() -> None:
         "must look like mqtt://host:1883 or mqtts://host:8883 @ MQTT_URL",
         "must be a number, not 'soon' @ INGEST_BATCH_MS",
         "must be a whole number, not '1.5' @ METRICS_PORT",
-        "unknown variable (is it misspelt?) @ INGEST_BATCHSIZE",
+        "unknown variable, did you mean INGEST_BATCH_SIZE? @ INGEST_BATCHSIZE",
         "is more than DB_POOL_MAX (8) @ DB_POOL_MIN",
     ] == faults(MQTT_URL="http://x", INGEST_BATCH_MS="soon", METRICS_PORT="1.5", INGEST_BATCHSIZE="1", DB_POOL_MIN="9")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DB_POLL_MAX", "DB_POOL_MAX"),
+        ("METRIC_PORT", "METRICS_PORT"),
+        ("LOG_LEVLE", "LOG_LEVEL"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("DATABASE_URL_FIEL", "DATABASE_URL_FILE"),
+        ("MQTT_USER", "MQTT_USERNAME"),
+    ],
+)
+def test_config_knows_what_a_misspelt_name_meant(name: str, meant: str) -> None:
+    """A name that is nearly ours is a fault."""
+    assert [f"unknown variable, did you mean {meant}? @ {name}"] == faults(**{name: "1"})
+
+
+def test_config_leaves_the_names_of_others_alone() -> None:
+    """What is not as near; and what is, if the right one is there, too."""
+    others = ("TRAKSENSE", "DB_HOST", "DB_POOL_SIZE", "LOG_FORMATTER", "DATABASE_NAME", "DATABASE_URI", "PGHOST")
+
+    load(dict.fromkeys(others, "1") | {"DATABASE_URL": "postgresql://traksense@db/traksense"})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from traksense.errors import ConfigError
+from traksense.misspelt import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,11 +101,7 @@ def load(environ: Mapping[str, str]) -> Policy:
             values[name] = common  # type: ignore[assignment]  # not _UNSET, so a duration or None
         tenants.update({(tenant, name.removeprefix("retain_")): keep for tenant, keep in own.items()})
     known = {PREFIX + name.upper() for name in names}
-    faults += [
-        f"unknown variable (is it misspelt?) @ {name}"
-        for name in sorted(environ)
-        if name.startswith(PREFIX) and name not in known
-    ]
+    faults += [unknown(name, known) for name in sorted(environ) if name.startswith(PREFIX) and name not in known]
     policy = Policy(tenants=tenants, **values)
     faults += _contradictions(policy)
     if faults:
