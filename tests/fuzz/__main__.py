@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import atheris
@@ -15,6 +16,7 @@ def main() -> None:
     # What is imported from here on tells the fuzzer which branches an input takes.
     with atheris.instrument_imports(include=["traksense", "paho"]):
         one_input = harnesses.load(name)
+    logging.disable()
     atheris.Setup([sys.argv[0], *arguments], one_input)
     atheris.Fuzz()
 

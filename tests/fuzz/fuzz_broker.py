@@ -6,7 +6,6 @@ many bytes it is cut.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 from traksense.ingest.ack import Acknowledger
@@ -29,8 +28,6 @@ CODECS: Final[list[Callable[[], Codec]]] = [
     lambda: PahoCodec(client_id="c", version="3.1.1"),
 ]
 CONNACK: Final = [bytes.fromhex("2003000000"), bytes.fromhex("2003000000"), bytes.fromhex("20020000")]
-
-logging.getLogger("traksense.mqtt.drops").disabled = True
 
 
 def one_input(data: bytes) -> None:
