@@ -8,7 +8,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from traksense import __version__, config, log, signals
 from traksense.errors import ConfigError, TraksenseError
@@ -26,6 +26,7 @@ MISUSED: Final = 2
 
 COMMANDS: Final = {
     "run": "run the service until SIGTERM or SIGINT, then drain (the default)",
+    "check-config": "say what is wrong with the configuration, and what it comes to, without starting anything",
     "migrate": "bring the database schema up to date",
     "demo": "the whole thing on this machine, with nothing installed: watch it work",
     "validate": "check that the running stack keeps its promises",
@@ -38,8 +39,8 @@ COMMANDS: Final = {
     "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
     "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",
 }
-"""Each is a module of the same name in `traksense.commands` with `add_arguments(parser)` and `main(arguments) ->
-int`."""
+"""Each is a module of that name in `traksense.commands`, `_` for `-`, with `add_arguments(parser)` and
+`main(arguments) -> int`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     try:
         if arguments.env_file is not None:
             load_env_file(arguments.env_file)
-        status: int = import_module(f"traksense.commands.{command}").main(arguments)
+        status: int = _module(command).main(arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -164,6 +165,10 @@ def load_env_file(path: Path) -> None:
         raise ConfigError(faults)
 
 
+def _module(command: str) -> Any:
+    return import_module(f"traksense.commands.{command.replace('-', '_')}")
+
+
 class _Parser(argparse.ArgumentParser):
     """Escapes what it quotes of the arguments, and tells when its answer cannot be written."""
 
@@ -191,5 +196,5 @@ def _parser(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary)
-        import_module(f"traksense.commands.{name}").add_arguments(sub)
+        _module(name).add_arguments(sub)
     return parser.parse_args(argv)

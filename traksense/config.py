@@ -1,6 +1,6 @@
 """The configuration: frozen, from environment variables, with every fault named at once.
 
-Each field of `Settings` names its variable, its unit and its default; `ops/.env.ingest` explains them to operators and
+Each field of `Settings` names its variable, its unit and its default; `ops/traksense.env.example` explains them to operators and
 a test holds the two together. The names and the first defaults are those of the system that this one replaces.
 """
 

@@ -110,7 +110,7 @@ def test_readme_lists_every_command(readme: Path) -> None:
     """Each command of `traksense` has its row, and no row is about another."""
     named = set()
     for row in rows(text_of(readme)):
-        named |= set(re.findall(r"`traksense ([a-z]+)`", row[0]))
+        named |= set(re.findall(r"`traksense ([a-z-]+)`", row[0]))
 
     assert set(cli.COMMANDS) == named
 
@@ -233,7 +233,7 @@ def test_every_exit_status_is_explained() -> None:
         f"we announce {PACKET_MAX_BYTES // (1024 * 1024)} MiB",
         f"the next {CAREFUL_BATCHES} batches",
         f"| {Settings().queue_max_bytes // (1024 * 1024)} MiB |",
-        f"The default is {Settings().batch_size};",
+        f"The default is {Settings().batch_size}.",
         f"`INGEST_QUEUE_MAX` up ({Settings().queue_max} to",
     ],
 )
@@ -333,7 +333,7 @@ def test_decisions_that_are_cited_exist() -> None:
     """A reference to a decision leads to a record."""
     numbers = {path.name[:4] for path in (OPS / "decisions").glob("*.md")}
     cited: set[str] = set()
-    for path in [*DOCUMENTS, OPS / ".env.ingest"]:
+    for path in [*DOCUMENTS, OPS / "traksense.env.example"]:
         cited |= set(re.findall(r"(?:[Dd]ecision |decisions/)(\d{4})", text_of(path)))
     for path in (OPS / "decisions").glob("*.md"):
         cited |= set(re.findall(r"\((\d{4})\)", text_of(path)))

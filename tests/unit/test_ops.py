@@ -34,6 +34,8 @@ from traksense.ingest.clock import ClockWatch
 from traksense.ingest.health import Health
 from traksense.metrics import make_registry
 from traksense.service import CONDITIONS, INFORMING, Pipeline
+from traksense.store import policy
+from traksense.store.policy import Policy
 from traksense.store.postgres import PostgresStore
 
 if TYPE_CHECKING:
@@ -43,18 +45,7 @@ ROOT: Final = Path(__file__).parents[2]
 OPS: Final = ROOT / "ops"
 MIB: Final = 1024 * 1024
 
-SEED: Final = {
-    "MQTT_URL": "mqtt://emqx:1883",
-    "MQTT_QOS": "1",
-    "INGEST_QUEUE_MAX": "50000",
-    "INGEST_BATCH_SIZE": "800",
-    "INGEST_BATCH_MS": "250",
-    "DATABASE_URL": "postgresql://postgres:postgres@db:5432/traksense",
-    "DB_POOL_MIN": "2",
-    "DB_POOL_MAX": "8",
-    "METRICS_PORT": "9100",
-}
-"""The values of the system that this one replaces."""
+EXAMPLE: Final = OPS / "traksense.env.example"
 
 EMQX_METRICS: Final = frozenset(
     {
@@ -73,12 +64,12 @@ EMQX_METRICS: Final = frozenset(
 apps/emqx_durable_storage/include/emqx_ds_metrics.hrl."""
 
 
-# --- .env.ingest ------------------------------------------------------------------------------------------------------
+# --- traksense.env.example and compose.env ----------------------------------------------------------------------------
 
 
 @attrs.frozen
 class EnvLine:
-    """One `NAME=value` of `.env.ingest`; off if it is commented out."""
+    """One `NAME=value` of an environment file; off if it is commented out."""
 
     name: str
     value: str
@@ -86,10 +77,10 @@ class EnvLine:
     explained: bool
 
 
-def env_lines() -> list[EnvLine]:
+def env_lines(path: Path = EXAMPLE) -> list[EnvLine]:
     found: list[EnvLine] = []
     explained = False
-    for line in (OPS / ".env.ingest").read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         match = re.fullmatch(r"(#?)([A-Z][A-Z0-9_]*)=(.*)", line)
         if match:
             found.append(EnvLine(match[2], match[3], on=not match[1], explained=explained))
@@ -98,11 +89,16 @@ def env_lines() -> list[EnvLine]:
     return found
 
 
+def env_values(path: Path) -> dict[str, str]:
+    """What a file switches on."""
+    return {line.name: line.value for line in env_lines(path) if line.on}
+
+
 def test_env_file_has_every_variable() -> None:
-    """Every variable that the service reads is in the file, once, and nothing else is."""
+    """Every variable that a command reads is in the file, once, and nothing else is."""
     names = [line.name for line in env_lines()]
 
-    assert sorted(config.variables()) == sorted(names)
+    assert sorted([*config.variables(), *policy.variables()]) == sorted(names)
 
 
 def test_env_file_explains_every_variable() -> None:
@@ -110,38 +106,33 @@ def test_env_file_explains_every_variable() -> None:
     assert [] == [line.name for line in env_lines() if not line.explained]
 
 
-def test_env_file_has_the_seeds_values() -> None:
-    """What is on has the values of the replaced system; only the topics have one kind more."""
-    values = {line.name: line.value for line in env_lines() if line.on}
-    topics = values.pop("MQTT_TOPICS").split(",")
-
-    assert SEED == values
-    assert topics[:2] == ["traksense/+/+/+/telem", "traksense/+/+/+/ack"]
-    assert topics == list(Settings().mqtt_topics)
+def test_env_file_changes_nothing_by_itself() -> None:
+    """A copy that nobody has edited is the defaults."""
+    assert {} == env_values(EXAMPLE)
 
 
-def test_env_file_loads() -> None:
-    """The file as it is shipped is a configuration without faults."""
-    settings = config.load({line.name: line.value for line in env_lines() if line.on})
+def test_env_file_shows_every_default() -> None:
+    """What is shown is the default, and a default that can be written is shown."""
+    shown = {line.name: line.value for line in env_lines() if line.value}
+    others = {line.name for line in env_lines() if not line.value}
+    fields = config.variables()
 
-    assert "mqtt://emqx:1883" == str(settings.broker)
-
-
-def test_env_file_shows_true_defaults() -> None:
-    """A value on a line that is off is the default."""
-    shown = {line.name: line.value for line in env_lines() if not line.on and line.value}
-
-    assert Settings() == config.load(shown)
+    assert Settings() == config.load({name: text for name, text in shown.items() if name in fields})
+    assert Policy() == policy.load({name: text for name, text in shown.items() if name not in fields})
+    assert [] == [name for name in others & set(fields) if not name.endswith("_FILE") and fields[name].default]
+    assert set() == others - set(fields)
 
 
-def test_env_file_is_read_by_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--env-file` takes the same file that compose and systemd read."""
+def test_env_file_is_read_by_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--env-file` takes what compose and systemd read, with every line switched on."""
     environ: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", environ)
+    on = tmp_path / "traksense.env"
+    on.write_text(re.sub(r"^#(?=[A-Z_0-9]+=)", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE), "utf-8")
 
-    cli.load_env_file(OPS / ".env.ingest")
+    cli.load_env_file(on)
 
-    assert {line.name: line.value for line in env_lines() if line.on} == environ
+    assert {line.name: line.value for line in env_lines()} == environ
 
 
 # --- compose.yaml -----------------------------------------------------------------------------------------------------
@@ -177,8 +168,11 @@ def test_compose_uses_only_what_exists(name: str) -> None:
         source = volume.split(":")[0]
         found = (OPS / source).exists() if source.startswith(".") else source in compose()["volumes"]
         missing += [] if found else [source]
-    if "env_file" in service:
-        missing += [] if (OPS / service["env_file"]).is_file() else [service["env_file"]]
+    for file in service.get("env_file", []):
+        if isinstance(file, str):
+            missing += [] if (OPS / file).is_file() else [file]
+        else:
+            assert file == {"path": "traksense.env", "required": False}
     if "build" in service:
         dockerfile = (OPS / service["build"]["context"]) / service["build"]["dockerfile"]
         missing += [] if dockerfile.is_file() else [str(dockerfile)]
@@ -226,12 +220,12 @@ def test_compose_sets_known_variables() -> None:
     """What compose sets for the service beside the file is read by it."""
     given = [name for role in ("migrate", "traksense") for name in services()[role].get("environment", {})]
 
-    assert [] == [name for name in given if name not in config.variables()]
+    assert {"PGPASSWORD"} == set(given), "the driver's own"
 
 
-def test_compose_has_the_hosts_of_the_env_file() -> None:
-    """The broker and the database that `.env.ingest` names are services, and so is what Prometheus scrapes."""
-    settings = config.load({line.name: line.value for line in env_lines() if line.on})
+def test_compose_has_the_hosts_of_its_env_file() -> None:
+    """The broker and the database that `compose.env` names are services, and so is what Prometheus scrapes."""
+    settings = config.load(env_values(OPS / "compose.env"))
     database = str(settings.database).split("//")[1].split(":")[0]
     targets = {target for job in prometheus()["scrape_configs"] for target in job["static_configs"][0]["targets"]}
 

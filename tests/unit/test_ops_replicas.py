@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import yaml
 
-from tests.unit.test_ops import OPS, compose, env_lines, prometheus, run, seconds, unit
+from tests.unit.test_ops import OPS, compose, env_values, prometheus, run, seconds, unit
 from traksense import __version__, config
 from traksense.config import Settings, load
 
@@ -28,8 +28,8 @@ TENANTS: Final = "acme,beta,gamma,delta,epsilon,zeta"
 
 
 def shipped() -> dict[str, str]:
-    """What `.env.ingest` switches on."""
-    return {line.name: line.value for line in env_lines() if line.on}
+    """What compose gives every replica."""
+    return env_values(OPS / "compose.env")
 
 
 def assert_whole(replicas: Iterable[dict[str, str]]) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """None: the service is configured by its environment."""
-    parser.epilog = "Configured by environment variables; ops/.env.ingest explains each."
+    parser.epilog = "Configured by environment variables; ops/traksense.env.example explains each."
 
 
 def main(_arguments: argparse.Namespace) -> int:

@@ -83,12 +83,11 @@ def load(environ: Mapping[str, str]) -> Policy:
     Raises:
         ConfigError: With every fault, one line each.
     """
-    names = [field.name for field in attrs.fields(Policy) if field.name != "tenants"]
     values: dict[str, timedelta | None] = {}
     tenants: dict[tuple[str, str], timedelta | None] = {}
     faults: list[str] = []
-    for name in names:
-        variable = PREFIX + name.upper()
+    known = variables()
+    for variable, name in known.items():
         text = environ.get(variable, "").strip()
         if not text:
             continue
@@ -100,13 +99,17 @@ def load(environ: Mapping[str, str]) -> Policy:
         if common is not _UNSET:
             values[name] = common  # type: ignore[assignment]  # not _UNSET, so a duration or None
         tenants.update({(tenant, name.removeprefix("retain_")): keep for tenant, keep in own.items()})
-    known = {PREFIX + name.upper() for name in names}
     faults += [unknown(name, known) for name in sorted(environ) if name.startswith(PREFIX) and name not in known]
     policy = Policy(tenants=tenants, **values)
     faults += _contradictions(policy)
     if faults:
         raise ConfigError(faults)
     return policy
+
+
+def variables() -> dict[str, str]:
+    """Every variable that `load` reads, with the setting that it is for."""
+    return {PREFIX + field.name.upper(): field.name for field in attrs.fields(Policy) if field.name != "tenants"}
 
 
 _UNSET: Final = object()

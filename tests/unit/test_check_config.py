@@ -1,0 +1,72 @@
+"""`traksense check-config`: everything that is wrong at once, and no secret in what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.command_line import run_command
+from traksense.errors import ConfigError
+from traksense.tools.check_config import as_text, check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_faults_of_all_kinds_come_together(tmp_path: Path) -> None:
+    """Values, names, files that are named, and the policy, which the service itself does not read."""
+    pem = tmp_path / "ca.pem"
+    pem.write_text("no certificate")
+
+    with pytest.raises(ConfigError) as caught:
+        check({"INGEST_BATCH_SIZE": "many", "MQTT_TOPIC": "a", "LIFECYCLE_RETAIN_RAW": "soon"})
+    with pytest.raises(ConfigError) as files:
+        check({"MQTT_URL": "mqtts://broker", "MQTT_CA_FILE": str(pem), "LIFECYCLE_RETAIN_1D": "1 day"})
+
+    assert ["INGEST_BATCH_SIZE", "MQTT_TOPIC", "LIFECYCLE_RETAIN_RAW"] == [
+        fault.rpartition(" @ ")[2] for fault in caught.value.faults
+    ]
+    assert ["MQTT_CA_FILE", "LIFECYCLE_RETAIN_1D"] == [fault.rpartition(" @ ")[2] for fault in files.value.faults]
+
+
+def test_nothing_secret_is_said(tmp_path: Path) -> None:
+    """Neither of a variable nor of a file; where a secret comes from may be."""
+    url = tmp_path / "url"
+    url.write_text("postgresql://ingest:geheim@db/traksense")
+    environ = {
+        "MQTT_URL": "mqtts://user:geheim@broker",
+        "MQTT_PASSWORD": "geheim",
+        "DATABASE_URL_FILE": str(url),
+        "MQTT_SHARD_COUNT": "2",
+        "MQTT_TENANTS": "acme,beta",
+        "LIFECYCLE_RETAIN_RAW": "90 days",
+    }
+
+    lines = list(as_text(check(environ), environ))
+
+    assert not any("geheim" in line for line in lines)
+    assert {
+        "MQTT_URL=mqtts://broker:8883",
+        "MQTT_PASSWORD=***",
+        f"DATABASE_URL_FILE={url}",
+        "MQTT_TENANTS=acme,beta",
+        "LIFECYCLE_RETAIN_RAW=90 days",
+        "database   postgresql://db/traksense, 8 connections",
+        "reads      one of 2 shards; each process needs its number in MQTT_SHARD",
+    } <= set(lines)
+
+
+async def test_the_command_reads_the_file_and_has_the_status_of_a_wrong_configuration(tmp_path: Path) -> None:
+    """0 or 2; the faults are on stderr, one line each."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text("MQTT_URL=mqtt://broker\n")
+    bad.write_text("MQTT_QOS=2\nINGEST_BATCH_SIZE=0\n")
+
+    outcome = await run_command({}, "--env-file", str(good), "check-config")
+    refused = await run_command({}, "--env-file", str(bad), "check-config")
+
+    assert outcome.status == 0
+    assert outcome.text.startswith("MQTT_URL=mqtt://broker:1883\n1 set, ")
+    assert (refused.status, refused.text) == (2, "")
+    assert [line.rpartition(" @ ")[2] for line in refused.stderr.splitlines()] == ["MQTT_QOS", "INGEST_BATCH_SIZE"]
