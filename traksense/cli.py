@@ -147,7 +147,7 @@ def load_env_file(path: Path) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8"
-        raise ConfigError([f"cannot read it: {reason} @ {path}"]) from None
+        raise ConfigError([f"{path}: cannot read it: {reason}"]) from None
     faults = []
     for number, line in enumerate(lines, 1):
         text = line.strip()
@@ -155,7 +155,7 @@ def load_env_file(path: Path) -> None:
             continue
         name, separator, value = text.removeprefix("export ").partition("=")
         if not separator or not name.strip().isidentifier() or "\x00" in value:
-            faults.append(f"not NAME=value @ {path}:{number}")
+            faults.append(f"{path}:{number}: not NAME=value")
             continue
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":

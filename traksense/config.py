@@ -1,7 +1,7 @@
 """The configuration: frozen, from environment variables, with every fault named at once.
 
-Each field of `Settings` names its variable, its unit and its default; `ops/traksense.env.example` explains them to operators and
-a test holds the two together. The names and the first defaults are those of the system that this one replaces.
+Each field of `Settings` names its variable, its unit and its default; `ops/traksense.env.example` explains them to
+operators, and a test holds the two together. The names are those of the system that this one replaces.
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def load(environ: Mapping[str, str]) -> Settings:
             if text is not None:
                 values[field.name] = structure(text, _TYPES[field.name], unit=field.metadata["unit"])
         except ValueError as error:
-            faults.append(f"{error} @ {variable}")
+            faults.append(f"{variable}: {error}")
     faults.extend(_unknown_variables(environ))
     settings = Settings(**values)
-    faults.extend(f"{what} @ {variable}" for variable, what in contradictions(settings, set(values)))
+    faults.extend(f"{variable}: {what}" for variable, what in contradictions(settings, set(values)))
     if faults:
         raise ConfigError(faults)
     return settings

@@ -17,7 +17,7 @@ class TraksenseError(Exception):
 
 
 class ConfigError(TraksenseError):
-    """The configuration is wrong; `faults` has one line for each fault, shaped `{what} @ {variable}`."""
+    """The configuration is wrong; `faults` has one line for each fault, shaped `{variable}: {what}`."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)

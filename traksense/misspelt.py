@@ -22,7 +22,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
     close = [one for one in known if one.startswith(name)] or difflib.get_close_matches(
         name, known, 1, LIKENESS_OF_OURS
     )
-    return f"unknown variable{f', did you mean {close[0]}?' if close else ' (is it misspelt?)'} @ {name}"
+    return f"{name}: unknown variable{f', did you mean {close[0]}?' if close else ' (is it misspelt?)'}"
 
 
 def misspelt(names: Collection[str], known: Collection[str]) -> list[str]:
@@ -34,7 +34,7 @@ def misspelt(names: Collection[str], known: Collection[str]) -> list[str]:
     """
     missing = [name for name in known if name not in names]
     return [
-        f"unknown variable, did you mean {close[0]}? @ {name}"
+        f"{name}: unknown variable, did you mean {close[0]}?"
         for name in sorted(names)
         if name not in known and (close := difflib.get_close_matches(name, missing, 1, LIKENESS))
     ]

@@ -74,7 +74,7 @@ async def run(
             what was in memory has been stored then.
     """
     if retire is None and settings.layout is not None and settings.mqtt_shard is None:
-        raise ConfigError([f"there are {settings.mqtt_shard_count} shards; which of them is this? @ MQTT_SHARD"])
+        raise ConfigError([f"MQTT_SHARD: there are {settings.mqtt_shard_count} shards; which of them is this?"])
     listener = listen(settings.metrics_host, settings.metrics_port)
     health = Health(CONDITIONS, INFORMING)
     async with AsyncExitStack() as stack:
@@ -235,10 +235,10 @@ class Pipeline:
         try:
             await self.reader.run()
         except BrokerRefusedError as error:
-            raise ConfigError([f"{error} @ {error.variable}"]) from error
+            raise ConfigError([f"{error.variable}: {error}"]) from error
         except SessionTakenOverError as error:
             # What was read has been stored. To exit as misconfigured keeps a supervisor from the tug of war.
-            self.failure = ConfigError([f"{error}: each replica needs one of its own @ MQTT_CLIENT_ID"])
+            self.failure = ConfigError([f"MQTT_CLIENT_ID: {error}: each replica needs one of its own"])
 
     def collector(self) -> ServiceCollector:
         """The metrics of this pipeline."""

@@ -125,7 +125,7 @@ def test_bench_bad_arguments_are_named(tmp_path: Path) -> None:
     """What cannot be measured is said before anything is started."""
     done = subprocess.run(command("--compare", str(tmp_path)), capture_output=True, text=True, timeout=30, check=False)
 
-    assert (2, f"traksense: no checkout of traksense: {tmp_path} @ --compare\n") == (done.returncode, done.stderr)
+    assert (2, f"traksense: --compare: no checkout of traksense: {tmp_path}\n") == (done.returncode, done.stderr)
 
 
 async def test_bench_notices_lost_and_doubled_rows(database: str) -> None:

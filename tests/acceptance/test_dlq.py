@@ -290,7 +290,7 @@ async def test_dlq_purge_deletes_what_was_selected(database: str) -> None:
     env = {"DATABASE_URL": database}
 
     unsure = await dlq(env, "purge", "--reason", "parse_error")
-    assert (2, "traksense: would delete 3 dead letters: confirm with --yes @ dlq purge\n") == (
+    assert (2, "traksense: dlq purge: would delete 3 dead letters: confirm with --yes\n") == (
         unsure.status,
         unsure.stderr,
     )
@@ -333,7 +333,7 @@ async def test_dlq_does_not_take_everything_unasked(database: str, action: str) 
     """Replaying or purging without ids, filters, `--open` or `--all` is refused: exit 2."""
     outcome = await dlq({"DATABASE_URL": database}, action)
 
-    assert (2, "traksense: say which: ids, filters, or --open or --all for every one @ dlq\n") == (
+    assert (2, "traksense: dlq: say which: ids, filters, or --open or --all for every one\n") == (
         outcome.status,
         outcome.stderr,
     )

@@ -329,4 +329,4 @@ def test_run_without_its_number_exits_2(plant: Plant) -> None:
     )
 
     assert 2 == done.returncode
-    assert "traksense: there are 3 shards; which of them is this? @ MQTT_SHARD" == done.stderr.splitlines()[-1]
+    assert "traksense: MQTT_SHARD: there are 3 shards; which of them is this?" == done.stderr.splitlines()[-1]

@@ -54,7 +54,7 @@ def check_faults(faults: Sequence[str]) -> None:
     """Each names its variable; of a secret, it says nothing but what is right."""
     assert faults
     for fault in faults:
-        what, at, variable = fault.rpartition(" @ ")
+        variable, at, what = fault.partition(": ")
         assert at
         assert variable not in SECRET or what in SAID_OF_SECRETS, fault
 

@@ -703,10 +703,10 @@ async def test_service_is_watched_from_start_to_end(tmp_path: Path, monkeypatch:
 
 async def test_service_that_ends_before_it_is_ready_is_told(tmp_path: Path) -> None:
     """With its exit status and its last words, not after the whole deadline."""
-    command = [sys.executable, "-c", "print('bad number @ MQTT_QOS'); raise SystemExit(2)"]
+    command = [sys.executable, "-c", "print('MQTT_QOS: bad number'); raise SystemExit(2)"]
     with trio.fail_after(20):
         async with open_service({}, tmp_path, command=command) as service:
-            with pytest.raises(StackError, match="traksense exited with status 2: bad number @ MQTT_QOS"):
+            with pytest.raises(StackError, match="traksense exited with status 2: MQTT_QOS: bad number"):
                 await service.wait_ready()
 
 

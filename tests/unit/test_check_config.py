@@ -25,9 +25,9 @@ def test_faults_of_all_kinds_come_together(tmp_path: Path) -> None:
         check({"MQTT_URL": "mqtts://broker", "MQTT_CA_FILE": str(pem), "LIFECYCLE_RETAIN_1D": "1 day"})
 
     assert ["INGEST_BATCH_SIZE", "MQTT_TOPIC", "LIFECYCLE_RETAIN_RAW"] == [
-        fault.rpartition(" @ ")[2] for fault in caught.value.faults
+        fault.partition(": ")[0] for fault in caught.value.faults
     ]
-    assert ["MQTT_CA_FILE", "LIFECYCLE_RETAIN_1D"] == [fault.rpartition(" @ ")[2] for fault in files.value.faults]
+    assert ["MQTT_CA_FILE", "LIFECYCLE_RETAIN_1D"] == [fault.partition(": ")[0] for fault in files.value.faults]
 
 
 def test_nothing_secret_is_said(tmp_path: Path) -> None:
@@ -69,4 +69,4 @@ async def test_the_command_reads_the_file_and_has_the_status_of_a_wrong_configur
     assert outcome.status == 0
     assert outcome.text.startswith("MQTT_URL=mqtt://broker:1883\n1 set, ")
     assert (refused.status, refused.text) == (2, "")
-    assert [line.rpartition(" @ ")[2] for line in refused.stderr.splitlines()] == ["MQTT_QOS", "INGEST_BATCH_SIZE"]
+    assert [line.split(": ")[1] for line in refused.stderr.splitlines()] == ["MQTT_QOS", "INGEST_BATCH_SIZE"]

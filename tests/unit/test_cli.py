@@ -72,12 +72,12 @@ def test_main_runs_the_service_by_default(monkeypatch: pytest.MonkeyPatch) -> No
     ("error", "status", "lines"),
     [
         (StoreUnavailableError("the database is away"), 1, ["traksense: the database is away"]),
-        (ConfigError(["bad @ A", "worse @ B"]), 2, ["traksense: bad @ A", "traksense: worse @ B"]),
+        (ConfigError(["A: bad", "B: worse"]), 2, ["traksense: A: bad", "traksense: B: worse"]),
         (ExceptionGroup("", [BrokerError("no broker")]), 1, ["traksense: no broker"]),
         (
-            ExceptionGroup("", [BrokerError("x"), ExceptionGroup("", [ConfigError(["y @ A"])])]),
+            ExceptionGroup("", [BrokerError("x"), ExceptionGroup("", [ConfigError(["A: y"])])]),
             2,
-            ["traksense: x", "traksense: y @ A"],
+            ["traksense: x", "traksense: A: y"],
         ),
         (KeyboardInterrupt(), 130, []),
     ],
@@ -157,7 +157,7 @@ def test_main_names_every_fault_of_the_configuration(capsys: pytest.CaptureFixtu
 
     assert 2 == cli.main(argv)
     lines = capsys.readouterr().err.splitlines()
-    assert {"MQTT_URL", "DATABASE_URL", "MQTT_QOS", "INGEST_BATCHSIZE"} == {line.split(" @ ")[1] for line in lines}
+    assert {"MQTT_URL", "DATABASE_URL", "MQTT_QOS", "INGEST_BATCHSIZE"} == {line.split(": ")[1] for line in lines}
     assert all(line.startswith("traksense: ") and SECRET not in line for line in lines)
 
 
@@ -178,7 +178,7 @@ def test_validate_refuses_what_can_never_work(
     os.environ |= dict([variable])
 
     assert 2 == cli.main(["validate", *argv])
-    assert capsys.readouterr().err.endswith(f" @ {where}\n")
+    assert capsys.readouterr().err.startswith(f"traksense: {where}: ")
 
 
 def test_help_is_quick() -> None:
@@ -225,10 +225,10 @@ def test_env_file_faults_are_named_with_their_lines(
     command(raising(AssertionError("it ran")))
 
     assert 2 == cli.main(["--env-file", str(file), "fake"])
-    assert [f"traksense: not NAME=value @ {file}:{line}" for line in (2, 3)] == capsys.readouterr().err.splitlines()
+    assert [f"traksense: {file}:{line}: not NAME=value" for line in (2, 3)] == capsys.readouterr().err.splitlines()
 
 
 def test_env_file_that_is_missing_is_a_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file that cannot be read: exit 2 and one line."""
     assert 2 == cli.main(["--env-file", str(tmp_path / "none"), "migrate"])
-    assert capsys.readouterr().err.startswith("traksense: cannot read it: ")
+    assert capsys.readouterr().err.startswith(f"traksense: {tmp_path / 'none'}: cannot read it: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,11 @@ def test_config_takes_the_seeds_own_env_file() -> None:
 def test_config_names_all_faults_at_once() -> None:
     """Each wrong value is named with its variable, all in one go."""
     assert [
-        "must look like mqtt://host:1883 or mqtts://host:8883 @ MQTT_URL",
-        "must be a number, not 'soon' @ INGEST_BATCH_MS",
-        "must be a whole number, not '1.5' @ METRICS_PORT",
-        "unknown variable, did you mean INGEST_BATCH_SIZE? @ INGEST_BATCHSIZE",
-        "is more than DB_POOL_MAX (8) @ DB_POOL_MIN",
+        "MQTT_URL: must look like mqtt://host:1883 or mqtts://host:8883",
+        "INGEST_BATCH_MS: must be a number, not 'soon'",
+        "METRICS_PORT: must be a whole number, not '1.5'",
+        "INGEST_BATCHSIZE: unknown variable, did you mean INGEST_BATCH_SIZE?",
+        "DB_POOL_MIN: is more than DB_POOL_MAX (8)",
     ] == faults(MQTT_URL="http://x", INGEST_BATCH_MS="soon", METRICS_PORT="1.5", INGEST_BATCHSIZE="1", DB_POOL_MIN="9")
 
 
@@ -82,7 +83,7 @@ def test_config_names_all_faults_at_once() -> None:
 )
 def test_config_knows_what_a_misspelt_name_meant(name: str, meant: str) -> None:
     """A name that is nearly ours is a fault."""
-    assert [f"unknown variable, did you mean {meant}? @ {name}"] == faults(**{name: "1"})
+    assert [f"{name}: unknown variable, did you mean {meant}?"] == faults(**{name: "1"})
 
 
 def test_config_leaves_the_names_of_others_alone() -> None:
@@ -135,7 +136,7 @@ def test_config_leaves_the_names_of_others_alone() -> None:
 )
 def test_config_refuses(variable: str, value: str) -> None:
     """Each bound and each choice is checked, and the fault names its variable."""
-    assert any(fault.endswith(f"@ {variable}") for fault in faults(**{variable: value}))
+    assert any(fault.startswith(f"{variable}: ") for fault in faults(**{variable: value}))
 
 
 def test_config_contradictions_are_faults() -> None:
@@ -178,17 +179,17 @@ def test_config_tenants_come_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "fault"),
     [
-        ({"MQTT_SHARD": "1"}, "needs MQTT_SHARD_COUNT too @ MQTT_SHARD"),
-        ({"MQTT_SHARD_COUNT": "2"}, "needs MQTT_TENANTS too @ MQTT_SHARD_COUNT"),
-        ({"MQTT_TENANTS": "a"}, "needs MQTT_SHARD_COUNT too @ MQTT_TENANTS"),
-        ({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "3"}, "must be 1-2, not 3 @ MQTT_SHARD"),
-        ({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "0"}, "must be 1-2, not 0 @ MQTT_SHARD"),
-        ({"MQTT_TENANTS": "a,a", "MQTT_SHARD_COUNT": "2"}, "a is listed twice @ MQTT_TENANTS"),
-        ({"MQTT_HANDOVER_SECONDS": "-1"}, "must not be negative @ MQTT_HANDOVER_SECONDS"),
-        ({"MQTT_TOPICS": "a", "MQTT_UNSUBSCRIBE": "a"}, "is in MQTT_TOPICS too: a @ MQTT_UNSUBSCRIBE"),
-        ({"MQTT_TOPICS": "$share/a"}, "not a shared subscription, $share/group/filter: $share/a @ MQTT_TOPICS"),
-        ({"MQTT_TOPICS": "$share/+/a"}, "not a shared subscription, $share/group/filter: $share/+/a @ MQTT_TOPICS"),
-        ({"MQTT_TOPICS": "$share/g/a+/b"}, "not a topic filter: $share/g/a+/b @ MQTT_TOPICS"),
+        ({"MQTT_SHARD": "1"}, "MQTT_SHARD: needs MQTT_SHARD_COUNT too"),
+        ({"MQTT_SHARD_COUNT": "2"}, "MQTT_SHARD_COUNT: needs MQTT_TENANTS too"),
+        ({"MQTT_TENANTS": "a"}, "MQTT_TENANTS: needs MQTT_SHARD_COUNT too"),
+        ({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "3"}, "MQTT_SHARD: must be 1-2, not 3"),
+        ({"MQTT_TENANTS": "a", "MQTT_SHARD_COUNT": "2", "MQTT_SHARD": "0"}, "MQTT_SHARD: must be 1-2, not 0"),
+        ({"MQTT_TENANTS": "a,a", "MQTT_SHARD_COUNT": "2"}, "MQTT_TENANTS: a is listed twice"),
+        ({"MQTT_HANDOVER_SECONDS": "-1"}, "MQTT_HANDOVER_SECONDS: must not be negative"),
+        ({"MQTT_TOPICS": "a", "MQTT_UNSUBSCRIBE": "a"}, "MQTT_UNSUBSCRIBE: is in MQTT_TOPICS too: a"),
+        ({"MQTT_TOPICS": "$share/a"}, "MQTT_TOPICS: not a shared subscription, $share/group/filter: $share/a"),
+        ({"MQTT_TOPICS": "$share/+/a"}, "MQTT_TOPICS: not a shared subscription, $share/group/filter: $share/+/a"),
+        ({"MQTT_TOPICS": "$share/g/a+/b"}, "MQTT_TOPICS: not a topic filter: $share/g/a+/b"),
     ],
 )
 def test_config_replicas_are_checked(environ: dict[str, str], fault: str) -> None:
@@ -221,10 +222,10 @@ def test_config_secrets_do_not_show(tmp_path: Path) -> None:
 
 def test_config_secret_given_twice_is_a_fault(tmp_path: Path) -> None:
     """A variable and its _FILE twin contradict each other; an unreadable file is named."""
-    assert ["set this or DATABASE_URL_FILE, not both @ DATABASE_URL"] == faults(
+    assert ["DATABASE_URL: set this or DATABASE_URL_FILE, not both"] == faults(
         DATABASE_URL="postgresql://h/d", DATABASE_URL_FILE=str(tmp_path)
     )
-    assert ["cannot read MQTT_PASSWORD_FILE: FileNotFoundError @ MQTT_PASSWORD"] == faults(
+    assert ["MQTT_PASSWORD: cannot read MQTT_PASSWORD_FILE: FileNotFoundError"] == faults(
         MQTT_PASSWORD_FILE=str(tmp_path / "missing")
     )
 
@@ -249,7 +250,7 @@ def test_config_raises_nothing_but_config_errors(environ: dict[str, str]) -> Non
     except ConfigError as error:
         faults = error.faults
 
-    assert all(" @ " in fault for fault in faults)
+    assert all(re.match("[A-Z_0-9]+: ", fault) for fault in faults)
 
 
 def test_secret_is_a_string_for_those_who_ask() -> None:

@@ -96,7 +96,7 @@ def test_endpoint_address_in_use_is_a_wrong_configuration() -> None:
         try:
             listen("127.0.0.1", port)
         except ConfigError as error:
-            assert [f"cannot listen on 127.0.0.1:{port}: Address already in use @ METRICS_PORT"] == list(error.faults)  # noqa: PT017
+            assert [f"METRICS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"] == list(error.faults)  # noqa: PT017
         else:
             raise AssertionError("two listeners on one port")
 

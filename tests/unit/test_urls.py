@@ -82,8 +82,8 @@ def test_password_that_is_not_encoded_is_a_fault(variable: str, password: str) -
         load({variable: URLS[variable].format(password)})
     (fault,) = caught.value.faults
 
-    assert fault.startswith(FORMS[variable])
-    assert fault.endswith(f"{ENCODE} @ {variable}")
+    assert fault.startswith(f"{variable}: {FORMS[variable]}")
+    assert fault.endswith(ENCODE)
     assert "S3cr" not in fault + "".join(traceback.format_exception(caught.value))
 
 
@@ -109,7 +109,7 @@ def test_url_that_cannot_be_is_a_fault(variable: str, url: str) -> None:
     """A wrong port, a list of brokers, no URL at all: one line, without the password."""
     said = shown({variable: url})
 
-    assert said.count(f" @ {variable}\n") >= 1
+    assert f"traksense: {variable}: " in said
     assert "geheim" not in said
 
 
@@ -179,5 +179,5 @@ def test_env_file_that_cannot_be_read_is_not_quoted(
 
     assert 2 == cli.main(["--env-file", os.fspath(file), "shards", "show"])
     said = capsys.readouterr().err
-    assert f"@ {file}" in said
+    assert f"traksense: {file}:" in said
     assert "geheim" not in said

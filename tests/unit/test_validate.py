@@ -67,7 +67,7 @@ def test_endpoint_url_is_this_machine_unless_told(env: dict[str, str], given: st
 @pytest.mark.parametrize("given", ["", "host:9100", "ftp://host", "http://", "http://host:x", "http://host/?q=1"])
 def test_endpoint_url_refuses_what_is_no_address(given: str) -> None:
     """Anything else than an http or https address is a fault of the configuration."""
-    with pytest.raises(ConfigError, match="@ --metrics-url"):
+    with pytest.raises(ConfigError, match=r"^--metrics-url: "):
         endpoint_url(load({}), given)
 
 

@@ -174,13 +174,13 @@ def load_registry() -> Registry:
         try:
             adapter = _load(entry_point)
         except Exception as exc:  # noqa: BLE001 (foreign code: it can raise anything)
-            faults.append(f"cannot be loaded: {_said(exc)} @ {_place(entry_point)}")
+            faults.append(f"{_place(entry_point)}: cannot be loaded: {_said(exc)}")
             continue
         fault = _shape_fault(adapter)
         if fault is None:
             adapters.append(adapter)
         else:
-            faults.append(f"{fault} @ {_place(entry_point)}")
+            faults.append(f"{_place(entry_point)}: {fault}")
     if faults:
         raise ConfigError(faults)
     return Registry(adapters)
@@ -207,7 +207,7 @@ def _faults(third_party: tuple[Adapter, ...]) -> list[str]:
         if fault is None:
             taken.add(adapter.name)
         else:
-            faults.append(f"{fault} @ adapter {type(adapter).__module__}.{type(adapter).__qualname__}")
+            faults.append(f"adapter {type(adapter).__module__}.{type(adapter).__qualname__}: {fault}")
     return faults
 
 

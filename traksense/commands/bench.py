@@ -100,10 +100,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     faults = []
     compare: Path | None = arguments.compare
     if compare is not None and not (compare / "traksense" / "__main__.py").is_file():
-        faults.append(f"no checkout of traksense: {compare} @ --compare")
+        faults.append(f"--compare: no checkout of traksense: {compare}")
     fast = find_spec("mqtt5") is not None
     if arguments.reader in ("mqtt5", "both") and not fast:
-        faults.append("the package mqtt5 is missing: pip install traksense[fast] @ --reader")
+        faults.append("--reader: the package mqtt5 is missing: pip install traksense[fast]")
     if faults:
         raise ConfigError(faults)
     readers = READERS if fast else ("paho",)

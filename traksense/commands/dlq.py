@@ -69,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
             done = _connected(arguments, act)
         sys.stdout.flush()
     except BrokerRefusedError as error:
-        raise ConfigError([f"{error} @ MQTT_URL"]) from error
+        raise ConfigError([f"MQTT_URL: {error}"]) from error
     except _InterruptedError:
         return INTERRUPTED
     except BrokenPipeError:
@@ -88,7 +88,7 @@ def _purge(arguments: argparse.Namespace) -> bool:
     count = _connected(arguments, actions.count)
     if count.total and not arguments.yes:
         if not sys.stdin.isatty():
-            raise ConfigError([f"would delete {actions.letters(count.total)}: confirm with --yes @ dlq purge"])
+            raise ConfigError([f"dlq purge: would delete {actions.letters(count.total)}: confirm with --yes"])
         say(f"Delete {actions.letters(count.total)}? [y/N] ", end="", to=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             actions.say("nothing was deleted")

@@ -99,7 +99,7 @@ def main(arguments: argparse.Namespace) -> int:
     faults = REVEALING.get(arguments.breakage, tuple(CATALOGUE))
     if arguments.faults is not None:
         faults = tuple(name.strip() for name in arguments.faults.split(",") if name.strip())
-    unknown = [f"no such fault: {name} @ --faults" for name in faults if name not in CATALOGUE]
+    unknown = [f"--faults: no such fault: {name}" for name in faults if name not in CATALOGUE]
     if unknown:
         raise ConfigError([*unknown, "`traksense prove --list-faults` names them all"])
     return prove(

@@ -32,12 +32,12 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"not a usable PEM file of certificates: {error} @ MQTT_CA_FILE"]) from error
+        raise ConfigError([f"MQTT_CA_FILE: not a usable PEM file of certificates: {error}"]) from error
     if settings.mqtt_cert_file is not None:
         try:
             context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError([f"not a usable certificate and key: {error} @ MQTT_CERT_FILE"]) from error
+            raise ConfigError([f"MQTT_CERT_FILE: not a usable certificate and key: {error}"]) from error
     return context
 
 

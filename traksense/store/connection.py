@@ -124,9 +124,9 @@ async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asy
         cause = error.__cause__
         if isinstance(cause, ValueError) and not isinstance(cause, OSError):
             # asyncpg's text may quote the password.
-            raise ConfigError(["the connection string cannot be read @ DATABASE_URL"]) from None
+            raise ConfigError(["DATABASE_URL: the connection string cannot be read"]) from None
         if error.sqlstate in UNUSABLE_URL:
-            raise ConfigError([f"{url} refuses: {error} @ DATABASE_URL"]) from error
+            raise ConfigError([f"DATABASE_URL: {url} refuses: {error}"]) from error
         if isinstance(cause, OSError):
             raise StoreUnavailableError(f"cannot connect to {url}: {_reason(cause)}") from error
         raise type(error)(f"cannot connect to {url}: {error}", error.sqlstate) from error

@@ -94,7 +94,7 @@ def load(environ: Mapping[str, str]) -> Policy:
         try:
             common, own = _read(text, tenants_allowed=name in PER_TENANT)
         except ValueError as error:
-            faults.append(f"{error} @ {variable}")
+            faults.append(f"{variable}: {error}")
             continue
         if common is not _UNSET:
             values[name] = common  # type: ignore[assignment]  # not _UNSET, so a duration or None
@@ -162,7 +162,7 @@ def write_duration(value: timedelta | None) -> str:
 
 def _contradictions(policy: Policy) -> list[str]:
     faults = [
-        f"must be at least {write_duration(_RETENTION_MINIMUM)} @ {PREFIX}{name.upper()}"
+        f"{PREFIX}{name.upper()}: must be at least {write_duration(_RETENTION_MINIMUM)}"
         for name, value in policy.items().items()
         if name.startswith("retain_") and value is not None and value < _RETENTION_MINIMUM
     ]
@@ -171,12 +171,12 @@ def _contradictions(policy: Policy) -> list[str]:
         fine, coarse = getattr(policy, finer), getattr(policy, coarser)
         if coarse is not None and (fine is None or fine > coarse):
             faults.append(
-                f"is shorter than {PREFIX}{finer.upper()} ({write_duration(fine)}), which it is computed from "
-                f"@ {PREFIX}{coarser.upper()}"
+                f"{PREFIX}{coarser.upper()}: is shorter than {PREFIX}{finer.upper()} ({write_duration(fine)}), "
+                "which it is computed from"
             )
     chunk = policy.chunk_interval
     if chunk is None or chunk < timedelta(hours=1) or chunk % timedelta(hours=1):
-        faults.append(f"must be whole hours @ {PREFIX}CHUNK_INTERVAL")
+        faults.append(f"{PREFIX}CHUNK_INTERVAL: must be whole hours")
     if policy.online_within is None or policy.online_within <= timedelta():
-        faults.append(f"must be more than 0 seconds @ {PREFIX}ONLINE_WITHIN")
+        faults.append(f"{PREFIX}ONLINE_WITHIN: must be more than 0 seconds")
     return faults

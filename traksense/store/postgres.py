@@ -144,7 +144,7 @@ class PostgresStore:
                 await self._call(self._connect)
             except StoreError as error:
                 if error.sqlstate in CONFIGURATION_SQLSTATES or isinstance(error, ServerUnfitError):
-                    raise ConfigError([f"{error} @ DATABASE_URL"]) from error
+                    raise ConfigError([f"DATABASE_URL: {error}"]) from error
                 self._health.set("database", str(error))
                 await trio.sleep(backoff.next())
             else:

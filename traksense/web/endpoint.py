@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         listener.close()
         reason = (isinstance(error, OSError) and error.strerror) or "no such address"
-        raise ConfigError([f"cannot listen on {host}:{port}: {reason} @ METRICS_PORT"]) from error
+        raise ConfigError([f"METRICS_PORT: cannot listen on {host}:{port}: {reason}"]) from error
     listener.setblocking(False)
     return listener
 

@@ -115,7 +115,7 @@ def test_load_registry_broken(install: Install) -> None:
         "f = third_party_adapters:nothing": "not an adapter: `name` is no text",
     }
     assert [
-        f"{fault} @ entry point {point} of third-party in [traksense.adapters]" for point, fault in why.items()
+        f"entry point {point} of third-party in [traksense.adapters]: {fault}" for point, fault in why.items()
     ] == list(caught.value.faults)
 
 

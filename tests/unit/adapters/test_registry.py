@@ -289,9 +289,9 @@ def test_registry_faulty_adapters() -> None:
 
     place = f"adapter {Scripted.__module__}.Scripted"
     assert (
-        f"there is another adapter with the name 'twice' @ {place}",
-        f"there is another adapter with the name 'senml' @ {place}",
-        f"not an adapter: `name` is no text @ {place}",
-        f"not an adapter: `kind` is no traksense.model.Kind @ {place}",
-        f"not an adapter: it has no `decode` method @ {place}",
+        f"{place}: there is another adapter with the name 'twice'",
+        f"{place}: there is another adapter with the name 'senml'",
+        f"{place}: not an adapter: `name` is no text",
+        f"{place}: not an adapter: `kind` is no traksense.model.Kind",
+        f"{place}: not an adapter: it has no `decode` method",
     ) == caught.value.faults

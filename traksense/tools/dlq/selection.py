@@ -69,7 +69,7 @@ def need_choice(arguments: argparse.Namespace) -> None:
     """
     said = (arguments.tenant, arguments.reason, arguments.since, arguments.until, arguments.limit, arguments.state)
     if not arguments.ids and not any(value is not None for value in said):
-        raise ConfigError(["say which: ids, filters, or --open or --all for every one @ dlq"])
+        raise ConfigError(["dlq: say which: ids, filters, or --open or --all for every one"])
 
 
 def point_in_time(text: str, *, now: datetime | None = None) -> datetime:

@@ -18,7 +18,7 @@ def layout_of(settings: Settings) -> Layout:
         ConfigError: It does not.
     """
     if settings.layout is None:
-        raise ConfigError(["there are no shards: set MQTT_TENANTS too @ MQTT_SHARD_COUNT"])
+        raise ConfigError(["MQTT_SHARD_COUNT: there are no shards: set MQTT_TENANTS too"])
     return settings.layout
 
 

@@ -68,7 +68,7 @@ async def retire(settings: Settings, client_id: str) -> bool:
     settings = attrs.evolve(settings, mqtt_client_id=client_id, mqtt_shard=None, metrics_port=0)
     async with open_connection(settings.database, application=APPLICATION) as database:
         for (seconds,) in await database.fetch(IN_USE, client_id):
-            raise ConfigError([f"a service uses {client_id}, {max(seconds, 0):.0f} s ago: stop it first @ CLIENT_ID"])
+            raise ConfigError([f"CLIENT_ID: a service uses {client_id}, {max(seconds, 0):.0f} s ago: stop it first"])
     while True:
         emptied = _Emptied()
         await service.run(settings, retire=emptied.watch)

@@ -85,7 +85,7 @@ def endpoint_url(settings: Settings, given: str | None) -> str:
     """
     if given is None:
         if settings.metrics_port == 0:
-            raise ConfigError(["0 means any port, so say --metrics-url @ METRICS_PORT"])
+            raise ConfigError(["METRICS_PORT: 0 means any port, so say --metrics-url"])
         host = "localhost" if settings.metrics_host in EVERYWHERE else settings.metrics_host
         return f"http://{f'[{host}]' if ':' in host else host}:{settings.metrics_port}"
     try:
@@ -94,7 +94,7 @@ def endpoint_url(settings: Settings, given: str | None) -> str:
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(["must look like http://host:9100 @ --metrics-url"])
+        raise ConfigError(["--metrics-url: must look like http://host:9100"])
     return given.strip().rstrip("/").removesuffix("/metrics").rstrip("/")
 
 
