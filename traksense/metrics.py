@@ -6,14 +6,15 @@ awaiting, so a scrape always sees a balanced ledger.
 
 from __future__ import annotations
 
+import platform
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 import attrs
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 
-from traksense import log
+from traksense import __version__, log
 from traksense.model import CommandAck, Kind, Reason
 
 if TYPE_CHECKING:
@@ -131,6 +132,11 @@ class ServiceCollector:
     def collect(self) -> Iterator[Metric]:
         """All families."""
         ledger = self.ledger
+        yield InfoMetricFamily(
+            "traksense_build",
+            "Always 1; the labels say what runs.",
+            {"version": __version__, "python": platform.python_version()},
+        )
         yield _counter(
             "ingest_messages",
             "Messages received, by kind.",

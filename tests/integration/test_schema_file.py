@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import asyncpg
 import pytest
 from schema_catalog import read_catalog
+
+from traksense.tools import reference
 
 if TYPE_CHECKING:
     from schema_servers import Database, Server
 
 pytest_plugins = ("schema_fixtures",)
 
+PAGE: Final = Path(__file__).parents[2] / "ops" / "reference" / "columns.md"
 FILE: Final = Path(__file__).parents[2] / "ops" / "schema.sql"
 
 
@@ -43,6 +48,19 @@ def test_file_makes_what_the_migrations_make(from_file: Database, migrated: Data
 
     for kind in expected:
         assert expected[kind] == actual[kind], f"{kind}: {remedy}"
+
+
+def test_reference_page_has_the_columns(migrated: Database) -> None:
+    """`ops/reference/columns.md`: each relation that applications read, with types and meanings."""
+
+    async def read() -> str:
+        connection = await asyncpg.connect(migrated.dsn)
+        try:
+            return reference.columns(await reference.read_columns(connection))
+        finally:
+            connection.terminate()
+
+    assert asyncio.run(read()) == PAGE.read_text(encoding="utf-8"), "python -m traksense.tools.reference"
 
 
 def test_migrate_goes_on_from_the_file(from_file: Database, migrated: Database) -> None:

@@ -39,8 +39,10 @@ def read_payload(name: str) -> bytes:
         raise TraksenseError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def decode(settings: Settings, registry: Registry, topic: str, payload: bytes) -> Delivery:
-    """Decode it as if it had just been received."""
+def decode(
+    settings: Settings, registry: Registry, topic: str, payload: bytes, *, received_at: datetime | None = None
+) -> Delivery:
+    """Decode it as if it had been received then, or just now."""
     message = Message(
         topic=topic,
         payload=payload,
@@ -48,7 +50,7 @@ def decode(settings: Settings, registry: Registry, topic: str, payload: bytes) -
         packet_id=1,
         generation=0,
         redelivered=False,
-        received_at=datetime.now(UTC),
+        received_at=received_at or datetime.now(UTC),
         route=read_topic(topic),
     )
     return Decoder(settings, registry).decode(message)
