@@ -291,6 +291,30 @@ async def test_reader_that_cannot_connect_stops_at_once(
         assert pytest.approx(0, abs=0.01) == trio.current_time() - stopped_at
 
 
+async def test_no_packet_has_more_filters_than_brokers_take(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """AWS IoT Core takes eight in a SUBSCRIBE, or the connection ends; three tenants of three kinds make nine."""
+    topics = [f"traksense/{tenant}/+/+/{kind}" for tenant in "abc" for kind in ("telem", "ack", "event")]
+    asked: list[str] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        while (packet := await peer.receive()) is not None:
+            if isinstance(packet, mqtt5.SubscribePacket):
+                if len(packet.topic_filters) > 8:
+                    return
+                asked.extend(f.pattern for f in packet.topic_filters if not f.pattern.startswith("$SYS"))
+                await peer.send(suback(packet.packet_id, b"\1" * len(packet.topic_filters)))
+
+    async with against(monkeypatch, settings_of(kind, MQTT_TOPICS=",".join(topics)), script) as bench:
+        with trio.fail_after(60):
+            while not bench.reader.subscribed:
+                await trio.sleep(1)
+
+    assert topics == asked
+
+
 async def test_stop_keeps_what_is_in_memory(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

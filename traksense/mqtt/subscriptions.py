@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
     from traksense.mqtt.codec import Codec, Event
 
-FILTERS_MAX: Final = 500
-"""Topic filters in one packet: a shard of thousands of tenants stays far below any broker's packet limit.
-
-Chosen by guess."""
+FILTERS_MAX: Final = 8
+"""Topic filters in one packet; some brokers end the connection at more. Source: AWS IoT Core, "Maximum subscriptions
+per subscribe request"."""
 
 
 @attrs.define(eq=False)
