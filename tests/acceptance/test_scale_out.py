@@ -241,6 +241,9 @@ async def test_the_one_session_of_before_is_retired(plant: Plant) -> None:
 
         assert (0, "the session is ended\n") == (done[0].returncode, done[0].stdout), done[0].stderr
         assert not await session_present(plant, "traksense-ingest")
+        typo = await trio.to_thread.run_sync(shards(plant, "retire", "traksense-ingset", count=2))
+        assert (2, 1) == (typo.returncode, typo.stderr.count("nor the database knows traksense-ingset"))
+        assert not await session_present(plant, "traksense-ingset")
     finally:
         plant.kill_all()
 

@@ -78,6 +78,14 @@ def settings(
     return settings_for(broker, unique("retired"), tenant, MQTT_VERSION=request.param)
 
 
+async def test_a_session_that_nobody_knows_is_told_from_one_that_is_kept(settings: Settings) -> None:
+    """The broker says which; after the look at one that is not there, none is left behind."""
+    assert not await retire.has_session(settings)
+    await retire._end_session(settings)
+    assert not await retire.has_session(settings)
+    assert await retire.has_session(settings)
+
+
 async def test_a_queue_is_seen_and_left(
     settings: Settings, broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,10 +46,11 @@ NOTHING: Final = "traksense/-/-/-/retired"
 
 POLL_SECONDS: Final = 0.1
 
-IN_USE: Final = """
-SELECT extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session
-WHERE client_id = $1 AND last_alive_at > now() - interval '30 seconds'
+SESSION: Final = """
+SELECT extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session WHERE client_id = $1
 """
+
+IN_USE_SECONDS: Final = 30.0
 """Three times the interval at which a service says that it lives."""
 
 FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
@@ -59,7 +60,7 @@ async def retire(settings: Settings, client_id: str) -> bool:
     """Do it; whether the session is ended (a signal comes before that).
 
     Raises:
-        ConfigError: The client id is in use.
+        ConfigError: The client id is in use, or nobody knows it.
         StoreError: The database is not there, or refuses.
         BrokerError: The session could not be ended.
 
@@ -67,8 +68,14 @@ async def retire(settings: Settings, client_id: str) -> bool:
     """
     settings = attrs.evolve(settings, mqtt_client_id=client_id, mqtt_shard=None, metrics_port=0)
     async with open_connection(settings.database, application=APPLICATION) as database:
-        for (seconds,) in await database.fetch(IN_USE, client_id):
+        ages = [age for (age,) in await database.fetch(SESSION, client_id)]
+    for seconds in ages:
+        if seconds is not None and seconds < IN_USE_SECONDS:
             raise ConfigError([f"CLIENT_ID: a service uses {client_id}, {max(seconds, 0):.0f} s ago: stop it first"])
+    if not ages and not await has_session(settings):
+        # To look has made one.
+        await _end_session(settings)
+        raise ConfigError([f"CLIENT_ID: neither the broker nor the database knows {client_id}: is it misspelt?"])
     while True:
         emptied = _Emptied()
         await service.run(settings, retire=emptied.watch)
@@ -109,6 +116,25 @@ class _Emptied:
         pipeline.drain()
 
 
+async def has_session(settings: Settings) -> bool:
+    """Connect and see whether the broker has one; if not, it has one afterwards.
+
+    Raises:
+        BrokerError: The broker is not there, refuses, or does not answer.
+
+    Trio-flavored.
+    """
+    connection = await _connect(settings)
+    present: list[bool] = []
+
+    async def look() -> None:
+        present.append((await connection.handshake()).session_present)
+        await connection.close()
+
+    await connection.run(look)
+    return present[0]
+
+
 async def is_empty(settings: Settings) -> bool:
     """Connect to the session and see whether it has anything; nothing is acknowledged, so nothing is lost by it.
 
@@ -117,20 +143,12 @@ async def is_empty(settings: Settings) -> bool:
 
     Trio-flavored.
     """
-    codec = PahoCodec(
-        client_id=settings.client_id,
-        version=settings.mqtt_version,
-        session_expiry=int(settings.mqtt_session_expiry),
-        username=settings.username,
-        password=settings.password,
-    )
-    stream = await open_stream(settings.broker.host, settings.broker.port, tls_context(settings))
-    connection = Connection(stream, codec, keepalive=30)
+    connection = await _connect(settings)
 
     def something() -> bool:
         # The broker's own count and heartbeats come at QoS 0: they are never queued.
         own = (DROPPED_TOPIC, settings.mqtt_heartbeat_topic)
-        return any(message.topic not in own for message in codec.messages)
+        return any(message.topic not in own for message in connection.codec.messages)
 
     async def look() -> None:
         await connection.handshake()
@@ -159,18 +177,23 @@ async def _ask(connection: Connection) -> None:
 
 async def _end_session(settings: Settings) -> None:
     """Connect anew, without a session, and go: nothing is left at the broker. Source: MQTT 5.0 §3.1.2.4."""
-    codec = PahoCodec(
-        client_id=settings.client_id,
-        version=settings.mqtt_version,
-        clean=True,
-        username=settings.username,
-        password=settings.password,
-    )
-    stream = await open_stream(settings.broker.host, settings.broker.port, tls_context(settings))
-    connection = Connection(stream, codec, keepalive=30)
+    connection = await _connect(settings, clean=True)
 
     async def body() -> None:
         await connection.handshake()
         await connection.close()
 
     await connection.run(body)
+
+
+async def _connect(settings: Settings, *, clean: bool = False) -> Connection:
+    codec = PahoCodec(
+        client_id=settings.client_id,
+        version=settings.mqtt_version,
+        session_expiry=0 if clean else int(settings.mqtt_session_expiry),
+        clean=clean,
+        username=settings.username,
+        password=settings.password,
+    )
+    stream = await open_stream(settings.broker.host, settings.broker.port, tls_context(settings))
+    return Connection(stream, codec, keepalive=30)
