@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "lifecycle": "plan, apply and show how long data live, and when they are compressed",
     "maintain": "one round of maintenance, for cron",
     "shards": "several replicas: show who has which tenants, find those that nobody has, retire a session",
+    "uninstall": "take away what migrate made, the data included",
     "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
     "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",
 }

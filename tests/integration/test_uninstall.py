@@ -1,0 +1,103 @@
+"""`traksense uninstall`: nothing of ours stays, whatever there was, and nothing of others' goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.command_line import run_command
+from traksense.errors import StoreMisconfiguredError
+from traksense.store import uninstall as module
+from traksense.store.maintenance import run_once
+from traksense.store.uninstall import look, uninstall
+
+if TYPE_CHECKING:
+    from schema_servers import Database
+
+pytest_plugins = ("schema_fixtures",)
+
+OTHERS = "CREATE TABLE public.orders (id int PRIMARY KEY)"
+MADE_HERE = """
+SELECT 'schema', nspname FROM pg_namespace WHERE oid >= 16384
+UNION ALL SELECT 'relation', oid::regclass::text FROM pg_class
+    WHERE oid >= 16384 AND relnamespace <> 'pg_toast'::regnamespace
+UNION ALL SELECT 'routine', oid::regprocedure::text FROM pg_proc WHERE oid >= 16384
+UNION ALL SELECT 'event trigger', evtname FROM pg_event_trigger
+"""
+
+
+def made_here(database: Database) -> list[str]:
+    """What PostgreSQL itself does not bring along."""
+    found = sorted(map(str, database.rows(MADE_HERE)))
+    if database.server.timescaledb:
+        found += map(
+            str, database.rows("SELECT proc_schema, proc_name FROM timescaledb_information.jobs ORDER BY 1, 2")
+        )
+    return found
+
+
+DAYS = 12
+
+
+def fill(database: Database) -> None:
+    """Partitions or chunks of several days, aggregates, and an event."""
+    series = database.add_series("acme", "press-1", "temp")
+    if not database.server.timescaledb:
+        database.run(f"SELECT traksense.ensure_partitions(now() - interval '{DAYS} days', now())")
+    database.run(
+        "INSERT INTO traksense.measure (series_id, ts, v_num)"
+        f" SELECT {series}, now() - i * interval '1 day', i FROM generate_series(1, {DAYS}) i",
+        "INSERT INTO public.device_event (tenant_id, site_id, device_id, event_type, ts)"
+        " VALUES ('acme', 'site', 'press-1', 'boot', now())",
+    )
+    database.aggregate()
+
+
+def test_nothing_stays(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is as it was before `migrate`, after several pieces; what others made there is still there."""
+    monkeypatch.setattr(module, "PIECE", 5)
+    bare.run(OTHERS)
+    before = made_here(bare)
+    bare.migrate()
+    fill(bare)
+
+    dropped = run_once(bare.dsn, "test", uninstall)
+
+    assert dropped >= DAYS
+    assert before == made_here(bare)
+    assert not run_once(bare.dsn, "test", look).present
+    assert run_once(bare.dsn, "test", uninstall) == 0, "again, and in a database that never had it"
+
+
+def test_a_plain_owner_may(owned: Database) -> None:
+    """It takes no superuser."""
+    run_once(owned.dsn, "test", uninstall)
+
+    assert [] == owned.rows("SELECT relname FROM pg_class WHERE relname ~ '^(ts_measure|cmd_ack|device_event)'")
+
+
+def test_not_under_a_running_service(migrated: Database) -> None:
+    """Whose client id is named; one that stopped a minute ago is no obstacle."""
+    migrated.run(
+        "INSERT INTO traksense.ingest_session (client_id, broker, connected_at, last_alive_at)"
+        " VALUES ('old', 'b', now(), now() - interval '1 minute'), ('traksense-ingest', 'b', now(), now())"
+    )
+
+    with pytest.raises(StoreMisconfiguredError, match="traksense-ingest, 0 s ago: stop it first"):
+        run_once(migrated.dsn, "test", uninstall)
+
+    assert run_once(migrated.dsn, "test", look).present
+
+
+async def test_it_has_to_be_meant(migrated: Database) -> None:
+    """Without --yes it says what it would do, with the status of wrong arguments."""
+    env = {"DATABASE_URL": migrated.dsn}
+
+    refused = await run_command(env, "uninstall")
+    done = await run_command(env, "uninstall", "--yes")
+    empty = await run_command(env, "uninstall")
+
+    assert (refused.status, refused.stderr.count("would delete all data in postgresql://")) == (2, 1)
+    assert (done.status, done.text.split(" is left in ")[0]) == (0, "nothing of traksense")
+    assert (empty.status, empty.text.split(" is in ")[0]) == (0, "nothing of traksense")

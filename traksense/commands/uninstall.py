@@ -1,0 +1,43 @@
+"""`traksense uninstall`: takes away what `traksense migrate` made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import argparse
+
+APPLICATION: Final = "traksense uninstall"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whether it is meant."""
+    parser.add_argument("--yes", action="store_true", help="do it; the data are gone then")
+    parser.epilog = (
+        "Drops the schema traksense, the tables and views that applications read, and the jobs of TimescaleDB. Roles "
+        "and the database itself stay: ops/uninstall.md has all steps. DATABASE_URL has to be the owner's, or a "
+        "superuser's."
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do it, or say what it would do."""
+    import os
+
+    from traksense import config
+    from traksense.cli import DONE
+    from traksense.errors import ConfigError
+    from traksense.store.maintenance import run_once
+    from traksense.store.uninstall import look, uninstall
+    from traksense.terminal import say
+
+    database = config.load(os.environ).database
+    dsn = database.dsn.reveal()
+    if not arguments.yes:
+        if run_once(dsn, APPLICATION, look).present:
+            raise ConfigError([f"uninstall: would delete all data in {database}: confirm with --yes"])
+        say(f"nothing of traksense is in {database}")
+        return DONE
+    dropped = run_once(dsn, APPLICATION, uninstall)
+    say(f"nothing of traksense is left in {database}" + (f"; it had {dropped} partitions" if dropped else ""))
+    return DONE

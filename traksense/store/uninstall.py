@@ -1,0 +1,101 @@
+"""Takes away what the migrations made: in pieces, since years of partitions are more than one transaction can lock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from traksense.errors import StoreMisconfiguredError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PIECE: Final = 50
+"""Tables that one transaction drops. PostgreSQL has 64 locks for each connection by default, and a table with its
+indexes takes a few."""
+
+IN_USE_SECONDS: Final = 30.0
+"""A service says every ten seconds that it lives (`ingest.session.ALIVE_EVERY_SECONDS`)."""
+
+PUBLIC_TABLES: Final = ("cmd_ack", "device_event", "ingest_errors")
+"""What is not in the schema `traksense`, but for views, which go with what they read."""
+
+_SEEN: Final = """
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
+    (SELECT format('%I', nspname) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+        WHERE extname = 'timescaledb') AS timescaledb
+"""
+
+_ALIVE: Final = """
+SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session
+WHERE last_alive_at > now() - make_interval(secs => $1)
+"""
+
+
+_PARTITIONS: Final = """
+SELECT c.oid::regclass::text FROM pg_class c
+WHERE c.relispartition AND c.relkind = 'r' AND c.relnamespace = 'traksense'::regnamespace LIMIT $1
+"""
+
+_CHUNKS: Final = """
+SELECT format('%I.%I', ch.chunk_schema, ch.chunk_name) FROM timescaledb_information.chunks ch
+WHERE (ch.hypertable_schema, ch.hypertable_name) IN (
+    SELECT hypertable_schema, hypertable_name FROM timescaledb_information.hypertables
+        WHERE hypertable_schema = 'traksense'
+    UNION ALL
+    SELECT materialization_hypertable_schema, materialization_hypertable_name
+        FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'traksense'
+)
+LIMIT $1
+"""
+
+_JOBS: Final = "SELECT {}.delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_schema = 'traksense'"
+
+
+@attrs.frozen
+class Installed:
+    """What there is.
+
+    Attributes:
+        present: Whether there is anything.
+        timescaledb: The schema that has TimescaleDB's functions, or None without it.
+        alive: The services that use it, by client id, with the seconds since they last said so.
+    """
+
+    present: bool
+    timescaledb: str | None
+    alive: Sequence[tuple[str, float]] = ()
+
+
+async def look(connection: Any) -> Installed:
+    """What there is to take away. asyncio-flavored."""
+    seen = await connection.fetchrow(_SEEN)
+    if not seen["schema"]:
+        return Installed(present=False, timescaledb=seen["timescaledb"])
+    alive = [tuple(row) for row in await connection.fetch(_ALIVE, IN_USE_SECONDS)]
+    return Installed(present=True, timescaledb=seen["timescaledb"], alive=alive)
+
+
+async def uninstall(connection: Any) -> int:
+    """Drop all of it, the data included; how many partitions or chunks there were. Interrupted, it can be repeated.
+    asyncio-flavored.
+
+    Raises:
+        StoreMisconfiguredError: A service uses it.
+    """
+    found = await look(connection)
+    for client_id, seconds in found.alive:
+        raise StoreMisconfiguredError(f"a service uses it, {client_id}, {max(seconds, 0):.0f} s ago: stop it first")
+    if not found.present:
+        return 0
+    if found.timescaledb:
+        await connection.execute(_JOBS.format(found.timescaledb))
+    dropped = 0
+    while tables := await connection.fetch(_CHUNKS if found.timescaledb else _PARTITIONS, PIECE):
+        await connection.execute(f"DROP TABLE {', '.join(table for (table,) in tables)}")
+        dropped += len(tables)
+    async with connection.transaction():
+        await connection.execute("DROP SCHEMA traksense CASCADE")
+        await connection.execute(f"DROP TABLE IF EXISTS {', '.join(f'public.{table}' for table in PUBLIC_TABLES)}")
+    return dropped
