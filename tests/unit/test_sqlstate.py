@@ -108,6 +108,10 @@ def test_sqlstate_leaves_ours_alone() -> None:
             "nobody answers at the database's address: Connection refused",
         ),
         (
+            PermissionError(13, "Permission denied", "/root/.postgresql/root.crt"),
+            "cannot read /root/.postgresql/root.crt: Permission denied",
+        ),
+        (
             OSError(24, "Too many open files"),
             "this machine or process has no file descriptors left for connections to the database (ulimit -n)",
         ),

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "and ends it at the broker. May be interrupted and repeated at any time."
         ),
     )
+    retire.add_argument(
+        "--unread",
+        action="store_true",
+        help="do not wait for other replicas: what the session is subscribed to need not be read any more",
+    )
     retire.add_argument("client_id", metavar="CLIENT_ID", help="of a replica that is stopped for good")
 
 
@@ -43,6 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
     import json
     import os
     import sys
+    from functools import partial
 
     import trio
 
@@ -61,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
         for name, where in sorted(unread.seen.items()):
             say(f"in no shard: {name} ({where})")
         return FAILED if unread.seen else DONE
-    ended = trio.run(retire, load_settings(), arguments.client_id)
+    ended = trio.run(partial(retire, load_settings(), arguments.client_id, unread=arguments.unread))
     say("the session is ended" if ended else "interrupted: the session is as it was, without what was stored")
     sys.stdout.flush()
     return DONE if ended else FAILED

@@ -47,7 +47,7 @@ NOTHING: Final = "traksense/-/-/-/retired"
 POLL_SECONDS: Final = 0.1
 
 SESSION: Final = """
-SELECT extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session WHERE client_id = $1
+SELECT extract(epoch FROM now() - last_alive_at)::float8, held FROM traksense.ingest_session WHERE client_id = $1
 """
 
 IN_USE_SECONDS: Final = 30.0
@@ -56,8 +56,13 @@ IN_USE_SECONDS: Final = 30.0
 FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
 
 
-async def retire(settings: Settings, client_id: str) -> bool:
+async def retire(settings: Settings, client_id: str, *, unread: bool = False) -> bool:
     """Do it; whether the session is ended (a signal comes before that).
+
+    Args:
+        settings: Where broker and database are.
+        client_id: Which session.
+        unread: Give up also what no other replica reads.
 
     Raises:
         ConfigError: The client id is in use, or nobody knows it.
@@ -68,14 +73,17 @@ async def retire(settings: Settings, client_id: str) -> bool:
     """
     settings = attrs.evolve(settings, mqtt_client_id=client_id, mqtt_shard=None, metrics_port=0)
     async with open_connection(settings.database, application=APPLICATION) as database:
-        ages = [age for (age,) in await database.fetch(SESSION, client_id)]
-    for seconds in ages:
+        rows = await database.fetch(SESSION, client_id)
+    for seconds, _ in rows:
         if seconds is not None and seconds < IN_USE_SECONDS:
             raise ConfigError([f"CLIENT_ID: a service uses {client_id}, {max(seconds, 0):.0f} s ago: stop it first"])
-    if not ages and not await has_session(settings):
+    if not rows and not await has_session(settings):
         # To look has made one.
         await _end_session(settings)
         raise ConfigError([f"CLIENT_ID: neither the broker nor the database knows {client_id}: is it misspelt?"])
+    if unread:
+        held = {topic for _, topics in rows for topic in topics or ()}
+        settings = attrs.evolve(settings, mqtt_unsubscribe=tuple(held | set(settings.mqtt_topics)))
     while True:
         emptied = _Emptied()
         await service.run(settings, retire=emptied.watch)
