@@ -319,7 +319,7 @@ def test_contributing_names_real_environments() -> None:
 def test_decisions_are_numbered() -> None:
     """Each record has a number of its own, in its name and in its title."""
     numbers = []
-    for path in sorted((OPS / "decisions").glob("*.md")):
+    for path in sorted((OPS / "decisions").glob("0*.md")):
         match = re.fullmatch(r"(\d{4})-[a-z0-9-]+\.md", path.name)
         assert match, path.name
         assert re.match(rf"# {match[1]}:? ", text_of(path)), path.name
@@ -327,6 +327,18 @@ def test_decisions_are_numbered() -> None:
 
     assert len(numbers) == len(set(numbers))
     assert set(numbers) >= {f"{number:04}" for number in range(1, 10)}
+
+
+def test_decisions_are_listed() -> None:
+    """The list has each record, by its title."""
+    listed = re.findall(r"^\* \[(\d{4})\]\((\S+)\): (.+)$", text_of(OPS / "decisions" / "README.md"), re.MULTILINE)
+    titled = []
+    for path in sorted((OPS / "decisions").glob("0*.md")):
+        match = re.match(r"# (\d{4}):? (.+)", text_of(path))
+        assert match
+        titled.append((match[1], path.name, match[2].lower()))
+
+    assert titled == [(number, name, title.lower()) for number, name, title in listed]
 
 
 def test_decisions_that_are_cited_exist() -> None:
