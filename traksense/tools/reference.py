@@ -115,7 +115,7 @@ def variables(example: str) -> str:
         elif line.startswith("# "):
             if not paragraphs:
                 paragraphs.append("")
-            paragraphs[-1] = f"{paragraphs[-1]} {line[2:]}".strip()
+            paragraphs[-1] = f"{paragraphs[-1]} {_MANUAL.sub(_LINK, line[2:])}".strip()
         elif line == "#":
             paragraphs.append("")
         elif paragraphs:
@@ -233,6 +233,8 @@ def _kind(variable: str) -> str:
     return "text"
 
 
+_MANUAL: Final = re.compile(r"\b[a-z-]+\.(md|conf)\b")
+_LINK: Final = r"[\g<0>](../\g<0>)"
 _KINDS: Final = {
     "Broker": "a URL",
     "DatabaseUrl": "a URL",
