@@ -24,13 +24,16 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :'login')
 BEGIN;
 ALTER ROLE :"login" NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT :connections;
 GRANT :"role" TO :"login";
-ALTER ROLE :"login" IN DATABASE :"DBNAME" SET temp_file_limit = :'temp';
-ALTER ROLE :"login" IN DATABASE :"DBNAME" SET default_transaction_read_only = on;
-ALTER ROLE :"login" IN DATABASE :"DBNAME" SET statement_timeout = :'statement';
-ALTER ROLE :"login" IN DATABASE :"DBNAME" SET lock_timeout = '5s';
+-- Wherever it logs in, not in this database only.
+ALTER ROLE :"login" SET temp_file_limit = :'temp';
+ALTER ROLE :"login" SET default_transaction_read_only = on;
+ALTER ROLE :"login" SET statement_timeout = :'statement';
+ALTER ROLE :"login" SET lock_timeout = '5s';
 -- A transaction that stays open keeps old rows of every table from being cleaned up, and locks what it has read.
-ALTER ROLE :"login" IN DATABASE :"DBNAME" SET idle_in_transaction_session_timeout = '30s';
-ALTER ROLE :"login" IN DATABASE :"DBNAME" SET idle_session_timeout = :'idle';
+ALTER ROLE :"login" SET idle_in_transaction_session_timeout = '30s';
+ALTER ROLE :"login" SET idle_session_timeout = :'idle';
+-- What an earlier release set in this database only would go before these.
+ALTER ROLE :"login" IN DATABASE :"DBNAME" RESET ALL;
 \if :{?tenant}
 ALTER ROLE :"login" IN DATABASE :"DBNAME" SET app.tenant_id = :'tenant';
 \endif

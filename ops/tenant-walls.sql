@@ -9,6 +9,10 @@
 -- What is taken: temporary tables, tables in schema public, large objects, advisory locks, messages in the write-ahead log,
 -- and transaction numbers taken without a write. With each of these a role that may only read fills the disk, holds up others,
 -- or uses up what the whole server shares. What no grant can take is in ops/operations.md, "Logins of tenants".
+--
+-- The databases postgres and template1 come with each server, and let every login in, where all of this would be allowed:
+-- they are closed to logins that are no superusers (GRANT CONNECT ON DATABASE postgres TO … for those who need them). Other
+-- databases that let every login in are listed at the end: what this file takes, a login still has there.
 
 BEGIN;
 
@@ -16,6 +20,7 @@ DO $$
 DECLARE
     keepers text;
     routine regprocedure;
+    other name;
 BEGIN
     -- Who keeps it: the owners of the database and of our schema, and the service.
     SELECT string_agg(DISTINCT format('%I', rolname), ', ') INTO keepers
@@ -42,7 +47,20 @@ BEGIN
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, keepers);
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', routine);
     END LOOP;
+
+    FOR other IN
+        SELECT datname FROM pg_catalog.pg_database
+        WHERE datname IN ('postgres', 'template1') AND datname <> current_database()
+            AND has_database_privilege('public', oid, 'CONNECT')
+    LOOP
+        EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', other);
+    END LOOP;
 END
 $$;
 
 COMMIT;
+
+SELECT datname AS "every login can still enter"
+FROM pg_catalog.pg_database
+WHERE datallowconn AND datname <> current_database() AND has_database_privilege('public', oid, 'CONNECT')
+ORDER BY datname;

@@ -247,6 +247,15 @@ def test_policy_faults_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["1 year acme=30 days", "acme=30 days beta=1 year", "forever acme=1d", "acme=30 days, acme=1 year"]
+)
+def test_policy_of_a_tenant_is_not_guessed(text: str) -> None:
+    """A comma that is missing makes no tenant of a strange name, and leaves nobody for ever."""
+    with pytest.raises(ConfigError, match=r"LIFECYCLE_RETAIN_EVENTS: (a comma is missing|acme is named twice)"):
+        load({"LIFECYCLE_RETAIN_EVENTS": text})
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("90 days", 90 * DAY),

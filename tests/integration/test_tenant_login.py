@@ -93,6 +93,19 @@ def test_tenant_walls_take_what_can_be_hoarded(psql: str, migrated: Database) ->
     assert {"SELECT lo_create(0)", "SELECT pg_advisory_lock(1953653099, 2)"} <= before
 
 
+def test_tenant_walls_close_the_databases_that_every_server_has(psql: str, migrated: Database) -> None:
+    """Nothing is walled in there; what lets everybody in besides is named."""
+    reader = migrated.create_member("traksense_readonly")
+    migrated.run("GRANT CONNECT ON DATABASE postgres TO PUBLIC", dsn=migrated.admin)
+    psycopg.connect(with_parts(reader, database="postgres")).close()
+    run_file(psql, migrated, "tenant-walls.sql")
+
+    for name in ("postgres", "template1"):
+        with pytest.raises(psycopg.OperationalError, match="does not have CONNECT privilege"):
+            psycopg.connect(with_parts(reader, database=name))
+    psycopg.connect(reader).close()
+
+
 def test_tenant_walls_leave_the_service_and_the_owner(psql: str, owned: Database) -> None:
     """The owner migrates, the service stages and emits, as before."""
     ingest = owned.create_member("traksense_ingest")
@@ -124,6 +137,13 @@ def test_tenant_login_has_its_limits(psql: str, migrated: Database) -> None:
     }
     with psycopg.connect(login), psycopg.connect(login), pytest.raises(psycopg.OperationalError, match="too many"):
         psycopg.connect(login)
+    elsewhere = migrated.rows(
+        "SELECT setdatabase, setconfig FROM pg_db_role_setting WHERE setrole = %s::regrole", user_of(login)
+    )
+    assert {0, migrated.value("SELECT oid FROM pg_database WHERE datname = current_database()")} == {
+        r[0] for r in elsewhere
+    }
+    assert [["app.tenant_id=ac'me"]] == [config for database, config in elsewhere if database]
     with migrated.connect(login) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
         session.execute("SET temp_file_limit = -1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
+from heapq import nsmallest
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, cast
 
@@ -93,10 +94,11 @@ class Registry:
                 return cast("list[Item]", default.decode(text, context))
             except Exception as exc:  # noqa: BLE001
                 refusal = _refusal(default, exc).with_traceback(None)
-        claimant = self._claimant(kind, payload, text)
+        members = member_names(text)
+        claimant = self._claimant(kind, payload, text, members)
         if claimant is None:
-            said = refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or _has_schema(text)
-            raise refusal if said else _unknown_format(text)
+            said = refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or "schema" in (members or ())
+            raise refusal if said else DecodeError(Reason.UNKNOWN_FORMAT, _printable(_description(members)))
         return self._decoded(claimant, claimant.decode, payload, text, context)
 
     def salvage(self, kind: Kind, payload: bytes, context: Context) -> Partial | None:
@@ -110,8 +112,9 @@ class Registry:
         if kind is Kind.TELEM:
             # What goes into a column as it came, of an acknowledgement or an event, is left as it came.
             text = without_nan(text)
-        adapter = self._claimant(kind, payload, text)
-        if adapter is None and _has_schema(text):
+        members = member_names(text)
+        adapter = self._claimant(kind, payload, text, members)
+        if adapter is None and "schema" in (members or ()):
             adapter = _DEFAULTS[kind]
         salvage: Callable[[bytes, Context], Partial] | None = getattr(adapter, "salvage", None)
         if adapter is None or salvage is None:
@@ -140,8 +143,7 @@ class Registry:
             items.faults = [Rejection(fault.reason, _printable(fault.detail)) for fault in items.faults]
         return items
 
-    def _claimant(self, kind: Kind, payload: bytes, text: bytes) -> Adapter | None:
-        members = member_names(text)
+    def _claimant(self, kind: Kind, payload: bytes, text: bytes, members: frozenset[str] | None) -> Adapter | None:
         for adapter in self._others[kind]:
             try:
                 if adapter.claims(payload if adapter.name in self._third_party else text, members):
@@ -241,18 +243,10 @@ def _said(exc: Exception) -> str:
     return f"{type(exc).__name__}: {message}"
 
 
-def _has_schema(text: bytes) -> bool:
-    return "schema" in (member_names(text) or ())
-
-
-def _unknown_format(text: bytes) -> DecodeError:
-    return DecodeError(Reason.UNKNOWN_FORMAT, _printable(_description(member_names(text))))
-
-
 def _description(members: frozenset[str] | None) -> str:
     if members is None:
         return "not an object, and no adapter claims it"
-    named = ", ".join(repr(name[:40]) for name in sorted(members)[:_MEMBERS_NAMED])
+    named = ", ".join(repr(name[:40]) for name in nsmallest(_MEMBERS_NAMED, members))
     more = f" and {len(members) - _MEMBERS_NAMED} more" if len(members) > _MEMBERS_NAMED else ""
     return f"no adapter claims an object with {f'the members {named}{more}' if members else 'no members'}"
 

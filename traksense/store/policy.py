@@ -49,6 +49,8 @@ _UNITS: Final = {
     "year": timedelta(days=365),
     "y": timedelta(days=365),
 }
+# A duration, and then what may have been meant for the tenant's name.
+_NO_COMMA: Final = re.compile(r"(forever|never|\d{1,6}\s*[a-z]+)\s", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(?P<number>\d{1,6})\s*(?P<unit>[a-z]+?)s?", re.IGNORECASE)
 
 _RETENTION_MINIMUM: Final = timedelta(days=1)
@@ -128,6 +130,10 @@ def _read(text: str, *, tenants_allowed: bool) -> tuple[object, dict[str, timede
             raise ValueError("cannot differ by tenant: measurements are dropped by partitions that all tenants share")
         elif not tenant.strip():
             raise ValueError(f"no tenant before the = in {part.strip()!r}")
+        elif _NO_COMMA.match(tenant.strip()) or "=" in tenant:
+            raise ValueError(f"a comma is missing in {part.strip()!r}")
+        elif tenant.strip() in tenants:
+            raise ValueError(f"{tenant.strip()} is named twice")
         else:
             tenants[tenant.strip()] = read_duration(duration)
     return common, tenants

@@ -47,7 +47,7 @@ EXAMPLES: Final = (
   if it is missing; `v` agrees with it. `u` is the unit, `q` the quality: 0 good, 1 suspect, 2 bad.
 * A `v` of `null` is no reading: nothing is stored, and nothing is wrong.
 * `meta`: an object that describes the device. It is stored once for each distinct value.
-* A point that comes twice in a message is stored once.
+* A point that comes twice in a message is stored once; with two values, the message is a dead letter as well.
 """,
         """\
 {"schema": "v1", "ts": "2025-10-07T15:30:00Z",
