@@ -274,7 +274,11 @@ async def test_check_operator_says_what_to_do_without_a_schema(empty_database: s
         (lambda dsn: dsn.replace("postgres:", "postgres:not", 2), ConfigError, "password authentication failed"),
         (lambda dsn: f"{dsn}-not", ConfigError, "does not exist"),
         (lambda _: "postgresql://u:geheim@127.0.0.1:1/x", StoreUnavailableError, "127.0.0.1:1/x: Connection refused"),
-        (lambda _: "postgresql://u:geheim@127.0.0.1/x?sslmode=what", ConfigError, "DATABASE_URL: cannot be read"),
+        (
+            lambda _: "postgresql://u:geheim@127.0.0.1/x?sslmode=what",
+            ConfigError,
+            "DATABASE_URL: the connection string",
+        ),
     ],
 )
 async def test_open_connection_fails_in_one_line_without_the_password(
