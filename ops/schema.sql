@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 14 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 15 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
@@ -1680,7 +1680,7 @@ CREATE INDEX ingest_errors_ts_idx ON public.ingest_errors USING btree (ts);
 
 CREATE INDEX dirty_high_idx ON traksense.dirty USING btree (high);
 
-CREATE INDEX series_tenant_idx ON traksense.series USING btree (tenant_id, device_id, site_id, point_id);
+CREATE INDEX series_tenant_idx ON traksense.series USING btree (tenant_id, device_id, site_id, point_id, unit);
 
 CREATE TRIGGER delete_points AFTER DELETE ON traksense.series REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION traksense.delete_points_of_series();
 
@@ -1942,6 +1942,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (11, 'names_deleted_
 INSERT INTO traksense.schema_version (version, name) VALUES (12, 'events_of_sites');
 INSERT INTO traksense.schema_version (version, name) VALUES (13, 'repeated_events');
 INSERT INTO traksense.schema_version (version, name) VALUES (14, 'points_of_a_device');
+INSERT INTO traksense.schema_version (version, name) VALUES (15, 'units_of_a_point');
 INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.

@@ -212,7 +212,8 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     known = variables()
     others = {name for name, value in environ.items() if _is_of_kubernetes(name, value)}
     ours = {name for name in environ if name.startswith(("INGEST_", "MQTT_"))} - others - set(known)
-    return [unknown(name, known) for name in sorted(ours)] + misspelt(set(environ) - ours - others, set(known))
+    given = {name for name, value in environ.items() if value}
+    return [unknown(name, known) for name in sorted(ours)] + misspelt(given - ours - others, set(known))
 
 
 def _is_of_kubernetes(name: str, value: str) -> bool:

@@ -32,7 +32,8 @@ def misspelt(names: Collection[str], known: Collection[str]) -> list[str]:
         names: Those that are set.
         known: Those that we read.
     """
-    missing = [name for name in known if name not in names]
+    given = {name.removesuffix("_FILE") for name in names}
+    missing = [name for name in known if name.removesuffix("_FILE") not in given]
     return [
         f"{name}: unknown variable, did you mean {close[0]}?"
         for name in sorted(names)

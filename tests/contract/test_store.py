@@ -465,11 +465,18 @@ async def test_store_finds_a_device_with_many_points_again(database: str) -> Non
     assert (10_000, 10_001) == (again.points_duplicate, more.points_stored)
 
 
-async def test_store_looks_points_up_by_their_names(database: str) -> None:
-    """What few new names cost does not depend on how many points their device has."""
-    points = [Point(f"p{number}", 1.0) for number in range(10_000)]
-    known = [("tenant", "site", "device", f"p{number}", None) for number in range(100)]
-    wanted = [*known, *(("tenant", "site", "device", f"q{number}", None) for number in range(100))]
+@pytest.mark.parametrize("many", ["names", "units", "units and none"])
+async def test_store_looks_points_up_by_their_names(database: str, many: str) -> None:
+    """What few new names cost does not depend on how many points their device has, nor on how many units a point."""
+
+    def named(number: int) -> tuple[str, str | None]:
+        if many == "names":
+            return f"p{number}", None
+        return "p", f"u{number}" if many == "units" or number else None
+
+    points = [Point(name, 1.0, u=unit) for name, unit in map(named, range(10_000))]
+    known = [("tenant", "site", "device", *named(number)) for number in range(100)]
+    wanted = [*known, *(("tenant", "site", "device", *named(20_000 + number)) for number in range(100))]
     async with open_postgres_store(database) as store:
         await store.write([delivery(telemetry(*points))])
 

@@ -93,6 +93,14 @@ def test_config_leaves_the_names_of_others_alone() -> None:
     load(dict.fromkeys(others, "1") | {"DATABASE_URL": "postgresql://traksense@db/traksense"})
 
 
+def test_config_leaves_the_names_of_others_alone_beside_a_secret_in_a_file(tmp_path: Path) -> None:
+    """It stands for the variable itself; and what is empty is not set."""
+    url = tmp_path / "url"
+    url.write_text("postgresql://h/d")
+
+    load({"DATABASE_URL_FILE": str(url), "DATABASE_USER": "x", "DATABASE_URI": "x", "LOG_LEVLE": ""})
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

@@ -30,7 +30,7 @@ JOIN traksense.device d USING (tenant_id, site_id, device_id)
 """
 
 # One after the other, by LATERAL and LIMIT: by a join the planner, who knows nothing of names (migration 14), may
-# compare each name with each point that its device has.
+# compare each name with each point that its device has. Two branches, since no index serves IS NOT DISTINCT FROM.
 SELECT_SERIES: Final = """
 SELECT s.series_id, k.tenant_id, k.site_id, k.device_id, k.point_id, k.unit
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
@@ -38,7 +38,11 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
 CROSS JOIN LATERAL (
     SELECT series_id FROM traksense.series s
     WHERE (s.tenant_id, s.site_id, s.device_id, s.point_id) = (k.tenant_id, k.site_id, k.device_id, k.point_id)
-        AND s.unit IS NOT DISTINCT FROM k.unit
+        AND s.unit = k.unit
+    UNION ALL
+    SELECT series_id FROM traksense.series s
+    WHERE (s.tenant_id, s.site_id, s.device_id, s.point_id) = (k.tenant_id, k.site_id, k.device_id, k.point_id)
+        AND s.unit IS NULL AND k.unit IS NULL
     LIMIT 1
 ) s
 """
