@@ -5,7 +5,8 @@
 #   sh ops/bare.sh [demo] [test] [install]      all of them if none is named; as root, with debootstrap
 #
 # What is committed here is cloned there; demo and test run as a user and as root, install as root. The demo is ended
-# after a minute, as by Ctrl-C. Ports are those of this machine: stop what listens on 1883, 5432 and 9100 before install.
+# after a minute and a half, as by Ctrl-C. Ports are those of this machine: stop what listens on 1883, 5432 and 9100
+# before install.
 #
 #   TRAKSENSE_BARE      the folder for the roots (default /var/tmp/traksense-bare)
 #   TRAKSENSE_SUITE     Debian's release (default bookworm)
@@ -101,7 +102,9 @@ install_page() {
     grep -qE 'press-1 +\| temperature +\| .* \| +7.3 \| °C' "$place/install.log"
     grep -q 'parse_error' "$place/install.log"
     grep -q 'ALL CHECKS PASSED' "$place/install.log"
-    inside root 'PATH=/usr/local/bin:$PATH sh -eux /uninstall.sh' 2>&1 | tee "$place/uninstall.log"
+    # Behind a pipe its exit status would be lost.
+    inside root 'PATH=/usr/local/bin:$PATH sh -eux /uninstall.sh' >"$place/uninstall.log" 2>&1 ||
+        { tail -n 50 "$place/uninstall.log" && exit 1; }
 }
 
 trap unmount EXIT

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 LIKENESS: Final = 0.88
-"""One letter too many, missing, wrong or exchanged, in names as long as ours. `LOG_FORMATTER`, `DB_POOL_SIZE` and the
-like are others': a process shares its environment."""
+"""A letter or two too many, missing, wrong or exchanged, in names as long as ours. `LOG_FORMATTER`, `DB_POOL_SIZE` and
+the like are others': a process shares its environment."""
 
 LIKENESS_OF_OURS: Final = 0.7
 """Where the prefix says that the name is meant for us, the one that it begins is named, or the likeliest."""

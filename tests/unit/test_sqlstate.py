@@ -108,8 +108,8 @@ def test_sqlstate_leaves_ours_alone() -> None:
             "nobody answers at the database's address: Connection refused",
         ),
         (
-            PermissionError(13, "Permission denied", "/root/.postgresql/root.crt"),
-            "cannot read /root/.postgresql/root.crt: Permission denied",
+            PermissionError(13, "Permission denied", "/etc/traksense/client.key"),
+            "cannot read /etc/traksense/client.key: Permission denied",
         ),
         (
             OSError(24, "Too many open files"),

@@ -91,7 +91,7 @@ def _describe_os_error(error: OSError) -> str:
     if not numbers and isinstance(error, ConnectionError):
         # asyncpg's own; a server that ends while it is asked for TLS refuses it, too.
         return _NO_TLS if "SSL" in str(error) else LOST
-    if isinstance(error, OSError) and error.filename and error.strerror:
+    if error.filename and error.strerror:
         # A key or certificate, where libpq looks for them too.
         return f"cannot read {error.filename}: {error.strerror}"
     if not numbers:

