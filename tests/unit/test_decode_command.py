@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from tests.command_line import run_command
 from traksense import config
 from traksense.adapters import Registry
+from traksense.terminal import say
 from traksense.tools.decode import as_json, as_text, decode
 
 if TYPE_CHECKING:
@@ -64,6 +67,28 @@ def test_columns_are_as_wide_as_what_is_in_them(width: int) -> None:
     assert len(second) <= 2 + 40 + 2 + len("9007199254740993")
 
 
+NASTY = "p\n1 row, to ts_measure\x1b[2J\x7f\u00a0\u00ad\U0001f321"
+
+
+def test_nothing_in_a_payload_acts_on_the_terminal_or_forges_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line breaks and escapes are shown as such; --json stays JSON, in ASCII."""
+    point = {"name": NASTY, "v": NASTY, "t": "text", "u": NASTY[:40]}
+    payload = json.dumps(
+        {"schema": "v1", "ts": "2025-10-07T15:30:00Z", "points": [point], "meta": {NASTY: NASTY}}
+    ).encode()
+    delivery = decode(config.load({}), Registry(), TELEM, payload)
+    for line in as_json(delivery):
+        say(line)
+    printed = capsys.readouterr().out
+
+    assert len(list(as_text(delivery))) == 3
+    assert all(line.isprintable() for line in as_text(delivery))
+    assert printed.isascii()
+    assert "\x7f" not in printed
+    row = json.loads(printed)
+    assert (row["point_id"], row["v_text"], row["meta"]) == (NASTY.strip(), NASTY, {NASTY: NASTY})
+
+
 async def test_the_command_needs_nothing_but_the_payload(tmp_path: Path) -> None:
     """From standard input and from a file, with the limits of the environment."""
     file = tmp_path / "payload"
@@ -72,6 +97,10 @@ async def test_the_command_needs_nothing_but_the_payload(tmp_path: Path) -> None
     piped = await run_command({}, "decode", stdin=GOOD)
     named = await run_command({"INGEST_POINTS_MAX": "2"}, "decode", "--json", str(file))
     missing = await run_command({}, "decode", str(tmp_path / "none"))
+    endless = await run_command({}, "decode", "/dev/zero")
+    closed = await trio.run_process(
+        ["sh", "-c", 'exec "$0" -m traksense decode <&-', sys.executable], capture_stderr=True, check=False
+    )
 
     assert (piped.status, piped.stderr) == (0, "")
     assert piped.text.splitlines()[0] == "3 points at 2025-10-07T18:30:00Z, to ts_measure"
@@ -79,4 +108,12 @@ async def test_the_command_needs_nothing_but_the_payload(tmp_path: Path) -> None
     assert (missing.status, missing.stderr) == (
         1,
         f"traksense: cannot read {tmp_path / 'none'}: No such file or directory\n",
+    )
+    assert (endless.status, endless.stderr) == (
+        1,
+        "traksense: /dev/zero is longer than 268435455 bytes, and no MQTT message is\n",
+    )
+    assert (closed.returncode, closed.stderr) == (
+        1,
+        b"traksense: cannot read the payload: standard input is closed\n",
     )

@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topic", default=TOPIC, help="what it was published to (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object for each row, in the table's columns")
     parser.epilog = (
-        "Needs neither broker nor database. The limits are those of the environment, INGEST_*. Exit status: 0 if all "
-        "of it would be stored, 1 if there would be a dead letter."
+        "Needs neither broker nor database, so it does not know whether the device is registered "
+        "(INGEST_PROVISIONING=strict) nor whether another value is stored already. The limits are those of the "
+        "environment, INGEST_*. Exit status: 0 if all of it would be stored, 1 if there would be a dead letter."
     )
 
 

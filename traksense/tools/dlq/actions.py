@@ -12,6 +12,7 @@ from traksense.terminal import say as tell
 from traksense.tools.dlq import text
 from traksense.tools.dlq.replay import Replay
 from traksense.tools.dlq.selection import selection
+from traksense.tools.json_text import print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +41,7 @@ async def list_letters(context: Context) -> bool:
     wanted = selection(arguments, limit=LIST_LIMIT)
     found = await context.database.call(dead_letters.select, wanted)
     if arguments.json:
-        text.print_json([text.as_json(summary) for summary in found])
+        print_json([text.as_json(summary) for summary in found])
         return True
     if found:
         for line in text.table(found, width=text.terminal_width()):
@@ -63,7 +64,7 @@ async def show(context: Context) -> bool:
     if arguments.raw:
         sys.stdout.buffer.write(letter.payload)
     elif arguments.json:
-        text.print_json(text.letter_as_json(letter))
+        print_json(text.letter_as_json(letter))
     else:
         for line in text.description(letter):
             tell(line)
@@ -87,7 +88,7 @@ async def replay(context: Context) -> bool:
 def _tell(counts: Counts, arguments: argparse.Namespace) -> None:
     values: dict[str, int] = attrs.asdict(counts)
     if arguments.json:
-        text.print_json({"dry_run": arguments.dry_run, **values})
+        print_json({"dry_run": arguments.dry_run, **values})
         return
     rest = [f"{value} {name}" for name, value in values.items() if value and name not in ("published", "selected")]
     told = f" ({', '.join(rest)})" if rest else ""
@@ -106,7 +107,7 @@ async def purge(context: Context, newest: int) -> bool:
     """Delete them, up to the id `newest`. Trio-flavored."""
     deleted = await context.database.call(dead_letters.purge, selection(context.arguments), newest=newest)
     if context.arguments.json:
-        text.print_json({"deleted": deleted})
+        print_json({"deleted": deleted})
     else:
         tell(f"deleted {letters(deleted)}")
     return True

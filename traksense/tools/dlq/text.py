@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from traksense.names import printable
-from traksense.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,11 +114,6 @@ def letter_as_json(letter: Letter) -> dict[str, Any]:
         "payload_base64": base64.b64encode(letter.payload).decode(),
         "payload_text": text,
     }
-
-
-def print_json(document: object) -> None:
-    """To stdout, indented; in ASCII, so that it survives any terminal and any pipe."""
-    say(json.dumps(document, indent=2))
 
 
 def terminal_width() -> int | None:
