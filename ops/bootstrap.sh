@@ -7,7 +7,7 @@
 #
 #   TRAKSENSE_PYTHON       the Python to use (default: the first of python3, python3.13, … that is new enough)
 #   TRAKSENSE_BOOTSTRAP    the folder to use instead of .bootstrap/
-#   TRAKSENSE_MOSQUITTO    the Mosquitto to use; likewise TRAKSENSE_PGBOUNCER and TRAKSENSE_PROMTOOL
+#   TRAKSENSE_MOSQUITTO    the Mosquitto to use; likewise TRAKSENSE_MOSQUITTO_PUB, TRAKSENSE_PGBOUNCER, TRAKSENSE_PROMTOOL
 
 bootstrap=${TRAKSENSE_BOOTSTRAP:-$PWD/.bootstrap}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -64,9 +64,12 @@ pip_install() {
     printf '%s\n' "$wanted" >"$venv/installed"
 }
 
-# find_mosquitto, find_pgbouncer, find_promtool: each exports TRAKSENSE_… unless one is on the system already.
+# Each exports TRAKSENSE_… unless one is on the system already.
 find_mosquitto() {
     find_program mosquitto mosquitto TRAKSENSE_MOSQUITTO 'MQTT broker Mosquitto' -h
+}
+find_mosquitto_pub() {
+    find_program mosquitto_pub mosquitto-clients TRAKSENSE_MOSQUITTO_PUB 'MQTT client mosquitto_pub' --help
 }
 find_pgbouncer() {
     find_program pgbouncer pgbouncer TRAKSENSE_PGBOUNCER 'connection pooler PgBouncer' --version

@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 make_venv "$bootstrap/test"
 pip_install "$bootstrap/test" 'tox>=4.20,<5' /dev/null
 find_mosquitto
+find_mosquitto_pub
 find_pgbouncer
 find_promtool
 # pyenv's Pythons are found by tox only if they are on the path.

@@ -1,0 +1,285 @@
+"""Every block of README and manuals is run: here, as it stands, on a stack of its own, or by the file that is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import attrs
+import pytest
+import trio
+
+from tests.command_line import environment
+from tests.manuals import ROOT, blocks
+from traksense.cli import main
+from traksense.config import load
+from traksense.tools.shards.retire import has_session
+from traksense.tools.stack import free_port, open_service
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tests.conftest import OwnPostgres
+    from tests.manuals import Block
+    from traksense.tools.stack import BrokerProcess, PostgresProcess
+
+DRAWING: Final = "a drawing"
+
+ELSEWHERE: Final = {
+    "README.md devices ─▶": DRAWING,
+    "README.md sh ops/demo.sh": "ops/bare.sh",
+    "README.md sh ops/test.sh": "ops/bare.sh",
+    "CONTRIBUTING.md sh ops/test.sh": "tests/unit/test_documentation.py",
+    "adapters.md": "tests/unit/adapters/test_adapters_manual.py",
+    "install-debian.md": "ops/bare.sh",
+    "uninstall.md": "ops/bare.sh",
+    "operations.md docker compose": "tests/unit/test_ops.py",
+    "reading.md SELECT": "tests/integration/test_read_back.py",
+    "reading.md class TenantMiddleware": "tests/integration/test_read_back.py",
+    "reading.md with transaction.atomic": "tests/integration/test_read_back.py",
+    "reading.md coalesce": "tests/contract/test_store.py",
+    "scale-out.md devices of tenants": DRAWING,
+}
+"""Which file runs the blocks that begin so."""
+
+HERE: Final = (
+    "README.md mosquitto_pub",
+    "lifecycle.md LIFECYCLE_RETAIN_RAW",
+    "operations.md OWNER_PASSWORD=",
+    "operations.md SET app.tenant_id",
+    "operations.md psql -X -v ON_ERROR_STOP=1 -d traksense -f ops/tenant-walls.sql",
+    "operations.md SELECT pg_terminate_backend",
+    "operations.md MQTT_TENANTS=",
+    "operations.md traksense shards retire",
+    "operations.md $ curl",
+    "operations.md traksense dlq list",
+    "operations.md INSERT INTO traksense.tenant",
+    'operations.md psql -c "DELETE',
+    'operations.md psql -c "SET lock_timeout',
+    "operations.md traksense validate",
+    "operations.md SELECT point_id, count(*)",
+    "performance.md traksense bench",
+    "reading.md CREATE ROLE",
+    "scale-out.md MQTT_TENANTS_FILE=",
+)
+"""Which blocks are run in this file."""
+
+TIMEOUT_SECONDS: Final = 120
+"""For one command, on a busy machine."""
+
+LETTERS: Final = """
+INSERT INTO ingest_errors (id, tenant_id, topic, payload, reason, detail, digest)
+OVERRIDING SYSTEM VALUE SELECT id, 'acme', 'traksense/acme/factory/press-1/telem', 'temp=7.3', 'parse_error', 'no JSON',
+    decode(md5(id::text), 'hex')
+FROM unnest(ARRAY[4711, 4712]) AS n (id);
+INSERT INTO ingest_errors (tenant_id, topic, payload, reason, digest, ts)
+VALUES ('acme', 'traksense/acme/factory/new/telem', '{}', 'unknown_device', decode(md5('n'), 'hex'), now()),
+    ('acme', 'traksense/acme/factory/old/telem', '{}', 'parse_error', decode(md5('o'), 'hex'), now() - '15 days'::interval);
+"""
+
+
+def name_of(block: Block) -> str:
+    return f"{block.page} {block.text}"
+
+
+def block_of(beginning: str) -> Block:
+    (block,) = (block for block in blocks() if name_of(block).startswith(beginning))
+    return block
+
+
+@attrs.frozen
+class Stack:
+    """Servers on ports of their own, which the programs of the manuals find as if they were the default ones."""
+
+    place: Path
+    env: dict[str, str]
+    done: set[str] = attrs.field(factory=set)
+
+    def take(self, beginning: str) -> str:
+        """The text of the block that begins so, which is about to be run."""
+        self.done.add(beginning)
+        return block_of(beginning).text
+
+    async def run(self, beginning: str, then: str = "", **env: str) -> str:
+        """A shell runs the block that begins so, and what somebody types behind it; what it printed."""
+        return await self.shell(self.take(beginning).rstrip("\n") + then, **env)
+
+    async def sql(self, beginning: str, then: str = "", **env: str) -> str:
+        """The same for psql."""
+        return await self.psql(self.take(beginning) + then, **env)
+
+    async def shell(self, commands: str, **env: str) -> str:
+        """They have to succeed; what they printed."""
+        return await self._command(["sh", "-eu", "-c", commands], b"", env)
+
+    async def psql(self, statements: str, **env: str) -> str:
+        """The same for psql."""
+        return await self._command(["psql", "-XqAt", "-v", "ON_ERROR_STOP=1"], statements.encode(), env)
+
+    async def _command(self, command: list[str], stdin: bytes, env: Mapping[str, str]) -> str:
+        with trio.fail_after(TIMEOUT_SECONDS):
+            done = await trio.run_process(
+                command,
+                stdin=stdin,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                cwd=self.place,
+                env=self.env | dict(env),
+            )
+        assert done.returncode == 0, f"{command}: {done.stderr.decode()}{done.stdout.decode()}"
+        return done.stdout.decode()
+
+
+@pytest.fixture
+def stack(own_postgres: OwnPostgres, broker: BrokerProcess, tmp_path: Path) -> Stack:
+    postgres = own_postgres()
+    postgres._ask(lambda db: db.execute("ALTER ROLE postgres PASSWORD 'postgres'"))
+    return Stack(tmp_path, _environment(postgres, broker, tmp_path))
+
+
+def _environment(postgres: PostgresProcess, broker: BrokerProcess, place: Path) -> dict[str, str]:
+    """PATH has this traksense, this PostgreSQL's psql and Mosquitto's clients; each knows its server's port."""
+    programs = place / "bin"
+    programs.mkdir()
+    (programs / "traksense").write_text(f'#!/bin/sh\nexec {sys.executable} -P -m traksense "$@"\n')
+    (programs / "traksense").chmod(0o755)
+    (programs / "psql").symlink_to(postgres.bindir / "psql")
+    client = os.environ.get("TRAKSENSE_MOSQUITTO_PUB") or shutil.which("mosquitto_pub")
+    assert client is not None, "mosquitto_pub is missing: run the tests with ops/test.sh, or install mosquitto-clients"
+    (programs / "mosquitto_pub").symlink_to(client)
+    settings = place / "config"
+    settings.mkdir()
+    (settings / "mosquitto_pub").write_text(f"-h 127.0.0.1\n-p {broker.port}\n")
+    (place / "ops").symlink_to(ROOT / "ops")
+    return environment({}) | {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CONFIG_HOME": str(settings),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(postgres.port),
+        "PGUSER": "postgres",
+        "PGPASSWORD": "postgres",
+        "MQTT_URL": broker.url,
+        "METRICS_PORT": str(free_port()),
+    }
+
+
+def test_every_block_is_run_somewhere() -> None:
+    """Here, or in a file that is there and reads the page. A block of which nobody knows fails."""
+    beginnings = [*HERE, *ELSEWHERE]
+    known = {name_of(block): [one for one in beginnings if name_of(block).startswith(one)] for block in blocks()}
+
+    assert {} == {name: found for name, found in known.items() if len(found) != 1}
+    assert set(beginnings) == {one for found in known.values() for one in found}
+    for beginning, path in ELSEWHERE.items():
+        if path != DRAWING:
+            page, *words = beginning.split()
+            what = page if path.startswith("tests/") else words[-1] if words else page
+            assert what in (ROOT / path).read_text("utf-8"), f"{path} does not run {what}"
+
+
+def test_bench_takes_what_the_manual_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands take an hour: here their arguments are read, and no more."""
+    from traksense.commands import bench
+
+    monkeypatch.setattr(bench, "main", lambda arguments: 10 * arguments.rounds + len(arguments.only))
+    assert [33, 12] == [main(line.split()[1:]) for line in block_of("performance.md traksense bench").text.splitlines()]
+
+
+async def test_the_manuals_run_as_they_are_written(stack: Stack, tmp_path: Path) -> None:
+    """From roles and database to an empty one, on one stack."""
+    await stack.run("operations.md OWNER_PASSWORD=")
+    owner = _login(stack, "traksense_owner")
+    await stack.shell("traksense migrate", **owner)
+    service = stack.env | _login(stack, "traksense_service")
+
+    async with open_service(service, tmp_path / "service") as process:
+        await process.wait_ready()
+        await _first_row(stack)
+        await _readers(stack)
+        await _dead_letters(stack, owner)
+        await _devices(stack, owner)
+        told = json.loads(stack.take("operations.md $ curl").split("\n", 1)[1])
+        assert json.loads((await process.get("/readyz"))[1])["conditions"].keys() == told["conditions"].keys()
+        assert "CHECKS FAILED" not in await stack.run("operations.md traksense validate", **owner)
+        await stack.run('operations.md psql -c "SET lock_timeout', **owner)
+        assert await stack.psql("SELECT count(*) FROM traksense.device", **owner) == "0\n"
+        assert "90 days" in await stack.run("lifecycle.md LIFECYCLE_RETAIN_RAW", **owner)
+        await _replicas(stack, owner)
+
+    assert {*HERE} - {"performance.md traksense bench"} == stack.done
+
+
+async def _first_row(stack: Stack) -> None:
+    out = ""
+    with trio.fail_after(TIMEOUT_SECONDS):
+        # Whoever types it is slower than the first batch; a repeat stores nothing.
+        while "2 rows" not in out:
+            out = await stack.run("README.md mosquitto_pub")
+    assert re.search(r"device123 +\| temp_agua +\| 2025-10-07 15:30:00\+00 \| +7.3 \| +\| °C", out)
+    assert re.search(r"device123 +\| compressor_1_on +\| 2025-10-07 15:30:00\+00 \| +\| t +\|", out)
+
+
+async def _readers(stack: Stack) -> None:
+    await stack.run("operations.md psql -X -v ON_ERROR_STOP=1 -d traksense -f ops/tenant-walls.sql")
+    await stack.sql("reading.md CREATE ROLE")
+    await stack.sql("operations.md SELECT pg_terminate_backend")
+    for role in ("dashboard", "grafana"):
+        reader = {"PGOPTIONS": f"-c role={role}", "PGDATABASE": "traksense"}
+        count = "SELECT count(*) FROM ts_measure;"
+        assert await stack.psql(count, **reader) == "0\n"
+        set_tenant = block_of("operations.md SET app.tenant_id").text.replace("acme", "test_tenant")
+        assert await stack.psql(set_tenant + count, **reader) == "2\n"
+        assert await stack.sql("operations.md SET app.tenant_id", count, **reader) == "0\n"
+
+
+async def _dead_letters(stack: Stack, owner: Mapping[str, str]) -> None:
+    await stack.psql(LETTERS, PGDATABASE="traksense")
+    out = await stack.run("operations.md traksense dlq list", **owner)
+    assert "4711" in out
+    assert (stack.place / "payload.bin").read_bytes() == b"temp=7.3"
+    assert "published 2 of 2 dead letters" in out
+    assert "would publish 1 of 1 dead letter" in out
+    assert "deleted 1 dead letter" in out
+
+
+async def _devices(stack: Stack, owner: Mapping[str, str]) -> None:
+    await stack.sql("operations.md INSERT INTO traksense.tenant", **owner)
+    insert = block_of("operations.md INSERT INTO traksense.tenant").text.replace("device123", "press-1")
+    delete, rename = stack.take('operations.md psql -c "DELETE').splitlines()
+    await stack.psql(insert, **owner)
+    assert await stack.shell(rename, **owner) == "UPDATE 1\n"
+    await stack.psql(insert, **owner)
+    assert await stack.shell(delete, **owner) == "DELETE 1\n"
+    devices = "SELECT device_id FROM traksense.device WHERE tenant_id = 'acme' ORDER BY device_id"
+    assert (await stack.psql(devices, **owner)).split() == ["device123", "press-2"]
+    await stack.sql("operations.md SELECT point_id, count(*)", **owner)
+
+
+async def _replicas(stack: Stack, owner: Mapping[str, str]) -> None:
+    assert "traksense-ingest-2" in await stack.run("operations.md MQTT_TENANTS=", " traksense shards show")
+    tenants = stack.place / "tenants"
+    tenants.write_text("acme\nbeta\n")
+    # The file of the manual is root's.
+    told = await stack.run("scale-out.md MQTT_TENANTS_FILE=", f" MQTT_TENANTS_FILE={tenants} traksense shards show")
+    assert "traksense-ingest-2" in told
+    await has_session(load({"MQTT_URL": stack.env["MQTT_URL"], "MQTT_CLIENT_ID": "OLD_CLIENT_ID"}))
+    await stack.run("operations.md traksense shards retire", **owner)
+
+
+def _login(stack: Stack, role: str) -> dict[str, str]:
+    """The environment of a role of database.sql, with the password that stands in the manual."""
+    server = f"{stack.env['PGHOST']}:{stack.env['PGPORT']}"
+    return {
+        "PGUSER": role,
+        "PGPASSWORD": "…",
+        "PGDATABASE": "traksense",
+        "DATABASE_URL": f"postgresql://{role}:{quote('…')}@{server}/traksense",
+    }
