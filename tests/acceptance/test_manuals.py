@@ -80,7 +80,7 @@ OVERRIDING SYSTEM VALUE SELECT id, 'acme', 'traksense/acme/factory/press-1/telem
 FROM unnest(ARRAY[4711, 4712]) AS n (id);
 INSERT INTO ingest_errors (tenant_id, topic, payload, reason, digest, ts)
 VALUES ('acme', 'traksense/acme/factory/new/telem', '{}', 'unknown_device', decode(md5('n'), 'hex'), now()),
-    ('acme', 'traksense/acme/factory/old/telem', '{}', 'parse_error', decode(md5('o'), 'hex'), now() - '15 d'::interval);
+    ('acme', 'traksense/acme/factory/old/telem', '{}', 'parse_error', decode(md5('o'), 'hex'), now() - interval '15 d');
 """
 
 

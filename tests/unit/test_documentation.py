@@ -292,6 +292,19 @@ def test_scale_out_says_what_ends_first(resource: str, limit: Callable[[dict[str
     assert math.isclose(limit(scale_out_figures()), said, rel_tol=0.03)
 
 
+def test_documents_name_real_metrics() -> None:
+    """A metric that a manual tells people to look at is one of the reference page, which is made from the code."""
+    known = set(re.findall(r"^\| `(\w+)`", text_of(OPS / "reference" / "metrics.md"), re.MULTILINE))
+    others = {"ingest_errors"}
+    wrong: set[str] = set()
+    for path in (path for path in DOCUMENTS if path.parent != OPS / "decisions"):
+        for name in re.findall(r"(?<![\w/-])ingest_[a-z_]+\b(?!\.)", text_of(path)):
+            if re.sub("_(bucket|sum|count)$", "", name) not in known and name not in known | others:
+                wrong.add(f"{path.relative_to(ROOT)}: {name}")
+
+    assert set() == wrong
+
+
 def test_documents_name_real_variables() -> None:
     """A variable that a document tells people to set exists."""
     known = set(config.variables())
