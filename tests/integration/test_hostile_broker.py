@@ -378,6 +378,41 @@ async def test_heartbeat_finds_a_broker_that_delivers_nothing(
     assert 0 == bench.reader.failures.count
 
 
+async def test_backlog_in_front_of_suback_is_no_fault_of_the_broker(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A session that is there is delivered before SUBACK: the broker holds, and the subscription says what it waits
+    for. An earlier answer stands after a reconnection.
+    """
+
+    async def broker(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send(publish_packet(b"1", topic=TOPIC))
+        await trio.sleep(20)
+        await peer.serve(subscribes=2)
+        await trio.sleep(5)
+
+    async with against(monkeypatch, settings_of(kind), broker) as bench:
+        seen = []
+        full = True
+
+        async def flush() -> None:
+            while full:
+                await trio.sleep(1)
+
+        monkeypatch.setattr(bench.reader._intake, "flush", flush)
+        monkeypatch.setattr(bench.reader._intake, "flush_nowait", lambda: not full)
+        for _ in range(2):
+            full = True
+            await trio.sleep(10)
+            seen.append({name: condition.get("reason") for name, condition in bench.health.report().items()})
+            full = False
+            await bench.wait_subscribed()
+
+        waits = "the broker's answer to SUBSCRIBE comes behind the messages that wait"
+        assert [{"broker": None, "subscription": waits}, {"broker": None, "subscription": None}] == seen
+
+
 async def test_heartbeat_expects_nothing_while_reading_is_paused(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
