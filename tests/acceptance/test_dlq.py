@@ -183,7 +183,10 @@ async def test_dlq_replay_leaves_what_cannot_be_published(bench: ServiceBench) -
 
     assert 1 == outcome.status
     assert "published 1 of 3 dead letters (1 unpublishable, 1 missing)\n" == outcome.text
-    assert f"traksense: {escaped}: left alone: the topic had bytes that are not UTF-8\n" == outcome.stderr
+    assert [
+        f"traksense: {escaped}: left alone: the topic had bytes that are not UTF-8",
+        "traksense: what still cannot be stored becomes an open dead letter again: see `traksense dlq list`",
+    ] == outcome.stderr.splitlines()
     assert escaped in open_ids(bench.dsn)
 
 
@@ -299,8 +302,46 @@ async def test_dlq_purge_deletes_what_was_selected(database: str) -> None:
     assert (0, "deleted 1 dead letter\n") == (one.status, one.text)
     assert [first, third] == open_ids(database)
     rest = await dlq(env, "purge", "--open", "--yes", "--json")
-    assert {"deleted": 2} == json.loads(rest.stdout)
+    assert {"deleted": 2, "missing": 0} == json.loads(rest.stdout)
     assert [] == open_ids(database)
+
+
+async def test_dlq_purge_says_what_was_not_there(database: str) -> None:
+    """As for a replay, an id that is missing is a failure; the others are deleted."""
+    number = insert(database, "traksense/acme/site/device/telem")
+    env = {"DATABASE_URL": database}
+
+    told = await dlq(env, "purge", str(number), str(number + 1), "--yes")
+    for_machines = await dlq(env, "purge", str(number), "--yes", "--json")
+
+    assert (1, "deleted 1 dead letter (1 missing)\n") == (told.status, told.text)
+    assert (1, {"deleted": 0, "missing": 1}) == (for_machines.status, json.loads(for_machines.stdout))
+
+
+async def test_dlq_count_is_by_tenant_and_reason(database: str) -> None:
+    """Letters, messages with their repeats, first and last time; the filters are those of `list`."""
+    topic = "traksense/acme/site/device/telem"
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO ingest_errors (tenant_id, topic, payload, reason, repeats, ts, last_ts, digest)"
+            " SELECT tenant, %s, '', reason, repeats, '2026-01-01 00:00Z', last::timestamptz, sha256(n::text::bytea)"
+            " FROM (VALUES (1, 'acme', 'parse_error', 5, '2026-01-02 00:00Z'), (2, 'acme', 'parse_error', 0, NULL),"
+            " (3, NULL, 'invalid_topic', 0, NULL)) AS v (n, tenant, reason, repeats, last)",
+            (topic,),
+        )
+    env = {"DATABASE_URL": database}
+
+    told = await dlq(env, "count")
+    for_machines = json.loads((await dlq(env, "count", "--json", "--tenant", "acme")).stdout)
+
+    heading, *lines = (line.split() for line in told.text.splitlines())
+    assert heading == ["LETTERS", "MESSAGES", "FIRST_TS", "LAST_TS", "REASON", "TENANT"]
+    assert lines == [
+        ["2", "7", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "parse_error", "acme"],
+        ["1", "1", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "invalid_topic", "-"],
+    ]
+    assert told.stderr == "traksense: 3 dead letters\n"
+    assert [("acme", 2, 7)] == [(group["tenant_id"], group["letters"], group["messages"]) for group in for_machines]
 
 
 @pytest.mark.parametrize(("answer", "status", "left"), [(b"y\n", 0, 0), (b"\n", 1, 1)])

@@ -58,7 +58,7 @@ HERE: Final = (
     "operations.md MQTT_TENANTS=",
     "operations.md traksense shards retire",
     "operations.md $ curl",
-    "operations.md traksense dlq list",
+    "operations.md traksense dlq count",
     "operations.md INSERT INTO traksense.tenant",
     'operations.md psql -c "DELETE',
     'operations.md psql -c "SET lock_timeout',
@@ -242,7 +242,7 @@ async def _readers(stack: Stack) -> None:
 
 async def _dead_letters(stack: Stack, owner: Mapping[str, str]) -> None:
     await stack.psql(LETTERS, PGDATABASE="traksense")
-    out = await stack.run("operations.md traksense dlq list", **owner)
+    out = await stack.run("operations.md traksense dlq count", **owner)
     assert "4711" in out
     assert (stack.place / "payload.bin").read_bytes() == b"temp=7.3"
     assert "published 2 of 2 dead letters" in out

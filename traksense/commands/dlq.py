@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return sub
 
     add_filters(action("list", "list dead letters, those that came last first; 100 unless --limit is given"))
+    add_filters(action("count", "count dead letters by tenant and reason, the most frequent first"))
     show = action("show", "show one dead letter with its payload")
     show.add_argument("id", type=dead_letter_id, metavar="ID")
     show.add_argument("--raw", action="store_true", help="write the payload's exact bytes to stdout, and nothing else")
@@ -65,7 +66,12 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             if arguments.action == "replay":
                 need_choice(arguments)
-            act = {"list": actions.list_letters, "show": actions.show, "replay": actions.replay}[arguments.action]
+            act = {
+                "list": actions.list_letters,
+                "count": actions.summary,
+                "show": actions.show,
+                "replay": actions.replay,
+            }[arguments.action]
             done = _connected(arguments, act)
         sys.stdout.flush()
     except BrokerRefusedError as error:

@@ -106,6 +106,20 @@ class Count:
     newest: int
 
 
+@attrs.frozen
+class Group:
+    """Dead letters of one tenant and reason: how many rows, how many messages with repeats, when the first and the last
+    came.
+    """
+
+    tenant_id: str | None
+    reason: str
+    letters: int
+    messages: int
+    first: datetime
+    last: datetime
+
+
 def topic_fault(topic: str) -> str | None:
     """Why a message cannot be published to this topic as it was, or None if it can.
 
@@ -186,6 +200,11 @@ async def count(connection: Connection, selection: Selection) -> Count:
     return Count(*row)
 
 
+async def groups(connection: Connection, selection: Selection) -> list[Group]:
+    """By tenant and reason, the most frequent first; `limit` counts groups. asyncio-flavored."""
+    return [Group(*row) for row in await connection.fetch(_GROUPS, *selection.arguments, selection.limit)]
+
+
 async def read(connection: Connection, ids: Sequence[int], *, open_only: bool) -> list[Unsent]:
     """These, by id; those that are gone, or replayed by somebody else meanwhile, are left out. asyncio-flavored."""
     return [Unsent(*row) for row in await connection.fetch(_READ, list(ids), open_only)]
@@ -244,6 +263,11 @@ _FETCH: Final = f"SELECT {_COLUMNS}, payload FROM public.ingest_errors WHERE id 
 
 _COUNT: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE replayed_at IS NULL), coalesce(max(id), 0) FROM public.ingest_errors {_WHERE}
+"""  # noqa: S608  (constants)
+
+_GROUPS: Final = f"""
+SELECT tenant_id, reason, count(*), count(*) + sum(repeats), min(ts), max(coalesce(last_ts, ts))
+FROM public.ingest_errors {_WHERE} GROUP BY tenant_id, reason ORDER BY 4 DESC, 1, 2 LIMIT $7
 """  # noqa: S608  (constants)
 
 _READ: Final = """

@@ -94,6 +94,20 @@ def _tell(counts: Counts, arguments: argparse.Namespace) -> None:
     told = f" ({', '.join(rest)})" if rest else ""
     verb = "would publish" if arguments.dry_run else "published"
     tell(f"{verb} {counts.published} of {letters(counts.selected)}{told}")
+    if counts.published and not arguments.dry_run:
+        say("what still cannot be stored becomes an open dead letter again: see `traksense dlq list`")
+
+
+async def summary(context: Context) -> bool:
+    """How many of each tenant and reason, the most frequent first. Trio-flavored."""
+    groups = await context.database.call(dead_letters.groups, selection(context.arguments))
+    if context.arguments.json:
+        print_json([text.group_as_json(group) for group in groups])
+        return True
+    for line in text.group_table(groups) if groups else ():
+        tell(line)
+    say(letters(sum(group.letters for group in groups)))
+    return True
 
 
 async def count(context: Context) -> Count:
@@ -105,12 +119,14 @@ async def count(context: Context) -> Count:
 
 async def purge(context: Context, newest: int) -> bool:
     """Delete them, up to the id `newest`. Trio-flavored."""
-    deleted = await context.database.call(dead_letters.purge, selection(context.arguments), newest=newest)
+    wanted = selection(context.arguments)
+    deleted = await context.database.call(dead_letters.purge, wanted, newest=newest)
+    missing = len(set(wanted.ids or ())) - deleted if wanted.ids and wanted.limit is None else 0
     if context.arguments.json:
-        print_json({"deleted": deleted})
+        print_json({"deleted": deleted, "missing": missing})
     else:
-        tell(f"deleted {letters(deleted)}")
-    return True
+        tell(f"deleted {letters(deleted)}{f' ({missing} missing)' if missing else ''}")
+    return not missing
 
 
 def letters(number: int) -> str:

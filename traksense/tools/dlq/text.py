@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from traksense.store.dead_letters import Letter, Summary
+    from traksense.store.dead_letters import Group, Letter, Summary
 
 SHOWN_BYTES: Final = 16 * 1024
 """Of a payload on a screen; `--raw` has all of it."""
@@ -43,6 +43,41 @@ def table(summaries: Sequence[Summary], *, width: int | None) -> Iterator[str]:
         line = "  ".join(cell.ljust(size) for cell, size in zip(row[:-1], widths, strict=False))
         room = len(row[-1]) if width is None else max(_DETAIL_MIN, width - len(line) - 2)
         yield f"{line}  {_cut(row[-1], room)}".rstrip()
+
+
+def group_table(groups: Sequence[Group]) -> Iterator[str]:
+    """A line for each, below a line of headings."""
+    rows = [("LETTERS", "MESSAGES", "FIRST_TS", "LAST_TS", "REASON", "TENANT")]
+    rows += [
+        (
+            str(group.letters),
+            str(group.messages),
+            _time(group.first),
+            _time(group.last),
+            group.reason,
+            _printable(group.tenant_id),
+        )
+        for group in groups
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        cells = [
+            cell.rjust(size) if number and place < 2 else cell.ljust(size)
+            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def group_as_json(group: Group) -> dict[str, Any]:
+    """What machines get of a group."""
+    return {
+        "tenant_id": group.tenant_id,
+        "reason": group.reason,
+        "letters": group.letters,
+        "messages": group.messages,
+        "first_ts": group.first.isoformat(),
+        "last_ts": group.last.isoformat(),
+    }
 
 
 def description(letter: Letter) -> Iterator[str]:
