@@ -211,7 +211,7 @@ def test_question_7(database: Database, reader: str) -> None:
     """All that was counted is in some day: across midnight, a restart, the repeated hour, and the window's edge."""
     readings = [
         (at("2025-09-20 10:00"), 100.0),
-        (at("2025-09-26 21:30"), 101.0),  # the last before the first day
+        (at("2025-09-26 10:00"), 101.0),  # the last before the first day
         (at("2025-09-27 22:30"), 103.0),  # the 28th there
         (at("2025-10-24 21:30"), 110.0),
         (at("2025-10-25 10:00"), 120.1),
