@@ -61,7 +61,12 @@ def reader(database: Database) -> str:
 
 
 def ask(database: Database, reader: str, number: int, tenant: str) -> list[Any]:
-    """What the question answers, whatever the time zone of the session."""
+    """What is answered to one of the ten."""
+    return put(database, reader, QUERIES[number - 1], tenant)
+
+
+def put(database: Database, reader: str, query: str, tenant: str) -> list[Any]:
+    """What a query answers, whatever the time zone of the session."""
     answers = []
     for zone in ZONES:
         with psycopg.connect(reader, autocommit=True) as session:
@@ -69,7 +74,7 @@ def ask(database: Database, reader: str, number: int, tenant: str) -> list[Any]:
             session.execute(
                 "SELECT set_config('TimeZone', %s, false), set_config('app.tenant_id', %s, false)", (zone, tenant)
             )
-            answers.append([tuple(map(in_utc, row)) for row in session.execute(QUERIES[number - 1])])
+            answers.append([tuple(map(in_utc, row)) for row in session.execute(query)])
     first, *others = answers
     assert [first] * len(others) == others, "the answer depends on the session's time zone"
     return first
@@ -205,6 +210,17 @@ def test_question_6(database: Database, reader: str) -> None:
     aggregate(database)
 
     assert ask(database, reader, 6, "six") == [("factory", "°C", 30.0), ("factory", "°F", 50.0), ("yard", "°C", 5.0)]
+
+
+def test_question_6_in_a_zone_of_half_hours(database: Database, reader: str) -> None:
+    """In Kolkata the day has begun at 18:30: the aggregates of five minutes can tell, those of an hour cannot."""
+    readings = [(at("2025-10-26 18:10"), 100.0), (at("2025-10-26 18:40"), 10.0), (at("2025-10-26 19:10"), 20.0)]
+    measure(database, "kolkata", "pump-1", "temperature", readings, unit="°C")
+    aggregate(database)
+    there = QUERIES[5].replace("Europe/Berlin", "Asia/Kolkata")
+
+    assert [("factory", "°C", 20.0)] == put(database, reader, there, "kolkata")
+    assert [("factory", "°C", 15.0)] == put(database, reader, there.replace("_1h", "_5m"), "kolkata")
 
 
 def test_question_7(database: Database, reader: str) -> None:
