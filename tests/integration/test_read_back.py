@@ -1,10 +1,9 @@
-"""ops/reading.md: its queries and its patterns, run as it says."""
+"""ops/reading.md: what it says of `latest` and `device_status`, and its patterns; `test_reading` has its queries."""
 
 from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from schema_servers import Database
 
 pytest_plugins = ("schema_fixtures",)
-
-MANUAL = (Path(__file__).parents[2] / "ops" / "reading.md").read_text(encoding="utf-8")
-QUERIES = re.findall(r"```sql\n(.*?)```", MANUAL, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +47,6 @@ def filled(schema_server_module: Database) -> Database:
 @pytest.fixture(scope="module")
 def reader(filled: Database) -> str:
     return filled.create_member("traksense_readonly")
-
-
-def test_there_are_ten() -> None:
-    """The manual has the ten questions that it promises."""
-    assert 10 == len(QUERIES)
-
-
-@pytest.mark.parametrize("query", QUERIES, ids=range(1, len(QUERIES) + 1))
-def test_query(filled: Database, reader: str, query: str) -> None:
-    """Each query of the manual answers, for the own tenant, and says nothing to one that does not exist."""
-    answers = {tenant: filled.rows(query, dsn=reader, tenant=tenant) for tenant in ("acme", "nobody")}
-
-    assert answers["acme"]
-    assert [] == answers["nobody"]
-    assert "bravo" not in repr(answers["acme"])
 
 
 def test_latest_is_not_overwritten_by_late_points(filled: Database, reader: str) -> None:
