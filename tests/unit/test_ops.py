@@ -13,6 +13,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import attrs
 import pytest
@@ -124,7 +125,8 @@ def seconds(text: str) -> float:
 
 def test_compose_has_the_whole_stack() -> None:
     """Broker, database, migration, service, metrics and dashboards come up together."""
-    assert {"emqx", "db", "migrate", "traksense", "prometheus", "grafana"} == set(services())
+    assert {"emqx", "db", "migrate", "traksense", "operator", "prometheus", "grafana"} == set(services())
+    assert ["operator"] == services()["operator"]["profiles"], "for commands, not a part of the stack"
 
 
 @pytest.mark.parametrize("name", sorted(services()))
@@ -158,7 +160,8 @@ def test_compose_declares_no_unused_volume() -> None:
 
 def test_compose_pins_images() -> None:
     """An image that is not built here has a full version."""
-    images = [service["image"] for service in services().values() if "build" not in service]
+    built = {service.get("image") for service in services().values() if "build" in service}
+    images = [service["image"] for service in services().values() if service.get("image") not in built]
 
     assert [] == [image for image in images if not re.search(r":v?\d+\.\d+\.\d+(-pg\d+)?$", image)]
 
@@ -184,11 +187,54 @@ def test_compose_is_more_patient_than_the_service() -> None:
     assert seconds(services()["traksense"]["stop_grace_period"]) > Settings().shutdown_deadline
 
 
-def test_compose_sets_known_variables() -> None:
-    """What compose sets for the service beside the file is read by it."""
-    given = [name for role in ("migrate", "traksense") for name in services()[role].get("environment", {})]
+def compose_environment(name: str) -> dict[str, str]:
+    """What a service of ours finds in its environment, with the passwords that hold without ops/.env."""
+    given = services()[name].get("environment", {})
+    return env_values(OPS / "compose.env") | {name: without_env_file(text) for name, text in given.items()}
 
-    assert {"PGPASSWORD"} == set(given), "the driver's own"
+
+def without_env_file(text: str) -> str:
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "password", "user"),
+    [
+        ("migrate", "traksense_owner", "OWNER_PASSWORD", None),
+        ("operator", "traksense_owner", "OWNER_PASSWORD", "traksense-operator"),
+        ("traksense", "traksense_service", "SERVICE_PASSWORD", "traksense"),
+    ],
+)
+def test_compose_gives_each_its_role_and_user(name: str, role: str, password: str, user: str | None) -> None:
+    """Nobody works as a superuser: database.sql makes the role, with the password that the driver finds. The broker's
+    user is one of those that EMQX makes, with its password, and that the access lists name.
+    """
+    environ = compose_environment(name)
+    settings = config.load({key: text for key, text in environ.items() if key != "PGPASSWORD"})
+    made = services()["db"]
+
+    assert urlsplit(environ["DATABASE_URL"]).username == role
+    assert f"CREATE ROLE {role} LOGIN" in (OPS / "database.sql").read_text("utf-8")
+    assert "./database.sql:/docker-entrypoint-initdb.d/900_traksense.sql:ro" in made["volumes"]
+    assert without_env_file(made["environment"][password]) == environ["PGPASSWORD"]
+    assert services()[name]["environment"]["PGPASSWORD"].startswith(f"${{{password}:-")
+    if user is not None:
+        assert settings.username == user
+        rows = without_env_file(compose()["configs"]["emqx-users"]["content"]).splitlines()
+        assert rows[0] == "user_id,password,is_superuser"
+        assert f"{user},{environ['MQTT_PASSWORD']},false" in rows
+        assert f"user {user}\n" in (OPS / "mosquitto.acl").read_text("utf-8")
+        assert f'{{allow, {{username, "{user}"}}' in (OPS / "emqx.acl").read_text("utf-8")
+
+
+def test_install_page_sets_every_password_of_compose() -> None:
+    """The page for containers leaves no password at its well-known default."""
+    defaults = set(re.findall(r"\$\{(\w+):-", (OPS / "compose.yaml").read_text("utf-8")))
+    page = (OPS / "install-containers.md").read_text("utf-8")
+
+    assert defaults - {"TRAKSENSE_BIND", "TENANT_LOGIN", "TENANT_PASSWORD"} == set(
+        re.findall(r"^(\w+)=\$\(password\)$", page, re.MULTILINE)
+    )
 
 
 def test_compose_has_the_hosts_of_its_env_file() -> None:
@@ -323,9 +369,9 @@ def hocon(text: str) -> dict[str, str]:
     for line in map(str.strip, text.splitlines()):
         if not line or line.startswith("#"):
             continue
-        if line.endswith("{"):
-            path.append(line[:-1].strip())
-        elif line == "}":
+        if line.endswith(("{", "[")):
+            path.append(line[:-1].removesuffix("= ").strip())
+        elif line in ("}", "]"):
             path.pop()
         else:
             name, value = line.split(" = ")
@@ -366,6 +412,21 @@ def test_emqx_keeps_what_traksense_relies_on() -> None:
     assert int(settings["mqtt.max_inflight"]) >= 1000
     assert int(settings["mqtt.max_packet_size"].removesuffix("MB")) * MIB >= 4 * Settings().payload_max_bytes
     assert int(settings["force_shutdown.max_mailbox_size"]) >= 10 * 1000
+
+
+def test_emqx_admits_users_and_what_its_access_list_allows() -> None:
+    """By password, from the file that compose writes; the list is where compose mounts it, and its end refuses."""
+    settings = emqx_settings()
+    rules = re.findall(r"^\{.*\}\.$", (OPS / "emqx.acl").read_text("utf-8"), re.MULTILINE)
+
+    assert {"password_based", "built_in_database", "username"} == {
+        settings[f"authentication..{name}"] for name in ("mechanism", "backend", "user_id_type")
+    }
+    assert ("deny", "ignore") == (settings["authorization.no_match"], settings["authorization.deny_action"])
+    assert "${EMQX_ETC_DIR}/acl.conf" == settings["authorization.sources..path"]
+    assert "./emqx.acl:/opt/emqx/etc/acl.conf:ro" in services()["emqx"]["volumes"]
+    assert '{allow, all, publish, ["traksense/${username}/+"]}.' == rules[-2]
+    assert "{deny, all}." == rules[-1]
 
 
 def test_emqx_keeps_its_name() -> None:

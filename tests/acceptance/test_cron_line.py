@@ -1,4 +1,4 @@
-"""The commands for dead letters, as the manuals have them: on a terminal, and by cron on the Debian installation."""
+"""The line for cron of ops/install-debian.md, run as cron runs it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
-import paho.mqtt.client as mqtt
 import psycopg
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from traksense.tools.stack import BrokerProcess
+    from collections.abc import Callable
 
 ROOT: Final = Path(__file__).parents[2]
 OPS: Final = ROOT / "ops"
@@ -51,21 +46,6 @@ def folder(tmp_path: Path) -> Path:
     return program.parent
 
 
-@pytest.fixture
-def service(broker: BrokerProcess) -> Iterator[None]:
-    """Somebody who is subscribed, as the service is: a broker says so when nobody is."""
-    subscribed = threading.Event()
-    client = mqtt.Client(CallbackAPIVersion.VERSION2)
-    client.on_subscribe = lambda *_: subscribed.set()
-    client.connect("127.0.0.1", broker.port)
-    client.subscribe("traksense/#", 1)
-    client.loop_start()
-    assert subscribed.wait(60)
-    yield
-    client.disconnect()
-    client.loop_stop()
-
-
 def run(command: str, environment: dict[str, str], cwd: Path) -> tuple[int, str]:
     """Exit status and output of a line, in the shell that cron and everybody has."""
     done = subprocess.run(
@@ -80,23 +60,6 @@ def run(command: str, environment: dict[str, str], cwd: Path) -> tuple[int, str]
         timeout=100,
     )
     return done.returncode, done.stdout
-
-
-@pytest.mark.usefixtures("service")
-def test_commands_for_dead_letters(letters: str, broker: BrokerProcess, folder: Path, tmp_path: Path) -> None:
-    """Each line of operations.md does what it says, in the order in which they stand there."""
-    section = (OPS / "operations.md").read_text(encoding="utf-8").split("## Dead letters")[1]
-    lines = re.findall(r"^    (traksense dlq .*)$", section, re.MULTILINE)
-    environment = {"PATH": f"{folder}:/usr/bin:/bin", "DATABASE_URL": letters, "MQTT_URL": broker.url}
-
-    answers = {line: run(line, environment, tmp_path) for line in lines}
-
-    assert 7 == len(lines)
-    assert [0] * len(lines) == [status for status, _ in answers.values()], answers
-    assert b"{}" == (tmp_path / "payload.bin").read_bytes()
-    with psycopg.connect(letters) as connection:
-        left = connection.execute("SELECT id, replayed_at IS NOT NULL FROM ingest_errors ORDER BY id").fetchall()
-    assert [(4711, True), (4712, True)] == left
 
 
 def cron_line() -> tuple[str, str, str]:
