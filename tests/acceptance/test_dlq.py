@@ -197,7 +197,7 @@ async def test_dlq_replay_without_a_subscriber_stays_open(database: str, own_bro
 
     assert 1 == outcome.status
     assert "published 0 of 1 dead letter (1 refused)\n" == outcome.text
-    assert f"{number}: nobody subscribes to its topic" in outcome.stderr
+    assert f"{number}: no client subscribes to its topic" in outcome.stderr
     assert [number] == open_ids(database)
 
 
@@ -374,7 +374,7 @@ async def test_dlq_does_not_take_everything_unasked(database: str, action: str) 
     """Replaying or purging without ids, filters, `--open` or `--all` is refused: exit 2."""
     outcome = await dlq({"DATABASE_URL": database}, action)
 
-    assert (2, "traksense: dlq: say which: ids, filters, or --open or --all for every one\n") == (
+    assert (2, "traksense: dlq: choose which: ids, filters, or --open or --all for every one\n") == (
         outcome.status,
         outcome.stderr,
     )

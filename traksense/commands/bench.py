@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "configuration."
     )
     parser.epilog = (
-        "Takes some minutes for each round; --quick some for all. Exit status 1 if rows were lost or doubled, or "
+        "Takes some minutes for each round; --quick some for all. Exit status 1 if rows were lost or duplicated, or "
         "something failed."
     )
     parser.add_argument("--rounds", type=types.count, metavar="N", help="how often (default: 3; 1 with --quick)")

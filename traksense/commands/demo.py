@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Ctrl-C ends it in order and compares what the broker confirmed with what is stored: exit status 1 if that "
         "does not add up. The data stay; the next run goes on with them."
     )
-    parser.add_argument("--seconds", type=positive, metavar="N", help="end by itself after so long (default: Ctrl-C)")
+    parser.add_argument("--seconds", type=positive, metavar="N", help="end after N seconds (default: at Ctrl-C)")
     parser.add_argument(
         "--directory",
         type=Path,

@@ -26,8 +26,8 @@ class _InterruptedError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions and their options."""
     parser.epilog = (
-        "Needs the DATABASE_URL of an operator (whoever ran `traksense migrate`), and for replay the MQTT_URL that the "
-        "service has."
+        "Needs the DATABASE_URL of an operator (the role that ran `traksense migrate`), and for replay the service's "
+        "MQTT_URL."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 

@@ -97,7 +97,7 @@ def _status_text(status: dict[str, Any]) -> list[str]:
             f"{_size(row['bytes_after'])}, {ratio:.1f} to 1"
         )
     if status["behind"]:
-        lines.append(f"aggregates: {status['behind']['marks']} marks to work off")
+        lines.append(f"aggregates: {status['behind']['marks']} time ranges waiting to be aggregated")
     for job in status["jobs"]:
         lines.append(f"job {job['job_id']} {job['name']} next {job['next_start']}, last {job['last_run_status']}")
     return lines

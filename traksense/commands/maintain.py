@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "What the service does by itself while it runs: brings the aggregates up to date, makes partitions ahead, "
-        "drops and deletes what the policy no longer keeps. Safe beside running services."
+        "drops and deletes what the policy no longer keeps. Safe to run alongside services."
     )
 
 
@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     dsn = config.load(os.environ).database.dsn.reveal()
     report = maintenance.run_once(dsn, APPLICATION, lambda c: maintenance.maintain(c, jobs=arguments.jobs))
     say(
-        f"worked off {report.marks} marks, dropped {report.dropped} parts, deleted {report.purged} rows"
+        f"aggregated {report.marks} time ranges, dropped {report.dropped} partitions, deleted {report.purged} rows"
         + (f", ran {report.jobs} jobs" if arguments.jobs else "")
     )
     for name, error in report.failed.items():

@@ -9,9 +9,7 @@ from traksense.terminal import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
-    parser.epilog = (
-        "The shards are in MQTT_TENANTS and MQTT_SHARD_COUNT; ops/scale-out.md tells how to grow, shrink and replace."
-    )
+    parser.epilog = "MQTT_TENANTS and MQTT_SHARD_COUNT define the shards; ops/scale-out.md explains how to grow, shrink and replace."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="say which shard has which tenants", description="Needs neither server.")
     show.add_argument("--json", action="store_true", help="with client ids and topic filters, for machines")
@@ -25,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="also listen to all topics for so long, at QoS 0: tenants that are new are only seen so",
+        help="also listen to all topics for this long, at QoS 0: the only way to see new tenants",
     )
     retire = actions.add_parser(
         "retire",
@@ -38,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     retire.add_argument(
         "--unread",
         action="store_true",
-        help="do not wait for other replicas: what the session is subscribed to need not be read any more",
+        help="do not wait for other replicas: nobody needs to read its topics any more",
     )
     retire.add_argument("client_id", metavar="CLIENT_ID", help="of a replica that is stopped for good")
 
@@ -68,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
             say(f"in no shard: {name} ({where})")
         return FAILED if unread.seen else DONE
     ended = trio.run(partial(retire, load_settings(), arguments.client_id, unread=arguments.unread))
-    say("the session is ended" if ended else "interrupted: the session is as it was, without what was stored")
+    say("session ended" if ended else "interrupted: the session still exists; what was read has been stored")
     sys.stdout.flush()
     return DONE if ended else FAILED
 

@@ -54,10 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=rate,
         default=1000.0,
         metavar="N",
-        help="points a second in total; 0: what is possible (default: 1000)",
+        help="points a second in total; 0: as fast as possible (default: 1000)",
     )
-    amount.add_argument("--seconds", type=positive, metavar="N", help="stop after so long")
-    amount.add_argument("--messages", type=count, metavar="N", help="stop after so many messages")
+    amount.add_argument("--seconds", type=positive, metavar="N", help="stop after N seconds")
+    amount.add_argument("--messages", type=count, metavar="N", help="stop after N messages")
     amount.add_argument("--qos", type=int, choices=(0, 1), default=1, help="0 is never confirmed (default: 1)")
     amount.add_argument(
         "--window", type=window, default=200, metavar="N", help="unconfirmed messages at most (default: 200)"

@@ -12,7 +12,7 @@ APPLICATION: Final = "traksense uninstall"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether it is meant."""
-    parser.add_argument("--yes", action="store_true", help="do it; the data are gone then")
+    parser.add_argument("--yes", action="store_true", help="delete everything; this cannot be undone")
     parser.epilog = (
         "Drops the schema traksense, the tables and views that applications read, and the jobs of TimescaleDB. Roles "
         "and the database itself stay: ops/uninstall.md has all steps. DATABASE_URL has to be the owner's, or a "

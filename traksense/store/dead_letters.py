@@ -159,7 +159,7 @@ async def check_operator(connection: Connection) -> None:
     if not operator:
         raise StoreMisconfiguredError(
             "this role is not an operator and would see a part of the dead letters at most: "
-            "DATABASE_URL must be that of whoever ran `traksense migrate`",
+            "DATABASE_URL must be that of the role that ran `traksense migrate`",
             "42501",
         )
 

@@ -83,7 +83,9 @@ async def uninstall(connection: Any) -> int:
     """
     found = await look(connection)
     for client_id, seconds in found.alive:
-        raise StoreMisconfiguredError(f"a service uses it, {client_id}, {max(seconds, 0):.0f} s ago: stop it first")
+        raise StoreMisconfiguredError(
+            f"a service was using it, {client_id}, {max(seconds, 0):.0f} s ago: stop it first"
+        )
     if not found.present:
         return 0
     if found.timescaledb:

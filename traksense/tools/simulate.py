@@ -127,7 +127,7 @@ class _Run:
         if self.qos == 0:
             return (
                 f"Published with QoS 0 in {seconds:.1f} s: {t.published:,} messages, {t.published_points:,} points "
-                f"({t.published_points / seconds:,.0f}/s). Nothing of it is confirmed."
+                f"({t.published_points / seconds:,.0f}/s). None of it is confirmed."
             )
         points = t.points + t.repeats.points
         confirmed = f"{t.confirmed:,} of {t.published:,} messages, {points:,} points"
@@ -154,7 +154,7 @@ class _Run:
                 f"refused by the broker (reason {', '.join(f'0x{code:02X}' for code in sorted(refused))})",
             ),
             (t.refused[PACKET_TOO_LARGE], "not sent: larger than the broker's Maximum Packet Size"),
-            (counters["unmatched"], "confirmed, but the broker has no subscriber for them: nobody stores them"),
+            (counters["unmatched"], "confirmed, but the broker has no subscriber for them: they are not stored"),
             (
                 counters["retransmitted"],
                 f"published again after a lost connection ({counters['reconnections']} reconnections)",

@@ -28,7 +28,12 @@ OTHER_COLOUR: Final = "#6b8f3a"
 
 _PLOTS: Final = (
     # file, title, scenarios, figure
-    ("throughput", "Backlog: points stored a second, beside the ceiling", ("ceiling", "backlog"), "points_per_second"),
+    (
+        "throughput",
+        "Backlog: points stored a second, relative to the ceiling",
+        ("ceiling", "backlog"),
+        "points_per_second",
+    ),
     ("latency-p50", "Steady: device timestamp to commit, median", ("steady",), "p50_ms"),
     ("latency-p99", "Steady: device timestamp to commit, 99 % are below", ("steady",), "p99_ms"),
     ("growth", "Growth: points stored a second", ("growth",), "points_per_second"),

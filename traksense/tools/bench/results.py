@@ -49,7 +49,7 @@ FIGURES: Final = {
     "peak_mib": Figure("most resident memory of the service", "MiB", ("peak", "MiB"), 0, "less"),
     "outage_mib": Figure("its memory at the end of the outage", "MiB", ("outage", "MiB"), 0, "less"),
     "catch_up_multiple": Figure(
-        "how many times the incoming rate was stored meanwhile", "", ("catch-up", "multiple"), 1
+        "how many times the incoming rate was stored during catch-up", "", ("catch-up", "multiple"), 1
     ),
     "catch_up_seconds": Figure("until what is stored was new again", "s", ("catch-up", "s"), 1, "less"),
 }

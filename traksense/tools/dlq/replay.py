@@ -164,7 +164,7 @@ class Replay:
             # Confirmed, but by a broker that had nobody to give it to.
             self._unmatched = unmatched
             self._refused.add(number)
-            self.say(f"{number}: nobody subscribes to its topic: is the service's session there?")
+            self.say(f"{number}: no client subscribes to its topic: does the service's session exist?")
         else:
             self._confirmed.add(number)
 

@@ -28,7 +28,7 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--since", type=point_in_time, metavar="TIME", help=f"last received then or later: {_TIMES}")
     group.add_argument("--until", type=point_in_time, metavar="TIME", help=f"last received before then: {_TIMES}")
-    group.add_argument("--limit", type=_positive, metavar="N", help="so many at most")
+    group.add_argument("--limit", type=_positive, metavar="N", help="at most N")
     state = group.add_mutually_exclusive_group()
     state.add_argument(
         "--open",
@@ -69,7 +69,7 @@ def need_choice(arguments: argparse.Namespace) -> None:
     """
     said = (arguments.tenant, arguments.reason, arguments.since, arguments.until, arguments.limit, arguments.state)
     if not arguments.ids and not any(value is not None for value in said):
-        raise ConfigError(["dlq: say which: ids, filters, or --open or --all for every one"])
+        raise ConfigError(["dlq: choose which: ids, filters, or --open or --all for every one"])
 
 
 def point_in_time(text: str, *, now: datetime | None = None) -> datetime:

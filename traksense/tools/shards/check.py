@@ -123,7 +123,9 @@ async def _listen(settings: Settings, listed: dict[str, set[str] | None], unread
                         unread.add(f"{route.tenant}/{site}", "at the broker")
                 codec.messages.clear()
         if not answered.is_set():
-            raise BrokerError(f"the broker did not answer the subscription within {seconds:.0f} s: nobody was heard")
+            raise BrokerError(
+                f"the broker did not answer the subscription within {seconds:.0f} s: no publisher was heard"
+            )
         await connection.close()
 
     await connection.run(look)

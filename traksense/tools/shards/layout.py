@@ -43,6 +43,6 @@ def as_text(settings: Settings) -> list[str]:
     """A line a shard."""
     lines = []
     for shard in as_json(settings)["shards"]:
-        tenants = ", ".join(shard["tenants"]) or "nobody: pin a tenant to it, or have fewer shards"
+        tenants = ", ".join(shard["tenants"]) or "no tenants: pin one to it, or use fewer shards"
         lines.append(f"{shard['shard']} of {layout_of(settings).count}  {shard['client_id']}  {tenants}")
     return lines

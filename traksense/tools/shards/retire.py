@@ -74,11 +74,13 @@ async def retire(settings: Settings, client_id: str, *, unread: bool = False) ->
         rows = await database.fetch(SESSION, client_id)
     for seconds, _ in rows:
         if seconds is not None and seconds < IN_USE_SECONDS:
-            raise ConfigError([f"CLIENT_ID: a service uses {client_id}, {max(seconds, 0):.0f} s ago: stop it first"])
+            raise ConfigError(
+                [f"CLIENT_ID: a service was using {client_id} {max(seconds, 0):.0f} s ago: stop it first"]
+            )
     if not rows and not await has_session(settings):
         # To look has made one.
         await _end_session(settings)
-        raise ConfigError([f"CLIENT_ID: neither the broker nor the database knows {client_id}: is it misspelt?"])
+        raise ConfigError([f"CLIENT_ID: neither the broker nor the database has {client_id}: is it misspelt?"])
     if unread:
         held = {topic for _, topics in rows for topic in topics or ()}
         settings = attrs.evolve(settings, mqtt_unsubscribe=tuple(held | set(settings.mqtt_topics)))
