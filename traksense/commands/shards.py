@@ -9,7 +9,10 @@ from traksense.terminal import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
-    parser.epilog = "MQTT_TENANTS and MQTT_SHARD_COUNT define the shards; ops/scale-out.md explains how to grow, shrink and replace."
+    parser.epilog = (
+        "MQTT_TENANTS and MQTT_SHARD_COUNT define the shards; ops/scale-out.md explains how to grow, shrink and "
+        "replace them."
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="say which shard has which tenants", description="Needs neither server.")
     show.add_argument("--json", action="store_true", help="with client ids and topic filters, for machines")
