@@ -1,10 +1,4 @@
-"""What `ops/` ships, checked without a container engine: the files parse, agree with the code and with each other.
-
-| environment variable | effect |
-|---|---|
-| `TRAKSENSE_PROMTOOL` | the promtool to use, if it is not on the path |
-| `TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1` | skip, not fail, what needs promtool on a machine without it |
-"""
+"""What `ops/` ships, checked without a container engine: the files parse, agree with the code and with each other."""
 
 from __future__ import annotations
 
@@ -537,21 +531,6 @@ def test_dashboards_are_provisioned() -> None:
         panels = dashboard["panels"]
         assert len(panels) == len({panel["id"] for panel in panels})
         assert {"${datasource}"} == {panel["datasource"]["uid"] for panel in panels if panel["type"] != "row"}
-
-
-@pytest.fixture(scope="session")
-def promtool() -> str:
-    """Prometheus' own checker."""
-    found = os.environ.get("TRAKSENSE_PROMTOOL") or shutil.which("promtool")
-    if found:
-        return found
-    if os.environ.get("TRAKSENSE_TEST_ALLOW_NO_PROMTOOL") == "1":
-        pytest.skip("promtool is missing, and TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1")
-    pytest.fail(
-        "promtool is missing: install it (Debian: apt-get install --no-install-recommends prometheus), name it in "
-        "TRAKSENSE_PROMTOOL, or skip these tests with TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1",
-        pytrace=False,
-    )
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -64,17 +64,19 @@ class Result:
 
     def add(self, status: Status, what: str, figure: str, *, next_step: str = "", **values: float | str) -> None:
         """Note a finding."""
-        finding = Finding(status, what, figure, values, next_step)
-        self.findings.append(finding)
-        self.tell(finding)
+        self._note(Finding(status, what, figure, values, next_step))
 
     def judge(self, what: str, figure: str, *, faults: list[str], next_step: str = "", **values: float | str) -> None:
         """Note a finding: a failure if there are faults, which are then said before the figure, and the next step."""
         if faults:
             figure = f"{'; '.join(faults)} ({figure})" if figure else "; ".join(faults)
-            self.add("fail", what, figure, next_step=next_step, **values)
+            self._note(Finding("fail", what, figure, values, next_step))
         else:
-            self.add("ok", what, figure, **values)
+            self._note(Finding("ok", what, figure, values))
+
+    def _note(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        self.tell(finding)
 
 
 @attrs.define
@@ -100,7 +102,7 @@ class Report:
 
     @property
     def not_checked(self) -> list[tuple[Result, Finding]]:
-        """What could not be checked here, and why. That nothing was cleaned up, because it was to be kept, is no check."""
+        """What could not be checked here, and why. A clean-up that was not wanted is no check."""
         return [
             (result, finding)
             for result in self.results

@@ -31,7 +31,9 @@ BEHIND: Final = timedelta(milliseconds=250)
 """So old are points that are published as fast as possible: young enough for the alert TraksenseLatencyHigh, which
 wants half a second's margin, and old enough for clocks that differ a little."""
 
-_SLOW: Final = "ops/tuning.md says what limits it; on a machine that is busy with something else, the figure says little"
+_SLOW: Final = (
+    "ops/tuning.md says what limits it; on a machine that is busy with something else, the figure says little"
+)
 _COUNT: Final = "SELECT count(*) FROM public.ts_measure WHERE tenant_id = $1 AND starts_with(device_id, $2)"
 
 _ROW: Final = """
@@ -99,8 +101,8 @@ async def latency(target: Target, result: Result) -> None:
             nursery.start_soon(look)
             for number in range(LATENCY_MESSAGES):
                 await target.publish(Kind.TELEM, payloads.numbers(utc_now(), {"p": float(number)}), device="latency")
+                target.stored += 1
                 await trio.sleep(LATENCY_EVERY_SECONDS)
-    target.stored += LATENCY_MESSAGES
     if len(latencies) < LATENCY_MESSAGES:
         raise CheckFailedError(f"{len(latencies)} of {LATENCY_MESSAGES} points within {target.patience:g} s", _SLOW)
     ranked = sorted(latencies.values())

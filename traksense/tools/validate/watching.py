@@ -109,7 +109,7 @@ async def isolation(target: Target, result: Result) -> None:
         f"As {READONLY}",
         figure if not faults else "",
         faults=faults,
-        next_step=f"run `traksense migrate` as the owner, which gives {READONLY} its rights; take away the policies and "
+        next_step=f"run `traksense migrate` as the owner, which gives {READONLY} its rights; take away policies and "
         "grants that ops/schema.sql does not have",
         rows=rows,
     )

@@ -9,6 +9,7 @@ point's row alone; the counter is evidence where there is none.
 from __future__ import annotations
 
 import json
+import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -44,7 +45,7 @@ SELECT client_id, broker, extract(epoch FROM now() - last_alive_at)::float8
 FROM traksense.ingest_session ORDER BY last_alive_at DESC LIMIT 1
 """
 
-_DEAD: Final = "SELECT reason, detail FROM public.ingest_errors WHERE tenant_id = $1 AND topic = $2"
+_DEAD: Final = "SELECT reason, detail FROM public.ingest_errors WHERE tenant_id = $1 AND payload = $2"
 
 _EMPTY: Final = "ingest_messages_empty_total"
 
@@ -119,8 +120,10 @@ async def _find_session(target: Target) -> tuple[str, str]:
 async def _send(target: Target) -> _Seen:
     """Publish, and wait until it is known what became of it, or patience ends."""
     before = await target.endpoint.scrape()
-    topic = target.topic(Kind.TELEM, DEVICE)
-    await target.publish(Kind.TELEM, payloads.numbers(utc_now(), {"canary": 1.0}), device=DEVICE)
+    # Among shards the tenant is always the same: an earlier run may have left its own.
+    point = f"canary-{secrets.token_hex(5)}"
+    payload = payloads.numbers(utc_now(), {point: 1.0})
+    await target.publish(Kind.TELEM, payload, device=DEVICE)
     for _ in range(EMPTY_MESSAGES):
         await target.publish(Kind.TELEM, b"", device=DEVICE)
     await target.confirm()
@@ -132,8 +135,8 @@ async def _send(target: Target) -> _Seen:
         asked = trio.current_time()
         samples = await target.endpoint.scrape()
         # Asked after the scrape: what had ended by then must be visible.
-        row = await target.count(FENCES[Kind.TELEM], target.tenant, DEVICE, "canary") > 0
-        dead = await target.database.fetch(_DEAD, target.tenant, topic)
+        row = await target.count(FENCES[Kind.TELEM], target.tenant, DEVICE, point) > 0
+        dead = await target.database.fetch(_DEAD, target.tenant, payload)
         empty = samples.value(_EMPTY) - before.value(_EMPTY)
         age = samples.value("ingest_oldest_unacknowledged_seconds")
         holds = samples.value("ingest_in_flight_messages") > 0
