@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ async def test_validate_is_not_confused_by_others(stack: Stack, unique: Callable
 
 
 async def test_validate_keeps_what_it_made_if_told(stack: Stack) -> None:
-    """With `--keep` the rows stay, and the report names the tenants to look for."""
+    """With `--keep` the rows stay, and the report names the tenants to look for, and a command that removes them."""
     outcome = await stack.validate("--json", "--keep", "--points", "5000")
 
     tenant = json.loads(outcome.stdout)["tenant"]
@@ -106,6 +107,8 @@ async def test_validate_keeps_what_it_made_if_told(stack: Stack) -> None:
     assert f"kept: {tenant} and {tenant}-b" == findings(outcome, "cleanup")[0]["figure"]
     assert stack.rows(tenant)["traksense.measure"] > 5000
     assert 14 == stack.rows(tenant)["ingest_errors"]
+    stack.change(re.findall('psql -1 -c "(.*)"', findings(outcome, "cleanup")[0]["next_step"])[0])
+    assert {} == stack.rows()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ _OTHERS: Final = (
 
 _BY_HAND_FIRST: Final = ("public.ingest_errors", "traksense.device", "traksense.tenant")
 """What can be there of the first message; series and points go with their device."""
-_BY_HAND: Final = ("public.cmd_ack", "public.device_event", "traksense.meta", *_BY_HAND_FIRST)
+_BY_HAND: Final = ("public.cmd_ack", "public.device_event", *_BY_HAND_FIRST[:-1], "traksense.meta", _BY_HAND_FIRST[-1])
 
 
 async def register(database: DatabaseConnection, tenants: list[str], devices: list[str]) -> None:

@@ -159,6 +159,7 @@ class Target:
             raise self._unconfirmed()
         if self.refusals:
             reasons = sorted(set(self.refusals))
+            self.refusals.clear()  # the next check may publish what this user may
             said = ", ".join(f"0x{reason:02X} {REFUSALS.get(reason, '')}".rstrip() for reason in reasons)
             raise CheckFailedError(
                 f"the broker refuses what this user publishes to traksense/{self.tenant}/...: reason code {said}",
