@@ -128,6 +128,7 @@ async def test_validate_says_what_is_away(stack: Stack, variable: str, what: str
     assert 1 == outcome.status
     assert [what] == [finding["what"] for finding in failed]
     assert str(port) in failed[0]["figure"]
+    assert failed[0]["next_step"]
     assert {"connectivity": "fail"} | dict.fromkeys(NAMES[1:-1], "not_run") == statuses(outcome)
     assert b"geheim" not in outcome.stdout + outcome.stderr.encode()
     assert {} == stack.rows()
@@ -152,6 +153,8 @@ async def test_validate_fails_where_the_database_was_tampered_with(stack: Stack)
     failed = {name for name, status in statuses(outcome).items() if status == "fail"}
     assert {"dlq", "out_of_order", "tenant_isolation"} == failed - {"throughput"}  # this machine may be busy
     assert "device_event shows" in findings(outcome, "tenant_isolation")[0]["figure"]
+    for name in failed:
+        assert [] == [f["what"] for f in findings(outcome, name) if f["status"] == "fail" and not f["next_step"]]
     assert 1 == outcome.status
     assert {} == stack.rows()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OPS = Path(__file__).parents[2] / "ops"
 SCRAPE_SECONDS = 5
-HOURS = 8
+HOURS = 2
 
 
 @pytest.fixture

@@ -112,6 +112,7 @@ async def test_look_works_for_an_owner_of_nothing_else(
     assert View(own=1, others=False) == walls.tenant["acme", "ingest_errors"]
 
 
+@pytest.mark.every_postgres
 async def test_look_works_for_whoever_may_grant_it(
     database: str, superuser: psycopg.Connection[Any], unique: Callable[[str], str]
 ) -> None:

@@ -49,9 +49,20 @@ _OTHERS: Final = (
 )
 """In the order that foreign keys ask for."""
 
-_BY_HAND_FIRST: Final = ("public.ingest_errors", "traksense.device", "traksense.tenant")
+# One dead letter has no tenant: its topic is invalid.
+_BY_HAND_FIRST: Final = (
+    ("public.ingest_errors", "split_part(topic, '/', 2)"),
+    ("traksense.device", "tenant_id"),
+    ("traksense.tenant", "tenant_id"),
+)
 """What can be there of the first message; series and points go with their device."""
-_BY_HAND: Final = ("public.cmd_ack", "public.device_event", *_BY_HAND_FIRST[:-1], "traksense.meta", _BY_HAND_FIRST[-1])
+_BY_HAND: Final = (
+    ("public.cmd_ack", "tenant_id"),
+    ("public.device_event", "tenant_id"),
+    *_BY_HAND_FIRST[:-1],
+    ("traksense.meta", "tenant_id"),
+    _BY_HAND_FIRST[-1],
+)
 
 
 async def register(database: DatabaseConnection, tenants: list[str], devices: list[str]) -> None:
@@ -92,8 +103,8 @@ def by_hand(target: Target) -> str:
     tenants = [target.tenant] if target.miswired else target.tenants
     relations = _BY_HAND_FIRST if target.miswired else _BY_HAND
     names = ", ".join(f"'{tenant}'" for tenant in tenants)
-    # To be read: the names are ours.
-    statements = "; ".join(f"DELETE FROM {relation} WHERE tenant_id IN ({names})" for relation in relations)  # noqa: S608
+    # To be read, and the names are ours.
+    statements = "; ".join(f"DELETE FROM {relation} WHERE {column} IN ({names})" for relation, column in relations)  # noqa: S608
     return f'as the owner, in the database that has it: psql -1 -c "{statements}"'
 
 

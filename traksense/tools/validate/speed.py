@@ -28,8 +28,8 @@ LATENCY_EVERY_SECONDS: Final = 0.01
 BURST_MESSAGES: Final = 2_000
 SCRAPE_EVERY_SECONDS: Final = 0.05
 BEHIND: Final = timedelta(milliseconds=250)
-"""So old are points that are published as fast as possible: young enough for the alert TraksenseLatencyHigh, which
-wants half a second's margin, and old enough for clocks that differ a little."""
+"""How old points are that are published as fast as possible. Young, so that the latency which the service measures is
+its own (the alert TraksenseLatencyHigh looks at it); not of now, so that clocks may differ a little."""
 
 _SLOW: Final = (
     "ops/tuning.md says what limits it; on a machine that is busy with something else, the figure says little"
