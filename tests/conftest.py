@@ -8,6 +8,8 @@ Trio-flavored half.
 |---|---|
 | `TRAKSENSE_TEST_POSTGRES_BINDIR` | run on these PostgreSQL programs instead of the embedded ones |
 | `TRAKSENSE_TEST_ALLOW_NO_MOSQUITTO=1` | skip, not fail, what needs Mosquitto on a machine without it |
+| `TRAKSENSE_PROMTOOL` | the promtool to use, if it is not on the path |
+| `TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1` | skip, not fail, what needs promtool on a machine without it |
 | `TRAKSENSE_TEST_EXAMPLES=N` | property tests try N (or their own number of) new examples, not the same ones |
 | `TRAKSENSE_TEST_KEEP=1` | leave the directory with data and logs behind, and say where |
 """
@@ -231,6 +233,25 @@ def own_broker(stack_directory: Path, mosquitto: None, unique: Callable[[str], s
             return process
 
         yield start
+
+
+# --- programs of others
+# -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Prometheus' own checker."""
+    found = os.environ.get("TRAKSENSE_PROMTOOL") or shutil.which("promtool")
+    if found:
+        return found
+    if os.environ.get("TRAKSENSE_TEST_ALLOW_NO_PROMTOOL") == "1":
+        pytest.skip("promtool is missing, and TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1")
+    pytest.fail(
+        "promtool is missing: install it (Debian: apt-get install --no-install-recommends prometheus), name it in "
+        "TRAKSENSE_PROMTOOL, or skip these tests with TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1",
+        pytrace=False,
+    )
 
 
 def _default_bindir() -> Path:

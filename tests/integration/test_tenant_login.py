@@ -161,16 +161,24 @@ def test_tenant_login_is_made_if_it_is_not_there(psql: str, migrated: Database) 
     assert [] == migrated.rows("SELECT * FROM ts_measure", dsn=login)
 
 
-def test_manual_ends_transactions_of_readers_only(migrated: Database) -> None:
-    """The query of operations.md, with an age of zero: the reader's session is ended, the service's is not."""
+def test_manual_ends_transactions_of_readers_only(owned: Database) -> None:
+    """The query of operations.md, with an age of zero: the reader's session is ended, the service's and the owner's are
+    not, though the owner may become the reader's role.
+    """
     manual = (OPS / "operations.md").read_text(encoding="utf-8")
     (query,) = re.findall(r"(SELECT pg_terminate_backend\(pid\).*?;)", manual, re.DOTALL)
-    reader, ingest = migrated.create_member("traksense_readonly"), migrated.create_member("traksense_ingest")
-    with psycopg.connect(reader) as reading, psycopg.connect(ingest) as writing:
-        for session in (reading, writing):
+    reader, ingest = owned.create_member("traksense_readonly"), owned.create_member("traksense_ingest")
+    owned.run(f"GRANT traksense_readonly TO {user_of(owned.dsn)}", dsn=owned.admin)
+    with (
+        psycopg.connect(reader) as reading,
+        psycopg.connect(ingest) as writing,
+        psycopg.connect(owned.dsn) as owning,
+    ):
+        for session in (reading, writing, owning):
             session.execute("SELECT 1")
-        migrated.rows(f"{query.rstrip(';').replace('10 minutes', '0')} AND datname = current_database()")
+        owned.rows(f"{query.rstrip(';').replace('10 minutes', '0')} AND datname = current_database()", dsn=owned.admin)
 
         writing.execute("SELECT 1")
+        owning.execute("SELECT 1")
         with pytest.raises(psycopg.errors.AdminShutdown):
             reading.execute("SELECT 1")

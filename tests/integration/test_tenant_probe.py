@@ -12,7 +12,7 @@ import trio
 from traksense.config import DatabaseUrl, Secret
 from traksense.store import tenant_probe
 from traksense.store.connection import open_connection
-from traksense.store.tenant_probe import NoTemporaryRoleError, View, Walls
+from traksense.store.tenant_probe import NoReaderError, View, Walls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def superuser(database: str) -> Iterator[psycopg.Connection[Any]]:
 async def look(dsn: str) -> Walls:
     with trio.fail_after(30):
         async with open_connection(DatabaseUrl(Secret(dsn)), application="test") as connection:
-            return await connection.call(tenant_probe.look, "probe_of_a_test", TENANTS)
+            return await connection.call(tenant_probe.look, TENANTS)
 
 
 def own(superuser: psycopg.Connection[Any], dsn: str, role: str, attributes: str) -> str:
@@ -45,20 +45,18 @@ def own(superuser: psycopg.Connection[Any], dsn: str, role: str, attributes: str
     for name in ("traksense", "public"):
         superuser.execute(f"GRANT ALL ON SCHEMA {name} TO {role}".encode())
         superuser.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {name} TO {role} WITH GRANT OPTION".encode())
-    superuser.execute(f"GRANT {'postgres'} TO {role}".encode())
     return re.sub("//postgres:[^@]*@", f"//{role}:x@", dsn)
 
 
 @pytest.mark.every_postgres
 async def test_look_sees_the_tenant_that_it_names(database: str, superuser: psycopg.Connection[Any]) -> None:
-    """With the walls whole, a role sees the rows of the tenant that it names and no others; the role does not stay."""
+    """With the walls whole, the dashboards' role sees the rows of the tenant that it names and no others."""
     walls = await look(database)
 
     for tenant in TENANTS:
         assert 1 == walls.operator[tenant, "ingest_errors"]
         assert View(own=1, others=False) == walls.tenant[tenant, "ingest_errors"]
-    assert ([], []) == (walls.unnamed, walls.private)
-    assert superuser.execute("SELECT FROM pg_roles WHERE rolname = 'probe_of_a_test'").fetchone() is None
+    assert ([], [], []) == (walls.unreadable, walls.unnamed, walls.private)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +84,27 @@ async def test_look_finds_the_hole(
     assert seen == (walls.tenant["acme", "ingest_errors"].others, walls.unnamed, walls.private)
 
 
+async def test_look_names_what_cannot_be_read(database: str, superuser: psycopg.Connection[Any]) -> None:
+    """A relation that the role has no right on is named; the others are looked at."""
+    superuser.execute("REVOKE SELECT ON cmd_ack FROM traksense_readonly")
+
+    walls = await look(database)
+
+    assert ["cmd_ack"] == walls.unreadable
+    assert View(own=1, others=False) == walls.tenant["acme", "ingest_errors"]
+
+
 @pytest.mark.every_postgres
-async def test_look_works_for_whoever_may_create_roles(
+async def test_look_works_for_an_owner_of_nothing_else(
     database: str, superuser: psycopg.Connection[Any], unique: Callable[[str], str]
 ) -> None:
-    """A role that is no superuser but may create roles can become the one that it created."""
-    role = unique("maker").replace("-", "_")
-    dsn = own(superuser, database, role, "CREATEROLE")
+    """A role without attributes can look once it is a member of the dashboards' role; before, it is told how."""
+    role = unique("plain").replace("-", "_")
+    dsn = own(superuser, database, role, "")
     try:
+        with pytest.raises(NoReaderError, match=f"{role} of DATABASE_URL may not become traksense_readonly") as raised:
+            await look(dsn)
+        superuser.execute(raised.value.remedy.encode())
         walls = await look(dsn)
     finally:
         superuser.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
@@ -101,14 +112,22 @@ async def test_look_works_for_whoever_may_create_roles(
     assert View(own=1, others=False) == walls.tenant["acme", "ingest_errors"]
 
 
-async def test_look_says_that_it_may_not(
+@pytest.mark.every_postgres
+async def test_look_works_for_whoever_may_grant_it(
     database: str, superuser: psycopg.Connection[Any], unique: Callable[[str], str]
 ) -> None:
-    """A role that may not create roles gets an error of its own, so that the check is skipped and not failed."""
-    role = unique("plain").replace("-", "_")
-    dsn = own(superuser, database, role, "")
+    """A role that may grant the dashboards' role, as whoever has created it may, becomes it; nothing of it stays."""
+    role = unique("maker").replace("-", "_")
+    dsn = own(superuser, database, role, "CREATEROLE")
+    sixteen = superuser.info.server_version >= 160000
+    if sixteen:
+        superuser.execute(f"GRANT traksense_readonly TO {role} WITH ADMIN TRUE, SET FALSE, INHERIT FALSE".encode())
+    members = f"SELECT admin_option FROM pg_auth_members WHERE member = '{role}'::regrole ORDER BY 1".encode()
+    before = superuser.execute(members).fetchall()
     try:
-        with pytest.raises(NoTemporaryRoleError, match="permission denied"):
-            await look(dsn)
+        walls = await look(dsn)
+        assert before == superuser.execute(members).fetchall()
     finally:
         superuser.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+    assert View(own=1, others=False) == walls.tenant["acme", "ingest_errors"]

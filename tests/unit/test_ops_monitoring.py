@@ -1,17 +1,9 @@
-"""Prometheus and Grafana in `ops/`: rules and dashboards ask for what is exposed, and what is mounted is found.
-
-| environment variable | effect |
-|---|---|
-| `TRAKSENSE_PROMTOOL` | the promtool to use, if it is not on the path |
-| `TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1` | skip, not fail, what needs promtool on a machine without it |
-"""
+"""Prometheus and Grafana in `ops/`: rules and dashboards ask for what is exposed, and what is mounted is found."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -278,21 +270,6 @@ def test_tenant_data_source() -> None:
     (idle,) = re.findall(r"\\set idle (\d+)min", login)
     assert 0 < source["jsonData"]["maxOpenConns"] < int(connections)
     assert 0 < source["jsonData"]["connMaxLifetime"] < int(idle) * 60
-
-
-@pytest.fixture(scope="session")
-def promtool() -> str:
-    """Prometheus' own checker."""
-    found = os.environ.get("TRAKSENSE_PROMTOOL") or shutil.which("promtool")
-    if found:
-        return found
-    if os.environ.get("TRAKSENSE_TEST_ALLOW_NO_PROMTOOL") == "1":
-        pytest.skip("promtool is missing, and TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1")
-    pytest.fail(
-        "promtool is missing: install it (Debian: apt-get install --no-install-recommends prometheus), name it in "
-        "TRAKSENSE_PROMTOOL, or skip these tests with TRAKSENSE_TEST_ALLOW_NO_PROMTOOL=1",
-        pytrace=False,
-    )
 
 
 def test_prometheus_accepts_its_configuration(promtool: str) -> None:

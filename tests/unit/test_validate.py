@@ -96,6 +96,59 @@ def test_report_passes_only_if_every_check_was_made(found: Report, passed: bool)
     assert passed is found.as_json()["passed"]
 
 
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (report(("ok",), ("ok", "ok")), "ALL CHECKS PASSED"),
+        (report(("ok",), ("ok", "skip")), "PASSED, BUT 1 CHECK COULD NOT BE MADE"),
+        (report(("skip", "skip"), ("skip",)), "PASSED, BUT 2 CHECKS COULD NOT BE MADE"),
+        (report(("fail",), ("skip",)), "CHECKS FAILED, AND 1 CHECK COULD NOT BE MADE"),
+        (report(("ok",), ("not run",)), "CHECKS FAILED"),
+        (report(("skip",), interrupted=True), "INTERRUPTED"),
+    ],
+)
+def test_verdict_owns_up_to_what_was_not_checked(found: Report, verdict: str) -> None:
+    """That all checks passed is said only if all were made; also a part of a check counts."""
+    assert verdict == found.verdict
+    assert verdict == found.as_json()["verdict"]
+    assert len(found.not_checked) == len(found.as_json()["not_checked"])
+
+
+def test_verdict_does_not_count_what_is_kept_on_purpose() -> None:
+    """A clean-up that was not wanted is no check that could not be made."""
+    found = report(("ok",))
+    found.results.append(Result("cleanup", "Clean-up", lambda _finding: None))
+    found.results[-1].add("skip", "Clean-up", "kept")
+
+    assert "ALL CHECKS PASSED" == found.verdict
+
+
+def test_printer_says_why_and_how_it_can_be_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line has what was not checked, why, and the next step; a finding has its next step below it."""
+    found = report(("ok",), ("skip",))
+    found.results[1].findings.clear()
+    found.results[1].add("skip", "Walls", "no right", next_step="GRANT it")
+    printer = Printer()
+    printer.finding(found.results[1].findings[0])
+    printer.end(found)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert ["[SKIP] Walls: no right", "    next step: GRANT it"] == lines[:2]
+    assert (
+        "PASSED, BUT 1 CHECK COULD NOT BE MADE (1 ok, 1 skip; 0.0 s): Check: no right (next step: GRANT it)"
+        == lines[-2]
+    )
+
+
+def test_judge_has_a_next_step_only_if_it_failed() -> None:
+    """What is in order needs none."""
+    result = Result("check", "Check", lambda _finding: None)
+    result.judge("what", "figure", faults=[], next_step="mend it")
+    result.judge("what", "figure", faults=["broken"], next_step="mend it")
+
+    assert ["", "mend it"] == [finding.next_step for finding in result.findings]
+
+
 def test_printer_survives_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """If nobody reads the report any more, it falls silent: what was begun is still to be cleaned up."""
 

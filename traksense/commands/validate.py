@@ -16,10 +16,11 @@ POINTS_MAX = 10_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the environment does not say."""
     parser.epilog = (
-        "Needs MQTT_URL, MQTT_TOPICS and METRICS_PORT as the service has them, and the DATABASE_URL of an operator "
-        "(whoever ran `traksense migrate`). Publishes as a tenant of its own, validate-<random> (among shards: "
-        "validate, which MQTT_TENANTS has to list), and removes "
-        "everything of it at the end, also after Ctrl-C."
+        "Needs MQTT_URL, MQTT_TOPICS, METRICS_PORT and INGEST_PROVISIONING as the service has them, an MQTT user who "
+        "may publish, and the DATABASE_URL of an operator (whoever ran `traksense migrate`). Publishes as a tenant of "
+        "its own, validate-<random> (among shards: validate, which MQTT_TENANTS has to list), and removes everything "
+        "of it at the end, also after Ctrl-C. Exit status: 0 if nothing failed; the last line says whether something "
+        "could not be checked."
     )
     parser.add_argument("--json", action="store_true", help="for machines: one JSON document at the end")
     parser.add_argument(

@@ -9,6 +9,7 @@ import asyncpg
 import attrs
 
 from traksense.errors import TraksenseError
+from traksense.store.roles import READONLY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +39,16 @@ WHERE relnamespace = 'traksense'::regnamespace AND relkind IN ('r', 'p', 'v', 'm
 """
 
 
-class NoTemporaryRoleError(TraksenseError):
-    """This role may not create another and become it: the walls cannot be looked at from inside."""
+class NoReaderError(TraksenseError):
+    """Our role may not become the one that dashboards have: the walls cannot be looked at from inside.
+
+    Attributes:
+        remedy: What a superuser runs.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.remedy = remedy
+        super().__init__(what)
 
 
 @attrs.frozen
@@ -62,7 +71,8 @@ class Walls:
     Attributes:
         relations: Which were looked at.
         operator: As the operator sees it, who sees all.
-        tenant: As a role with nothing but SELECT on the public relations sees it, having named the tenant.
+        tenant: As `traksense_readonly` sees it, having named the tenant.
+        unreadable: Relations that the role may not read at all, and should.
         unnamed: Relations that show rows to a session that named no tenant.
         private: Private relations that the role can read.
     """
@@ -70,22 +80,23 @@ class Walls:
     relations: list[str] = attrs.field(factory=list)
     operator: dict[tuple[str, str], int] = attrs.field(factory=dict)
     tenant: dict[tuple[str, str], View] = attrs.field(factory=dict)
+    unreadable: list[str] = attrs.field(factory=list)
     unnamed: list[str] = attrs.field(factory=list)
     private: list[str] = attrs.field(factory=list)
 
 
-async def look(connection: Connection, role: str, tenants: Sequence[str]) -> Walls:
-    """Create the role, look as that role, and roll everything back.
+async def look(connection: Connection, tenants: Sequence[str]) -> Walls:
+    """Become the role that dashboards have, look, and roll everything back.
 
     Raises:
-        NoTemporaryRoleError: The connection's role may not do that.
+        NoReaderError: The connection's role may not do that.
 
     asyncio-flavored.
     """
     walls = Walls()
     with contextlib.suppress(_RollBackError):
         async with connection.transaction(isolation="repeatable_read"):
-            await _look(connection, role, tenants, walls)
+            await _look(connection, tenants, walls)
             raise _RollBackError
     return walls
 
@@ -94,36 +105,42 @@ class _RollBackError(Exception):
     """Nothing of what was done is to stay."""
 
 
-async def _look(connection: Connection, role: str, tenants: Sequence[str], walls: Walls) -> None:
+async def _look(connection: Connection, tenants: Sequence[str], walls: Walls) -> None:
     relations = walls.relations = [row[0] for row in await connection.fetch(_PRESENT, RELATIONS)]
     private = [row[0] for row in await connection.fetch(_PRIVATE)]
     for tenant in tenants:
         for relation in relations:
             walls.operator[tenant, relation] = await connection.fetchval(_own(relation), tenant)
-    try:
-        await _become(connection, role, relations)
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise NoTemporaryRoleError(str(error).splitlines()[0]) from error
+    await _become_reader(connection)
+    await _name(connection, "")
+    walls.unreadable = [r for r in relations if not await _readable(connection, f"public.{r}")]
+    readable = [r for r in relations if r not in walls.unreadable]
     for tenant in tenants:
         await _name(connection, tenant)
-        for relation in relations:
+        for relation in readable:
             own = await connection.fetchval(_own(relation), tenant)
             walls.tenant[tenant, relation] = View(own, await connection.fetchval(_others(relation), tenant))
     await _name(connection, "")
-    walls.unnamed = [r for r in relations if await connection.fetchval(_others(r), "")]
+    walls.unnamed = [r for r in readable if await connection.fetchval(_others(r), "")]
     walls.private = [r for r in private if await _readable(connection, r)]
 
 
-async def _become(connection: Connection, role: str, relations: Sequence[str]) -> None:
-    await connection.execute(f'CREATE ROLE "{role}" NOLOGIN')
-    superuser = await connection.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
-    if not superuser:
-        # Since PostgreSQL 16, whoever creates a role may grant it, but is not yet allowed to become it.
-        option = " WITH SET TRUE, INHERIT FALSE" if connection.get_server_version().major >= 16 else ""
-        await connection.execute(f'GRANT "{role}" TO CURRENT_USER{option}')
-    for relation in relations:
-        await connection.execute(f'GRANT SELECT ON public.{relation} TO "{role}"')
-    await connection.execute(f'SET LOCAL ROLE "{role}"')
+async def _become_reader(connection: Connection) -> None:
+    if await connection.fetchval("SELECT to_regrole($1) IS NULL", READONLY):
+        remedy = f"CREATE ROLE {READONLY} NOLOGIN; then run `traksense migrate` again as the owner"
+        raise NoReaderError(f"there is no role {READONLY}", remedy)
+    major = connection.get_server_version().major
+    # Since PostgreSQL 16, who has created a role may grant it, but is not yet allowed to become it.
+    option = " WITH SET TRUE, INHERIT FALSE" if major >= 16 else ""
+    for grant in ("", f"GRANT {READONLY} TO CURRENT_USER{option};"):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"{grant} SET LOCAL ROLE {READONLY}")
+            return
+        except asyncpg.InsufficientPrivilegeError:
+            continue
+    user = await connection.fetchval("SELECT quote_ident(current_user)")
+    raise NoReaderError(f"the role {user} of DATABASE_URL may not become {READONLY}", f"GRANT {READONLY} TO {user}")
 
 
 async def _name(connection: Connection, tenant: str) -> None:

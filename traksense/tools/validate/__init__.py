@@ -2,6 +2,7 @@
 
 `run`: the order of the checks, connecting first.
 `target`: the stack under test, and what every check does with it.
+`wiring`: the first message; what is wrong with the stack as a whole shows here.
 `storing`, `repeating`, `speed`, `watching`: the checks.
 `payloads`: what they publish.
 `endpoint`: the service's HTTP endpoint.

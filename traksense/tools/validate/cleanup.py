@@ -49,6 +49,21 @@ _OTHERS: Final = (
 )
 """In the order that foreign keys ask for."""
 
+# One dead letter has no tenant: its topic is invalid.
+_BY_HAND_FIRST: Final = (
+    ("public.ingest_errors", "split_part(topic, '/', 2)"),
+    ("traksense.device", "tenant_id"),
+    ("traksense.tenant", "tenant_id"),
+)
+"""What can be there of the first message; series and points go with their device."""
+_BY_HAND: Final = (
+    ("public.cmd_ack", "tenant_id"),
+    ("public.device_event", "tenant_id"),
+    *_BY_HAND_FIRST[:-1],
+    ("traksense.meta", "tenant_id"),
+    _BY_HAND_FIRST[-1],
+)
+
 
 async def register(database: DatabaseConnection, tenants: list[str], devices: list[str]) -> None:
     """Register devices beforehand, for a service that takes no others."""
@@ -62,22 +77,35 @@ async def clean_up(target: Target, result: Result) -> None:
     What is still under way would come back after the deletion, so that is waited for first; and since a service that
     remembers our series could still store into them, it is swept until nothing is found.
     """
-    doubt: str | None = None
-    try:
-        await target.settle(device="cleanup")
-    except TraksenseError as error:
-        doubt = str(error)
+    doubt: str | None = target.out_of_reach or None
+    if not target.miswired:
+        try:
+            await target.settle(device="cleanup")
+        except TraksenseError as error:
+            doubt = f"more may come: {error}"
     # Another connection: a check that was cancelled may have left the first one in any state.
     try:
         async with open_connection(target.settings.database, application="traksense validate") as database:
             gone = await _sweep(database, target.tenants)
     except TraksenseError as error:
-        result.add("fail", "Clean-up", f"{error}; remains: {' and '.join(target.tenants)}")
+        remains = f"{error}; remains: {' and '.join(target.tenants)}"
+        result.add("fail", "Clean-up", remains, next_step=by_hand(target))
         return
     if doubt is not None:
-        result.add("fail", "Clean-up", f"{gone} rows removed, but more may come: {doubt}", rows=gone)
+        figure = f"{gone} rows removed, but {doubt}"
+        result.add("fail", "Clean-up", figure, next_step=by_hand(target), rows=gone)
     else:
         result.add("ok", "Clean-up", f"{gone} rows removed, tenants included", rows=gone)
+
+
+def by_hand(target: Target) -> str:
+    """How to remove what we could not."""
+    tenants = [target.tenant] if target.miswired else target.tenants
+    relations = _BY_HAND_FIRST if target.miswired else _BY_HAND
+    names = ", ".join(f"'{tenant}'" for tenant in tenants)
+    # To be read, and the names are ours.
+    statements = "; ".join(f"DELETE FROM {relation} WHERE {column} IN ({names})" for relation, column in relations)  # noqa: S608
+    return f'as the owner, in the database that has it: psql -1 -c "{statements}"'
 
 
 async def _sweep(database: DatabaseConnection, tenants: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from traksense.model import Kind
 from traksense.tools.validate import payloads
-from traksense.tools.validate.target import SITE, CheckFailedError, Target, utc_now
+from traksense.tools.validate.target import BUG, BUSY, SITE, CheckFailedError, Target, utc_now
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -44,7 +44,9 @@ async def acks(target: Target, result: Result) -> None:
     await send(ok=False, ts_exec=ts, err="valve stuck")
     first, seconds = await target.until(ask, bool)
     if [row[:4] for row in first] != [(False, ts, "valve stuck", SITE)]:
-        raise CheckFailedError(f"stored as {first}" if first else f"not stored within {target.patience:g} s")
+        if first:
+            raise CheckFailedError(f"stored as {first}", BUG)
+        raise CheckFailedError(f"not stored within {target.patience:g} s", BUSY)
     result.add("ok", "Command ack stored", f"1 row after {seconds * 1000:.0f} ms", rows=1, seconds=seconds)
 
     newer = ts + timedelta(seconds=1)
@@ -58,13 +60,14 @@ async def acks(target: Target, result: Result) -> None:
     elif json.loads(second[0][6])["ok"] is not True:
         faults.append("payload is not the newest")
     figure = f"{len(second)} row, updated after {seconds * 1000:.0f} ms"
-    result.judge("Same cmd_id twice", figure, faults=faults, rows=len(second), seconds=seconds)
+    result.judge("Same cmd_id twice", figure, faults=faults, next_step=BUG, rows=len(second), seconds=seconds)
 
     await send(ok=False, ts_exec=ts - timedelta(seconds=1), err="late")
     await target.settle(Kind.ACK, "acks")
     third = await target.database.fetch(_ACKS, target.tenant, CMD_ID)
     faults = [] if third == second else [f"became {third}"]
-    result.judge("Older ts_exec does not overwrite", f"{len(third)} row, unchanged", faults=faults, rows=len(third))
+    figure = f"{len(third)} row, unchanged"
+    result.judge("Older ts_exec does not overwrite", figure, faults=faults, next_step=BUG, rows=len(third))
 
 
 async def events(target: Target, result: Result) -> None:
@@ -87,7 +90,7 @@ async def events(target: Target, result: Result) -> None:
 
 async def duplicates(target: Target, result: Result) -> None:
     """The same message twice is one row a point, and is counted as a duplicate. A different value keeps the first, and
-    makes a dead letter of its message.
+    makes a dead letter of its message; with INGEST_CONFLICTS=replace it wins.
     """
     before = await target.endpoint.scrape()
     ts = utc_now()
@@ -100,8 +103,11 @@ async def duplicates(target: Target, result: Result) -> None:
     await target.publish(Kind.TELEM, conflicting, device="twice")
     await target.settle(Kind.TELEM, "twice")
     rows = [row for row in await target.database.fetch(_COPIES, target.tenant) if not row[0].startswith("fence")]
-    faults = [] if sorted(rows) == [("a", ts, 1.0), ("b", ts, 2.0)] else [f"stored as {rows}"]
-    result.judge("Same message three times", f"{len(rows)} rows for 2 points", faults=faults, rows=len(rows))
+    last = -1.0 if target.settings.conflicts == "replace" else 1.0
+    faults = [] if sorted(rows) == [("a", ts, last), ("b", ts, 2.0)] else [f"stored as {rows}"]
+    figure = f"{len(rows)} rows for 2 points"
+    step = f"let INGEST_CONFLICTS of `validate` be that of the service; if it is, {BUG}"
+    result.judge("Same message three times", figure, faults=faults, next_step=step, rows=len(rows))
 
     after = await target.endpoint.scrape()
     counted = {
@@ -121,4 +127,5 @@ async def duplicates(target: Target, result: Result) -> None:
             counted
         )
     )
-    result.judge("Duplicates are counted", figure, faults=faults, **counted)
+    step = f"is {target.endpoint.url} the only process that stores what is published here?"
+    result.judge("Duplicates are counted", figure, faults=faults, next_step=step, **counted)

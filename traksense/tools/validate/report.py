@@ -28,12 +28,14 @@ class Finding:
         what: What was looked at.
         figure: What was seen, for people.
         values: The same as numbers, for machines; the names carry the unit.
+        next_step: What an operator can do about it; empty if there is nothing to do.
     """
 
     status: Status
     what: str
     figure: str
     values: Mapping[str, float | str] = attrs.field(factory=dict)
+    next_step: str = ""
 
 
 @attrs.define
@@ -57,21 +59,24 @@ class Result:
     def status(self) -> Status:
         """The worst of the findings; a check that found nothing was not run."""
         found = {finding.status for finding in self.findings}
-        order: tuple[Status, ...] = ("fail", "not run", "ok", "skip")
+        order: tuple[Status, ...] = ("fail", "not run", "skip", "ok")
         return next((status for status in order if status in found), "not run")
 
-    def add(self, status: Status, what: str, figure: str, **values: float | str) -> None:
+    def add(self, status: Status, what: str, figure: str, *, next_step: str = "", **values: float | str) -> None:
         """Note a finding."""
-        finding = Finding(status, what, figure, values)
+        self._note(Finding(status, what, figure, values, next_step))
+
+    def judge(self, what: str, figure: str, *, faults: list[str], next_step: str = "", **values: float | str) -> None:
+        """Note a finding: a failure if there are faults, which are then said before the figure, and the next step."""
+        if faults:
+            figure = f"{'; '.join(faults)} ({figure})" if figure else "; ".join(faults)
+            self._note(Finding("fail", what, figure, values, next_step))
+        else:
+            self._note(Finding("ok", what, figure, values))
+
+    def _note(self, finding: Finding) -> None:
         self.findings.append(finding)
         self.tell(finding)
-
-    def judge(self, what: str, figure: str, *, faults: list[str], **values: float | str) -> None:
-        """Note a finding: a failure if there are faults, which are then said before the figure."""
-        if faults:
-            self.add("fail", what, f"{'; '.join(faults)} ({figure})" if figure else "; ".join(faults), **values)
-        else:
-            self.add("ok", what, figure, **values)
 
 
 @attrs.define
@@ -95,10 +100,36 @@ class Report:
         """Whether no check failed and none was kept from running; those that were skipped said why."""
         return not self.interrupted and all(result.status in ("ok", "skip") for result in self.results)
 
+    @property
+    def not_checked(self) -> list[tuple[Result, Finding]]:
+        """What could not be checked here, and why. A clean-up that was not wanted is no check."""
+        return [
+            (result, finding)
+            for result in self.results
+            for finding in result.findings
+            if finding.status == "skip" and result.name != "cleanup"
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """In a few words, without the reasons."""
+        if self.interrupted:
+            return "INTERRUPTED"
+        missing = len({result.name for result, _ in self.not_checked})
+        if not missing:
+            return "ALL CHECKS PASSED" if self.passed else "CHECKS FAILED"
+        what = "1 CHECK" if missing == 1 else f"{missing} CHECKS"
+        return f"{'PASSED, BUT' if self.passed else 'CHECKS FAILED, AND'} {what} COULD NOT BE MADE"
+
     def as_json(self) -> dict[str, Any]:
         """For machines."""
         return {
             "passed": self.passed,
+            "verdict": self.verdict,
+            "not_checked": [
+                {"name": result.name, "title": result.title, "why": finding.figure, "next_step": finding.next_step}
+                for result, finding in self.not_checked
+            ],
             "interrupted": self.interrupted,
             **self.subject,
             "seconds": round(self.seconds, 3),
@@ -148,6 +179,8 @@ class Printer:
             painted=f"[{finding.status.upper()}]",
             colour=_COLOURS[finding.status],
         )
+        if finding.next_step:
+            self._line(f"    next step: {finding.next_step}")
 
     def end(self, report: Report) -> None:
         """The verdict."""
@@ -156,10 +189,16 @@ class Printer:
             for status in ("ok", "fail", "skip", "not run")
         }
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        verdict = "ALL CHECKS PASSED" if report.passed else "INTERRUPTED" if report.interrupted else "CHECKS FAILED"
+        missing = report.not_checked
+        why = "; ".join(
+            f"{result.title}: {finding.figure}" + (f" (next step: {finding.next_step})" if finding.next_step else "")
+            for result, finding in missing
+        )
+        colour = "31;1" if not report.passed else "33;1" if missing else "32;1"
         self._line()
         self._line("=" * WIDTH)
-        self._line(painted=f"{verdict} ({said}; {report.seconds:.1f} s)", colour="32;1" if report.passed else "31;1")
+        verdict = f"{report.verdict} ({said}; {report.seconds:.1f} s)"
+        self._line(f": {why}" if why else "", painted=verdict, colour=colour)
         self._line("=" * WIDTH)
 
     def _line(self, text: str = "", *, painted: str = "", colour: str = "") -> None:

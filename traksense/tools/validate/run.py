@@ -16,10 +16,10 @@ from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
 from traksense.store.sql_files import LATEST
 from traksense.tools.publisher import open_publisher
-from traksense.tools.validate import cleanup, repeating, speed, storing, watching
+from traksense.tools.validate import cleanup, repeating, speed, storing, watching, wiring
 from traksense.tools.validate.endpoint import Endpoint, EndpointError
 from traksense.tools.validate.report import Printer, Report, Result
-from traksense.tools.validate.target import CheckSkippedError, Target
+from traksense.tools.validate.target import OPERATORS_USER, CheckFailedError, CheckSkippedError, Target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,6 +41,7 @@ WINDOW: Final = 1_000
 """Unconfirmed messages; the broker's Receive Maximum may be less."""
 
 CHECKS: Final[tuple[tuple[str, str, Check], ...]] = (
+    ("wiring", "Wiring", wiring.wiring),
     ("persistence", "Persistence", storing.persistence),
     ("dlq", "Dead Letter Queue", storing.dead_letters),
     ("throughput", "Throughput Smoke Test", speed.throughput),
@@ -55,6 +56,7 @@ CHECKS: Final[tuple[tuple[str, str, Check], ...]] = (
 )
 
 DEVICES: Final = (
+    wiring.DEVICE,
     *("persistence", "good", "latency", "acks", "events", "disorder", "twice", "burst", "walls", "device", "cleanup"),
     *(f"throughput-{number}" for number in range(speed.DEVICES)),
 )
@@ -93,6 +95,8 @@ async def validate(
     finally:
         report.seconds = trio.current_time() - started
 
+
+_ENDPOINT: Final = "does the service run, and is this its endpoint? It is named by METRICS_PORT or --metrics-url"
 
 _NO_TENANT: Final = {
     False: "a tenant of our own cannot be tried here",
@@ -135,17 +139,23 @@ class _Run:
                         await cleanup.register(target.database, target.tenants, list(DEVICES))
                     for name, title, check in CHECKS:
                         await self._check(name, title, check, target)
+                        if target.miswired:
+                            # Nothing else could be found, and what is published would lie about for ever.
+                            self._not_run("see wiring")
+                            break
             finally:
                 self._not_run("interrupted")
                 result = self._begin("cleanup", "Clean-up", check=False)
                 if self.options.keep:
-                    result.add("skip", "Clean-up", f"kept: {' and '.join(target.tenants)}")
+                    kept = f"kept: {' and '.join(target.tenants)}"
+                    result.add("skip", "Clean-up", kept, next_step=cleanup.by_hand(target))
                 else:
                     with trio.move_on_after(CLEANUP_SECONDS, shield=True) as scope:
                         await cleanup.clean_up(target, result)
                     if scope.cancelled_caught:
                         left = " and ".join(target.tenants)
-                        result.add("fail", "Clean-up", f"not done within {CLEANUP_SECONDS:.0f} s; remains: {left}")
+                        late = f"not done within {CLEANUP_SECONDS:.0f} s; remains: {left}"
+                        result.add("fail", "Clean-up", late, next_step=cleanup.by_hand(target))
 
     async def _check(self, name: str, title: str, check: Check, target: Target) -> None:
         result = self._begin(name, title)
@@ -156,15 +166,16 @@ class _Run:
             result.add("not run", title, "interrupted")
             raise
         except CheckSkippedError as error:
-            result.add("skip", title, str(error))
+            result.add("skip", title, str(error), next_step=error.next_step)
         except TraksenseError as error:
-            result.add("fail", title, str(error))
+            _fail(result, error)
         except BaseExceptionGroup as group:
             expected, rest = group.split(TraksenseError)
             if expected is None or rest is not None:
                 raise
-            result.add("fail", title, _first(expected))
+            _fail(result, _first(expected))
         finally:
+            target.miswired = name == "wiring" and result.status == "fail"
             result.seconds = trio.current_time() - started
 
     def _begin(self, name: str, title: str, *, check: bool = True) -> Result:
@@ -227,7 +238,8 @@ class _Run:
                 )
             )
         except TraksenseError as error:
-            result.add("fail", "MQTT connect", f"{broker}: {error}")
+            step = f"MQTT_URL must name the broker of the service; {OPERATORS_USER}"
+            result.add("fail", "MQTT connect", f"{broker}: {error}", next_step=step)
             return None
         milliseconds = (trio.current_time() - started) * 1000
         result.add("ok", "MQTT connect", f"{broker} in {milliseconds:.0f} ms", milliseconds=milliseconds)
@@ -241,7 +253,8 @@ class _Run:
             )
             rows = await database.fetch("SELECT max(version), traksense.is_operator() FROM traksense.schema_version")
         except TraksenseError as error:
-            result.add("fail", "Database", str(error))
+            step = "DATABASE_URL must name the database of the service, and the login of its owner"
+            result.add("fail", "Database", str(error), next_step=step)
             return None
         version, operator = rows[0]
         milliseconds = (trio.current_time() - started) * 1000
@@ -255,7 +268,8 @@ class _Run:
     async def _look_at_health(self, endpoint: Endpoint, result: Result) -> bool:
         try:
             status, _ = await endpoint.get("/healthz")
-            result.judge("GET /healthz", str(status), faults=[] if status == 200 else ["not 200"])
+            faults = [] if status == 200 else ["not 200"]
+            result.judge("GET /healthz", str(status), faults=faults, next_step=_ENDPOINT)
             answer = await endpoint.get("/readyz")
             with trio.move_on_after(READY_SECONDS):
                 while True:
@@ -264,17 +278,23 @@ class _Run:
                         break
                     await trio.sleep(0.2)
             faults = [] if answer[0] == 200 else [" ".join(answer[1].split())]
-            result.judge("GET /readyz", str(answer[0]), faults=faults)
+            step = "ops/operations.md#health has a section for each condition"
+            result.judge("GET /readyz", str(answer[0]), faults=faults, next_step=step)
             samples = await endpoint.scrape()
             result.add("ok", "GET /metrics", f"{len(samples)} samples", samples=len(samples))
         except EndpointError as error:
-            result.add("fail", "Service", str(error))
+            result.add("fail", "Service", str(error), next_step=_ENDPOINT)
             return False
         return status == 200 and answer[0] == 200
 
 
-def _first(group: BaseExceptionGroup[TraksenseError]) -> str:
+def _fail(result: Result, error: BaseException) -> None:
+    step = error.next_step if isinstance(error, CheckFailedError) else ""
+    result.add("fail", result.title, str(error), next_step=step)
+
+
+def _first(group: BaseExceptionGroup[TraksenseError]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error)
+    return error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from traksense.model import Kind, Reason
 from traksense.tools.validate import payloads
-from traksense.tools.validate.target import SITE, Target, utc_now
+from traksense.tools.validate.target import BUG, BUSY, SITE, Target, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,6 +72,7 @@ async def persistence(target: Target, result: Result) -> None:
         "Inserted telemetry rows",
         f"{len(found)} rows with all columns right after {seconds * 1000:.0f} ms" if not faults else "",
         faults=faults,
+        next_step=BUSY if len(found) < len(expected) else BUG,
         rows=len(found),
         seconds=seconds,
     )
@@ -104,11 +105,15 @@ async def dead_letters(target: Target, result: Result) -> None:
         faults.append(f"{len(rows) - len(expected)} dead letters too many")
     reasons = sorted({row[2] for row in rows})
     figure = f"{len(rows)} errors, byte for byte, reasons {', '.join(reasons)}, after {seconds * 1000:.0f} ms"
-    result.judge("DLQ captured invalid payloads", figure, faults=faults, errors=len(rows), seconds=seconds)
+    step = BUSY if len(rows) < len(expected) else BUG
+    result.judge(
+        "DLQ captured invalid payloads", figure, faults=faults, next_step=step, errors=len(rows), seconds=seconds
+    )
     neighbours = "SELECT count(*) FROM public.ts_measure WHERE tenant_id = $1 AND device_id = 'good'"
     stored, _ = await target.until(lambda: target.count(neighbours, target.tenant), lambda n: n >= len(expected))
     missing = [] if stored == len(expected) else ["some are lost"]
-    result.judge("Their good neighbours are stored", f"{stored} of {len(expected)}", faults=missing, stored=stored)
+    figure = f"{stored} of {len(expected)}"
+    result.judge("Their good neighbours are stored", figure, faults=missing, next_step=BUSY, stored=stored)
 
 
 async def out_of_order(target: Target, result: Result) -> None:
@@ -131,7 +136,8 @@ async def out_of_order(target: Target, result: Result) -> None:
     late = sum(ts < max(order[:place]) for place, ts in enumerate(order) if place)
     figure = f"{len(rows)} of {len(points)} points, {late} of them older than one before, after {seconds * 1000:.0f} ms"
     faults = [] if stored == points and len(rows) == len(points) else ["what is stored is not what was sent"]
-    result.judge("Out-of-order timestamps stored", figure, faults=faults, points=len(rows), late=late)
+    step = BUSY if len(rows) < len(points) else BUG
+    result.judge("Out-of-order timestamps stored", figure, faults=faults, next_step=step, points=len(rows), late=late)
 
     wanted = _by_minute(points.items())
 
@@ -142,7 +148,9 @@ async def out_of_order(target: Target, result: Result) -> None:
     minutes, _ = await target.until(ask_minutes, lambda found: _same(found, wanted))
     faults = [] if _same(minutes, wanted) else [_difference(minutes, wanted)]
     figure = f"{len(minutes)} minutes, average, minimum, maximum and count as computed from the points"
-    result.judge("Aggregates in ts_measure_1m", figure if not faults else "", faults=faults, minutes=len(minutes))
+    step = f"`traksense lifecycle status` and ops/operations.md#condition-maintenance; if they are in order, {BUG}"
+    figure = figure if not faults else ""
+    result.judge("Aggregates in ts_measure_1m", figure, faults=faults, next_step=step, minutes=len(minutes))
 
 
 async def _bring_up_to_date(target: Target, instants: list[datetime]) -> None:

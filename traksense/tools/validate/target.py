@@ -28,6 +28,28 @@ T = TypeVar("T")
 POLL_SECONDS: Final = 0.01
 SITE: Final = "site"
 
+NOT_AUTHORIZED: Final = 0x87
+REFUSALS: Final = {
+    0x80: "unspecified error",
+    0x83: "implementation specific error",
+    NOT_AUTHORIZED: "not authorized",
+    0x90: "topic name invalid",
+    0x95: "packet too large",
+    0x97: "quota exceeded",
+    0x99: "payload format invalid",
+}
+"""Of PUBACK. Source: MQTT 5.0 §3.4.2.1; 0x95 is `outbox`'s own."""
+
+OPERATORS_USER: Final = (
+    "MQTT_USERNAME of `validate` must be an operators' user, who may publish to traksense/+/+/+/telem, ack and event: "
+    "ops/mosquitto.acl has one (traksense-operator); that of the service may only read"
+)
+BUSY: Final = (
+    "GET /readyz and the service's log say whether it can write; where it only works off a backlog, wait for that, or "
+    "give a larger --patience"
+)
+BUG: Final = "this is a bug of traksense, or somebody has altered the schema (compare with ops/schema.sql): report it"
+
 FENCES: Final = {
     Kind.TELEM: "SELECT count(*) FROM public.ts_measure WHERE tenant_id = $1 AND device_id = $2 AND point_id = $3",
     Kind.ACK: "SELECT count(*) FROM public.cmd_ack WHERE tenant_id = $1 AND device_id = $2 AND cmd_id = $3",
@@ -36,11 +58,15 @@ FENCES: Final = {
 
 
 class CheckFailedError(TraksenseError):
-    """What the check needs did not happen; the text is the finding."""
+    """What the check needs did not happen; the text is the finding, and `next_step` what an operator can do."""
+
+    def __init__(self, finding: str, next_step: str = "") -> None:
+        self.next_step = next_step
+        super().__init__(finding)
 
 
-class CheckSkippedError(TraksenseError):
-    """The check cannot be made here; the text says why."""
+class CheckSkippedError(CheckFailedError):
+    """The check cannot be made here; the text says why, and `next_step` how it can be made."""
 
 
 @attrs.define(eq=False)
@@ -57,6 +83,8 @@ class Target:
         dead: Those of them that had to become dead letters.
         untyped: Those of them whose topic is of no kind.
         stored: Points that had to be stored, each once.
+        miswired: Whether the first message did not come where it should.
+        out_of_reach: What may be stored of ours where we cannot remove it; empty if nothing is.
     """
 
     settings: Settings
@@ -71,6 +99,8 @@ class Target:
     dead: int = 0
     untyped: int = 0
     stored: int = 0
+    miswired: bool = False
+    out_of_reach: str = ""
     _fences: int = 0
 
     @property
@@ -100,7 +130,10 @@ class Target:
             CheckSkippedError: MQTT_TOPICS does not cover it.
         """
         if not self.subscribed(kind):
-            raise CheckSkippedError(f"MQTT_TOPICS does not subscribe to {self.topic(kind)}")
+            raise CheckSkippedError(
+                f"MQTT_TOPICS does not subscribe to {self.topic(kind)}",
+                f"if such messages shall be stored, add traksense/+/+/+/{kind} to MQTT_TOPICS, of the service as well",
+            )
 
     async def publish(self, kind: Kind, payload: bytes, *, device: str = "device", tenant: str | None = None) -> None:
         """Publish at QoS 1; `confirm` waits for the PUBACK.
@@ -125,12 +158,22 @@ class Target:
         if scope.cancelled_caught:
             raise self._unconfirmed()
         if self.refusals:
-            codes = ", ".join(f"0x{reason:02X}" for reason in sorted(set(self.refusals)))
-            raise CheckFailedError(f"the broker refuses what this user publishes to {self.tenant}: reason code {codes}")
+            reasons = sorted(set(self.refusals))
+            self.refusals.clear()  # the next check may publish what this user may
+            said = ", ".join(f"0x{reason:02X} {REFUSALS.get(reason, '')}".rstrip() for reason in reasons)
+            raise CheckFailedError(
+                f"the broker refuses what this user publishes to traksense/{self.tenant}/...: reason code {said}",
+                OPERATORS_USER if NOT_AUTHORIZED in reasons else "the limits and the log of the broker say why",
+            )
 
     def _unconfirmed(self) -> CheckFailedError:
         why = self.publisher.fault or "no PUBACK"
-        return CheckFailedError(f"the broker did not confirm within {self.patience:g} s: {why}")
+        return CheckFailedError(
+            f"the broker did not confirm within {self.patience:g} s: {why}",
+            f"some brokers end the connection of a user who may not publish: {OPERATORS_USER}"
+            if self.publisher.fault
+            else "see the broker's log and load; if it is slow by nature, give a larger --patience",
+        )
 
     async def until(self, ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool]) -> tuple[T, float]:
         """Ask until the answer is enough or patience ends: the last answer, and after how many seconds."""
@@ -171,10 +214,14 @@ class Target:
         await self.confirm()
         stored, _ = await self.until(lambda: self.count(FENCES[kind], self.tenant, device, name), bool)
         if not stored:
-            raise CheckFailedError(f"nothing published to {self.topic(kind, device)} is stored any more")
+            raise CheckFailedError(
+                f"what was published to {self.topic(kind, device)} last is not stored within {self.patience:g} s", BUSY
+            )
         drained, samples, _ = await self.drain()
         if not drained:
-            raise CheckFailedError(f"messages are in flight for more than {self.patience:g} s: {in_flight(samples)}")
+            raise CheckFailedError(
+                f"messages are in flight for more than {self.patience:g} s: {in_flight(samples)}", BUSY
+            )
 
     async def drain(self) -> tuple[bool, Samples, float]:
         """Wait until nothing is in flight that the service had received when this was called.

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from traksense.model import Kind
 from traksense.store import tenant_probe
+from traksense.store.roles import READONLY
 from traksense.tools.validate import payloads
-from traksense.tools.validate.target import CheckSkippedError, Target, utc_now
+from traksense.tools.validate.target import BUG, CheckSkippedError, Target, utc_now
 
 if TYPE_CHECKING:
     from traksense.store.tenant_probe import Walls
@@ -35,7 +36,7 @@ async def metrics(target: Target, result: Result) -> None:
     there = {(name, label) for name, labels in samples for label in (None, *dict(labels))}
     missing = [name for name, label in SEED_METRICS.items() if (name, label) not in there]
     faults = [f"missing: {', '.join(missing)}"] if missing else []
-    result.judge("Names of the seed", f"{len(SEED_METRICS) - len(missing)} present", faults=faults)
+    result.judge("Names of the seed", f"{len(SEED_METRICS) - len(missing)} present", faults=faults, next_step=BUG)
 
     endpoint = target.endpoint
     assert endpoint.first is not None  # scraped just now
@@ -51,17 +52,31 @@ async def metrics(target: Target, result: Result) -> None:
     for what, ((sample, labels), expected) in least.items():
         moved = samples.total(sample, **labels) - endpoint.first.total(sample, **labels)
         if moved < expected:
-            faults.append(f"{what}: {moved:.0f}, at least {expected} expected (is this the process that stored them?)")
+            faults.append(f"{what}: {moved:.0f}, at least {expected} expected")
     sent = sum(target.sent.values())
     figure = f"at least {sent} messages, {target.stored} points and {target.dead} errors, as sent"
-    result.judge("Counters moved", figure if not faults else "", faults=faults, messages=sent, points=target.stored)
+    result.judge(
+        "Counters moved",
+        figure if not faults else "",
+        faults=faults,
+        next_step=f"is {endpoint.url} the only process that stores what is published here, and was it not restarted "
+        "meanwhile? Name the right one with METRICS_PORT or --metrics-url",
+        messages=sent,
+        points=target.stored,
+    )
 
     figure = f"received = stored + duplicate + dead + in flight at {endpoint.scrapes} scrapes"
-    result.judge("Ledger", figure, faults=endpoint.imbalances[:3], scrapes=endpoint.scrapes)
+    result.judge(
+        "Ledger",
+        figure,
+        faults=endpoint.imbalances[:3],
+        next_step="keep the service's log and metrics: ops/operations.md#traksenseledgerimbalance",
+        scrapes=endpoint.scrapes,
+    )
 
 
 async def isolation(target: Target, result: Result) -> None:
-    """A role with nothing but SELECT sees the tenant that it names, in every relation, and nothing if it names none."""
+    """The dashboards' role sees the tenant that it names, in every relation, and nothing if it names none."""
     now = utc_now()
     wanted = {
         Kind.TELEM: payloads.numbers(now, {"p": 1.0}),
@@ -78,10 +93,11 @@ async def isolation(target: Target, result: Result) -> None:
     for kind in subscribed:
         await target.settle(kind, "walls")
     try:
-        walls = await target.database.call(tenant_probe.look, target.tenant.replace("-", "_"), target.tenants)
-    except tenant_probe.NoTemporaryRoleError as error:
+        walls = await target.database.call(tenant_probe.look, target.tenants)
+    except tenant_probe.NoReaderError as error:
         raise CheckSkippedError(
-            f"the role of DATABASE_URL may not make a temporary role and become it: {error}"
+            f"{error}, so nobody has looked through a tenant's eyes",
+            f"a superuser runs, in this database: {error.remedy}; then run `validate` again",
         ) from error
     faults = _faults(walls)
     rows = sum(view.own for view in walls.tenant.values())
@@ -89,13 +105,21 @@ async def isolation(target: Target, result: Result) -> None:
         f"{rows} rows of its own tenant in {len(walls.relations)} relations, none of another, "
         f"none without app.tenant_id, none in schema traksense"
     )
-    result.judge("A role without rights", figure if not faults else "", faults=faults, rows=rows)
+    result.judge(
+        f"As {READONLY}",
+        figure if not faults else "",
+        faults=faults,
+        next_step=f"run `traksense migrate` as the owner, which gives {READONLY} its rights; take away policies and "
+        "grants that ops/schema.sql does not have",
+        rows=rows,
+    )
 
 
 def _faults(walls: Walls) -> list[str]:
-    faults = [
+    faults = [f"{relation} cannot be read" for relation in walls.unreadable]
+    faults.extend(
         f"{relation} shows {tenant} rows of others" for (tenant, relation), view in walls.tenant.items() if view.others
-    ]
+    )
     faults.extend(
         f"{relation} shows {view.own} of {walls.operator[tenant, relation]} rows of {tenant}"
         for (tenant, relation), view in walls.tenant.items()

@@ -1,0 +1,109 @@
+"""What the tests of `traksense validate` share: a running stack, and what the command said of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import psycopg
+import trio
+
+from tests.command_line import Outcome, run_command
+from traksense.tools.validate.run import CHECKS
+
+if TYPE_CHECKING:
+    from traksense.tools.stack import ServiceProcess
+
+DEADLINE_SECONDS = 50
+NAMES = ["connectivity", *(name for name, _, _ in CHECKS), "cleanup"]
+RELATIONS = (
+    "traksense.measure",
+    "traksense.series",
+    "traksense.meta",
+    "traksense.device",
+    "traksense.tenant",
+    "cmd_ack",
+    "device_event",
+    "ingest_errors",
+)
+
+
+@attrs.frozen
+class Stack:
+    """A running service, and the environment that names it."""
+
+    dsn: str
+    env: dict[str, str]
+    service: ServiceProcess
+
+    async def validate(self, *arguments: str, **env: str) -> Outcome:
+        """Run the command."""
+        with trio.fail_after(DEADLINE_SECONDS):
+            return await run_command(self.env | env, "validate", *arguments)
+
+    def rows(self, tenant: str | None = None) -> dict[str, int]:
+        """How many rows each relation has that has any; those of a tenant, if named."""
+        with psycopg.connect(self.dsn) as connection:
+            counts = {relation: count(connection, relation, tenant) for relation in RELATIONS}
+        return {relation: rows for relation, rows in counts.items() if rows}
+
+    async def wait_for_measures(self, at_least: int) -> None:
+        """Wait until so many measurements are stored."""
+        while True:
+            if self.rows().get("traksense.measure", 0) >= at_least:
+                return
+            await trio.sleep(0.02)
+
+    def change(self, sql: str) -> None:
+        """Change the database under the service."""
+        with psycopg.connect(self.dsn) as connection:
+            connection.execute(sql.encode())
+
+
+def count(connection: psycopg.Connection[Any], relation: str, tenant: str | None) -> int:
+    condition = b"" if tenant is None or relation == "traksense.measure" else b" WHERE tenant_id = %(tenant)s"
+    row = connection.execute(b"SELECT count(*) FROM " + relation.encode() + condition, {"tenant": tenant}).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def statuses(outcome: Outcome) -> dict[str, str]:
+    """The status of each check."""
+    return {check["name"]: check["status"] for check in json.loads(outcome.stdout)["checks"]}
+
+
+def failures(outcome: Outcome) -> list[str]:
+    """What failed, in words."""
+    checks = json.loads(outcome.stdout)["checks"]
+    return [f"{f['what']}: {f['figure']}" for check in checks for f in check["findings"] if f["status"] == "fail"]
+
+
+def slow(outcome: Outcome) -> bool:
+    """Whether nothing failed but speed: on a machine that is busy with other tests, that proves nothing."""
+    failed = {name for name, status in statuses(outcome).items() if status == "fail"}
+    return bool(failed) and failed <= {"throughput", "latency"}
+
+
+def findings(outcome: Outcome, name: str) -> list[dict[str, Any]]:
+    """The findings of a check."""
+    found: list[dict[str, Any]] = next(
+        check["findings"] for check in json.loads(outcome.stdout)["checks"] if check["name"] == name
+    )
+    return found
+
+
+def wrong(outcome: Outcome) -> tuple[str, str]:
+    """What the wiring check found, and the next step; nothing else was tried."""
+    assert {"connectivity": "ok", "wiring": "fail"} | dict.fromkeys(NAMES[2:-1], "not_run") == {
+        name: status for name, status in statuses(outcome).items() if name != "cleanup"
+    }
+    assert 1 == outcome.status
+    assert "CHECKS FAILED" == json.loads(outcome.stdout)["verdict"]
+    (finding,) = findings(outcome, "wiring")
+    return finding["figure"], finding["next_step"]
+
+
+def seconds(outcome: Outcome) -> float:
+    """How long it took."""
+    return float(json.loads(outcome.stdout)["seconds"])
