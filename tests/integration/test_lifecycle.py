@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_rollup import check
 
 from tests.contract.test_store import delivery, open_postgres_store
 from traksense.commands import lifecycle, maintain
+from traksense.commands.lifecycle import _status_text
 from traksense.errors import ConfigError, DeliveriesRefusedError
 from traksense.model import Point, Reason, Telemetry
 from traksense.store.policy import Policy, load, read_duration, write_duration
@@ -113,7 +114,8 @@ def test_plan_apply_and_maintain(
     status = json.loads(run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status", "--json", **policy))
     assert [] == status["drift"]
     assert {"measure", "rollup_1m", "rollup_5m", "rollup_1h"} == {r["relation"] for r in status["relations"]}
-    assert "drift retain_raw: 10 days -> forever" in run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status")
+    drift = "drift retain_raw: 10 days in the database, forever in the environment"
+    assert drift in run(monkeypatch, capsys, migrated.dsn, "lifecycle", "status")
 
 
 def test_chunks_are_compressed_and_analyzed(
@@ -215,6 +217,29 @@ async def test_points_older_than_retention_are_refused(migrated: Database) -> No
 
     assert 1 == migrated.value("SELECT count(*) FROM traksense.measure")
     assert ["timestamp_out_of_window"] == [row[0] for row in migrated.rows("SELECT reason FROM ingest_errors")]
+
+
+def test_status_says_why_a_job_failed() -> None:
+    """The last error stands behind it; of a job that has not run yet there is none."""
+    status: dict[str, Any] = {
+        "engine": "timescaledb",
+        "drift": [],
+        "relations": [],
+        "tables": [],
+        "compression": [],
+        "behind": None,
+    }
+    jobs = [
+        {"job_id": 1000, "name": "a", "next_start": "soon", "last_run_status": "Failed", "last_error": "disk full"},
+        {"job_id": 1001, "name": "b", "next_start": None, "last_run_status": None, "last_error": None},
+    ]
+
+    told = _status_text(status | {"jobs": jobs})
+
+    assert told[-2:] == [
+        "job 1000 a: next run soon, last run Failed: disk full",
+        "job 1001 b: next run never, last run never",
+    ]
 
 
 def test_policy_defaults() -> None:

@@ -82,11 +82,14 @@ def _plan_text(plan: Plan) -> list[str]:
 
 
 def _status_text(status: dict[str, Any]) -> list[str]:
+    parts = "chunks" if status["engine"] == "timescaledb" else "partitions"
     lines = [f"engine {status['engine']}"]
-    lines += [f"drift {drift}" for drift in status["drift"]] or ["drift none"]
+    lines += [f"drift {drift}" for drift in status["drift"]] or [
+        "drift none: the database has the policy of the environment"
+    ]
     for relation in status["relations"]:
         lines.append(
-            f"{relation['relation']}: {_size(relation['bytes'])} in {relation['parts']} parts, "
+            f"{relation['relation']}: {_size(relation['bytes'])} in {relation['parts']} {parts}, "
             f"{relation['oldest'] or '-'} to {relation['newest'] or '-'}"
         )
     lines += [f"{table['relation']}: {_size(table['bytes'])}" for table in status["tables"]]
@@ -99,7 +102,11 @@ def _status_text(status: dict[str, Any]) -> list[str]:
     if status["behind"]:
         lines.append(f"aggregates: {status['behind']['marks']} time ranges waiting to be aggregated")
     for job in status["jobs"]:
-        lines.append(f"job {job['job_id']} {job['name']} next {job['next_start']}, last {job['last_run_status']}")
+        error = f": {job['last_error']}" if job["last_error"] else ""
+        lines.append(
+            f"job {job['job_id']} {job['name']}: next run {job['next_start'] or 'never'}, "
+            f"last run {job['last_run_status'] or 'never'}{error}"
+        )
     return lines
 
 

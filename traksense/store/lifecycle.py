@@ -164,7 +164,10 @@ async def status(connection: Any, policy: Policy) -> dict[str, Any]:
         sizes, compression = _SIZES_CHUNKS.replace("{schema}", schema), _COMPRESSION.replace("{schema}", schema)
     result: dict[str, Any] = {
         "engine": engine,
-        "drift": [str(change) for change in await _differences(connection, policy, engine)],
+        "drift": [
+            f"{change.what}: {change.now} in the database, {change.wanted} in the environment"
+            for change in await _differences(connection, policy, engine)
+        ],
         "relations": [dict(row) for row in await connection.fetch(sizes)],
         "tables": [dict(row) for row in await connection.fetch(_TABLES)],
         "behind": None if timescaledb else dict(await connection.fetchrow(_BEHIND)),
@@ -274,7 +277,10 @@ WHERE s.number_compressed_chunks > 0 ORDER BY 1
 
 _JOBS: Final = """
 SELECT j.job_id, j.proc_name::text AS name, j.hypertable_name::text AS relation, s.next_start, s.last_run_status,
-    s.total_failures
+    s.total_failures, CASE WHEN s.last_run_status = 'Failed' THEN (
+        SELECT e.err_message FROM timescaledb_information.job_errors e
+        WHERE e.job_id = j.job_id ORDER BY e.finish_time DESC LIMIT 1
+    ) END AS last_error
 FROM timescaledb_information.jobs j LEFT JOIN timescaledb_information.job_stats s USING (job_id)
 WHERE j.proc_schema = 'traksense' ORDER BY 1
 """
