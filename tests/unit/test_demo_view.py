@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from tests.unit.test_demo_state import ADDRESSES, NOW
 from traksense.model import Reason
+from traksense.tools.demo.display import show_page
 from traksense.tools.demo.lines import ledger_line, status_line
 from traksense.tools.demo.observe import _visible
 from traksense.tools.demo.state import DeadLetter, LatestValue, Phase, Scrape, State
+from traksense.tools.demo.verdict import Line, Verdict
 from traksense.tools.demo.view import age, duration, page, size, sparkline, svg
 from traksense.tools.fleet import Tally
 from traksense.tools.stack import Samples
@@ -106,6 +111,50 @@ def test_page_without_figures_says_what_it_waits_for() -> None:
 
     assert "waiting for the first figures" in text
     assert "not ready" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "fleet"),
+    [(80, "3 tenants, 60 devices, 600 points/s"), (100, "3 tenants, 60 devices, 600 points/s, signals run 60×")],
+)
+def test_title_is_whole_parts(width: int, fleet: str) -> None:
+    """What there is no room for is left out, not cut in the middle of a word."""
+    assert re.fullmatch(rf"  traksense demo  {fleet} +00:01:23  ● ready +", drawn(busy(), width, 30)[0])
+
+
+async def test_terminal_that_is_resized_is_cleared(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nothing of the page for the old size is left; while the size stays, the page changes in place."""
+    written = io.StringIO()
+    sizes = [ConsoleDimensions(100, 30)]
+
+    class Resized(Console):
+        def __init__(self) -> None:
+            super().__init__(file=written, force_terminal=True, color_system=None)
+
+        @property
+        def size(self) -> ConsoleDimensions:  # type: ignore[misc]  # nobody sets it
+            return sizes[-1]
+
+    monkeypatch.setattr("rich.console.Console", Resized)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(show_page, busy())
+        await trio.sleep(1)
+        before = written.getvalue()
+        sizes.append(ConsoleDimensions(80, 24))
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+    clear = "\x1b[2J"
+    assert (0, 1) == (before.count(clear), written.getvalue().count(clear))
+
+
+def test_lines_are_ascii() -> None:
+    """Pipes and logs may be, and nothing is escaped there."""
+    line = Line("points", 10, 9)
+
+    assert (status_line(busy()) + Verdict((line,), 1, 0).text()).isascii()
 
 
 def test_page_says_what_is_wrong() -> None:

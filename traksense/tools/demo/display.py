@@ -49,9 +49,14 @@ async def show_page(state: State) -> None:
     from traksense.tools.demo.view import page
 
     console = Console()
+    size = console.size
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
+                if console.size != size:
+                    # Lines of the last page are wrapped now: nobody knows how many there are to go back over.
+                    size = console.size
+                    console.clear()
                 live.update(page(state, console.width, console.height), refresh=True)
                 await trio.sleep(FRAME_SECONDS)
         finally:

@@ -1,4 +1,4 @@
-"""Words instead of a page: where stdout is no terminal, and at the start and the end everywhere."""
+"""Words instead of a page: where stdout is no terminal, and at the start and the end everywhere. In ASCII."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ def status_line(state: State) -> str:
 
 
 def ledger_line(state: State) -> str:
-    """The ledger's identity, with a mark for whether it holds."""
+    """The ledger's identity, and whether it holds."""
     scrape = state.scrape
     if scrape is None:
         return "no figures yet"
+    holds = "adds up" if scrape.balanced else "DOES NOT ADD UP"
     return (
         f"received {scrape.received:,} = stored {scrape.ended('stored'):,} + duplicate {scrape.ended('duplicate'):,} "
-        f"+ dead {scrape.ended('dead'):,} + in flight {scrape.in_flight:,} {'✓' if scrape.balanced else '✗'}"
+        f"+ dead {scrape.ended('dead'):,} + in flight {scrape.in_flight:,} ({holds})"
     )
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds * 1000:.0f} ms"
+    return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
 
 
 def ending(place: Place, state: State, verdict: Verdict, status: int, service: ServiceProcess, database: Path) -> str:

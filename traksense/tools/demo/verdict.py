@@ -60,7 +60,7 @@ class Verdict:
         """A small table, and what it means."""
         lines = [f"  {'':<34}{'broker confirmed':>17}{'database has':>15}"]
         lines += [
-            f"  {line.what:<34}{line.confirmed:>17,}{line.stored:>15,}  {'✓' if line.equal else '✗'}"
+            f"  {line.what:<34}{line.confirmed:>17,}{line.stored:>15,}  {'equal' if line.equal else 'DIFFERENT'}"
             for line in self.lines
         ]
         lines.append(f"  {'published twice on purpose':<34}{self.repeats:>17,}{'stored once':>15}")
@@ -69,7 +69,7 @@ class Verdict:
         lines.append(
             "  It adds up: nothing is lost, nothing is stored twice."
             if self.adds_up
-            else "  It does not add up: see the lines with ✗."
+            else "  It does not add up: see the line above that says so."
         )
         return "\n".join(lines)
 

@@ -41,7 +41,7 @@ def page(state: State, width: int, height: int) -> RenderableType:
     """The whole page for a terminal of this size."""
     wide = width >= WIDE
     reasons = len(state.scrape.dead_reasons) if state.scrape else 0
-    header = _header(state, wide=wide)
+    header = _header(state, width)
     # The last line of a terminal belongs to the cursor.
     spare = height - 1 - LINES_BESIDE_TABLES - len(header)
     roomy = spare >= ROOMY_LINES
@@ -70,7 +70,8 @@ def svg(state: State, title: str, width: int = 100, height: int = 40) -> str:
     return console.export_svg(title=title)
 
 
-def _header(state: State, *, wide: bool) -> list[RenderableType]:
+def _header(state: State, width: int) -> list[RenderableType]:
+    wide = width >= WIDE
     seconds = int(state.elapsed)
     clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     if state.phase is not Phase.RUNNING:
@@ -79,11 +80,12 @@ def _header(state: State, *, wide: bool) -> list[RenderableType]:
         status = Text("● ready", GOOD)
     else:
         status = Text("● not ready", BAD)
+    right = Text.assemble((clock, TITLE), "  ", status)
+    fleet = _fitting(printable(state.fleet), width - len("  traksense demo    ") - len(right) - 2)
     top = _grid(ratios=(1, None))
-    title = Text.assemble(
-        ("traksense demo", "bold"), ("  " + printable(state.fleet), DIM), no_wrap=True, overflow="ellipsis"
+    top.add_row(
+        Text.assemble(("traksense demo", "bold"), ("  " + fleet, DIM), no_wrap=True, overflow="ellipsis"), right
     )
-    top.add_row(title, Text.assemble((clock, TITLE), "  ", status))
     a = state.addresses
     broker = _labelled("broker   ", f"{a.broker} ({a.broker_kind})")
     database, metrics = _labelled("database ", a.database), _labelled("metrics  ", a.metrics)
@@ -276,6 +278,14 @@ def age(ts: datetime, now: datetime) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+def _fitting(text: str, room: int) -> str:
+    """As many of its parts, which commas separate, as there is room for."""
+    parts = text.split(", ")
+    while len(", ".join(parts)) > room and len(parts) > 1:
+        parts.pop()
+    return ", ".join(parts)
 
 
 def _grid(*, ratios: tuple[int | None, ...], padding: int = 0) -> Table:
