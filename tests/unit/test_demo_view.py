@@ -133,8 +133,8 @@ async def test_terminal_that_is_resized_is_cleared(
         def __init__(self) -> None:
             super().__init__(file=written, force_terminal=True, color_system=None)
 
-        @property
-        def size(self) -> ConsoleDimensions:  # type: ignore[misc]  # nobody sets it
+        @property  # type: ignore[misc]  # nobody sets it
+        def size(self) -> ConsoleDimensions:
             return sizes[-1]
 
     monkeypatch.setattr("rich.console.Console", Resized)
