@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from traksense.tools.stack import BrokerProcess, PostgresProcess
 
 DRAWING: Final = "a drawing"
-NOT_HERE: Final = "containers or a cluster, which the tests do not have: its files are held together by test_ops"
+NOT_HERE: Final = (
+    "containers or a cluster, which the tests do not have: its files are held together by test_ops_compose"
+)
 
 ELSEWHERE: Final = {
     "README.md devices ─▶": DRAWING,
@@ -39,7 +41,7 @@ ELSEWHERE: Final = {
     "CONTRIBUTING.md sh ops/test.sh": "tests/unit/test_documentation.py",
     "adapters.md": "tests/unit/adapters/test_adapters_manual.py",
     "install-debian.md": "ops/bare.sh",
-    "install-containers.md umask": "tests/unit/test_ops.py",
+    "install-containers.md umask": "tests/unit/test_ops_compose.py",
     "install-containers.md docker": NOT_HERE,
     "install-containers.md . ops/.env": NOT_HERE,
     "install-containers.md mosquitto_pub": NOT_HERE,

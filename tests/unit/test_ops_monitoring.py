@@ -14,7 +14,8 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.test_ops import OPS, prometheus, run, services, unit
+from tests.unit.test_ops import OPS, run, unit
+from tests.unit.test_ops_compose import prometheus, services
 from traksense.config import Settings
 from traksense.ingest.clock import ClockWatch
 from traksense.ingest.health import Health

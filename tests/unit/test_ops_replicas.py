@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import yaml
 
-from tests.unit.test_ops import OPS, compose, env_values, prometheus, run, seconds, unit
+from tests.unit.test_ops import OPS, env_values, run, seconds, unit
+from tests.unit.test_ops_compose import compose, prometheus
 from traksense import __version__, config
 from traksense.config import Settings, load
 
