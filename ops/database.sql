@@ -13,7 +13,7 @@ CREATE ROLE traksense_owner LOGIN PASSWORD :'owner_password';
 CREATE ROLE traksense_ingest NOLOGIN;
 CREATE ROLE traksense_app NOLOGIN;
 CREATE ROLE traksense_readonly NOLOGIN;
--- So that `validate` can look at the walls between tenants as a dashboard does (SET ROLE). It may no more with it.
+-- So that `validate` can look at the walls between tenants as a dashboard does (SET ROLE). This gives it no further rights.
 GRANT traksense_readonly TO traksense_owner;
 -- The service.
 CREATE ROLE traksense_service LOGIN PASSWORD :'service_password' IN ROLE traksense_ingest;

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[1]
 
 # The reference pages are made from the code, and decisions and changelog speak of their day.
-PAGES: Final = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "ops").glob("*.md"))]
+PAGES: Final = [
+    *(ROOT / name for name in ("README.md", "README.pt-BR.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "ops").glob("*.md")),
+]
 
 _FENCED: Final = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED: Final = re.compile(r"(?<=\n\n)(?:    .*\n|\n(?=    ))+")

@@ -12,7 +12,18 @@ import pytest
 import trio
 import yaml
 
-from tests.acceptance.validated import DEADLINE_SECONDS, Stack, failures, findings, seconds, slow, statuses, wrong
+from tests.acceptance.validated import (
+    DEADLINE_SECONDS,
+    PATIENCE_SECONDS,
+    PATIENT,
+    Stack,
+    failures,
+    findings,
+    seconds,
+    slow,
+    statuses,
+    wrong,
+)
 from tests.command_line import run_command
 from traksense.tools.stack import BrokerOptions, open_service
 
@@ -68,13 +79,13 @@ async def installed(acl_broker: BrokerProcess, databases: PostgresProcess, tmp_p
 
 async def test_validate_finds_a_user_who_may_not_publish(installed: Stack) -> None:
     """With the service's user the broker says 0x87; the next step names the operators' user, and nothing is left."""
-    outcome = await installed.validate("--json", MQTT_USERNAME="traksense")
+    outcome = await installed.validate("--json", *PATIENT, MQTT_USERNAME="traksense")
 
     figure, step = wrong(outcome)
     assert figure.endswith("reason code 0x87 not authorized")
     assert "operators' user" in step
     assert "ops/mosquitto.acl" in step
-    assert seconds(outcome) < 10
+    assert seconds(outcome) < PATIENCE_SECONDS
     assert "ok" == statuses(outcome)["cleanup"]
     assert {} == installed.rows()
 

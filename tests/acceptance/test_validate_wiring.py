@@ -11,7 +11,17 @@ import attrs
 import pytest
 import trio
 
-from tests.acceptance.validated import DEADLINE_SECONDS, Stack, failures, findings, seconds, statuses, wrong
+from tests.acceptance.validated import (
+    DEADLINE_SECONDS,
+    PATIENCE_SECONDS,
+    PATIENT,
+    Stack,
+    failures,
+    findings,
+    seconds,
+    statuses,
+    wrong,
+)
 from tests.command_line import run_command
 from traksense.config import load
 from traksense.tools.publisher import open_publisher
@@ -135,12 +145,12 @@ def another_broker(own_broker: OwnBroker) -> BrokerProcess:
 
 async def test_wiring_finds_another_broker(plant: Plant, another_broker: BrokerProcess) -> None:
     """Nobody is subscribed there, as the broker says itself; the broker of the database's service is named."""
-    outcome = await plant.ours.validate("--json", MQTT_URL=another_broker.url)
+    outcome = await plant.ours.validate("--json", *PATIENT, MQTT_URL=another_broker.url)
 
     figure, step = wrong(outcome)
     assert "says that nobody is subscribed to it" in figure
     assert f"is connected to {plant.ours.env['MQTT_URL']}" in step
-    assert seconds(outcome) < 10
+    assert seconds(outcome) < PATIENCE_SECONDS
     assert "ok" == statuses(outcome)["cleanup"]
     assert {} == plant.ours.rows()
 
@@ -154,12 +164,12 @@ async def test_wiring_reads_the_dead_letter(
     async with open_service(env | own, tmp_path) as service:
         await service.wait_ready()
         stack = Stack(database, env | {"METRICS_PORT": service.env["METRICS_PORT"]}, service)
-        outcome = await stack.validate("--json")
+        outcome = await stack.validate("--json", *PATIENT)
 
     figure, step = wrong(outcome)
     assert "made a dead letter of it: unknown_device (" in figure
     assert "INGEST_PROVISIONING=strict: set the same for `validate`" in step
-    assert seconds(outcome) < 10
+    assert seconds(outcome) < PATIENCE_SECONDS
     assert "ok" == statuses(outcome)["cleanup"]
     assert {} == stack.rows()
 

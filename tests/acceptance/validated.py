@@ -15,7 +15,10 @@ from traksense.tools.validate.run import CHECKS
 if TYPE_CHECKING:
     from traksense.tools.stack import ServiceProcess
 
-DEADLINE_SECONDS = 50
+DEADLINE_SECONDS = 100
+PATIENCE_SECONDS = 60
+PATIENT = ("--patience", str(PATIENCE_SECONDS))
+"""What is found at once is found long before, also on a machine that is busy with other tests."""
 NAMES = ["connectivity", *(name for name, _, _ in CHECKS), "cleanup"]
 RELATIONS = (
     "traksense.measure",

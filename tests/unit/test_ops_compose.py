@@ -138,9 +138,13 @@ def test_install_page_sets_every_password_of_compose() -> None:
     defaults = set(re.findall(r"\$\{(\w+):-", (OPS / "compose.yaml").read_text("utf-8")))
     page = (OPS / "install-containers.md").read_text("utf-8")
 
-    assert defaults - {"TRAKSENSE_BIND", "TENANT_LOGIN", "TENANT_PASSWORD"} == set(
-        re.findall(r"^(\w+)=\$\(password\)$", page, re.MULTILINE)
-    )
+    assert defaults - {
+        "TRAKSENSE_BIND",
+        "TRAKSENSE_TLS_BIND",
+        "OWNER_DATABASE_URL",
+        "TENANT_LOGIN",
+        "TENANT_PASSWORD",
+    } == set(re.findall(r"^(\w+)=\$\(password\)$", page, re.MULTILINE))
 
 
 def test_compose_has_the_hosts_of_its_env_file() -> None:
@@ -158,7 +162,9 @@ def test_compose_listens_on_the_loopback_only() -> None:
     """Nothing with a default password is reachable from outside unless somebody says so."""
     ports = [port for service in services().values() for port in service.get("ports", [])]
 
-    assert [] == [port for port in ports if not port.startswith(("127.0.0.1:", "${TRAKSENSE_BIND:-127.0.0.1}:"))]
+    assert [] == [
+        port for port in ports if not re.match(r"(127\.0\.0\.1|\$\{TRAKSENSE_(TLS_)?BIND:-127\.0\.0\.1\}):", port)
+    ]
 
 
 # --- broker settings --------------------------------------------------------------------------------------------------

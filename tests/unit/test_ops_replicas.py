@@ -111,6 +111,14 @@ def test_compose_replicas_are_shards() -> None:
     assert_whole(service["environment"] for service in replicas().values())
 
 
+def test_compose_replicas_have_commands_that_start() -> None:
+    """With a list of tenants in traksense.env, migration and operators' commands take the configuration, too."""
+    document = yaml.safe_load((OPS / "compose.replicas.yaml").read_text(encoding="utf-8"))
+    for name in ("migrate", "operator"):
+        given = {**shipped(), "MQTT_TENANTS": TENANTS, **document["services"][name]["environment"]}
+        assert load(given).mqtt_shard_count == len(replicas())
+
+
 def test_compose_replicas_are_alike() -> None:
     """They differ in number and port, and not in limits, rights or patience."""
     alike = [

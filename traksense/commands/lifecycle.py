@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from traksense.terminal import say
+from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
     import argparse
@@ -55,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _tell(document: dict[str, Any], text: list[str], *, as_json: bool) -> None:
-    say(json.dumps(document, indent=2, default=str) if as_json else "\n".join(text))
+    say(ascii_json(json.dumps(document, indent=2, default=str)) if as_json else "\n".join(text))
 
 
 def _changes_json(changes: list[Change]) -> list[dict[str, str]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 
-from traksense.terminal import say
-
 POINTS_MIN = 5_000
 """A second's worth at the target: with fewer, the figure says how long one message takes, not how many go through."""
 
@@ -41,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Make the checks."""
-    import json
     import logging
     import os
 
@@ -51,6 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.cli import DONE, FAILED
     from traksense.mqtt.stream import tls_context
     from traksense.tools.interrupt import INTERRUPTED, run_interruptible
+    from traksense.tools.json_text import print_json
     from traksense.tools.validate.endpoint import endpoint_url
     from traksense.tools.validate.report import Printer
     from traksense.tools.validate.run import Options, new_report, validate
@@ -72,7 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     printer.end(report)
     if arguments.json:
-        say(json.dumps(report.as_json(), indent=2))
+        print_json(report.as_json())
     if report.interrupted:
         return INTERRUPTED
     return DONE if report.passed else FAILED

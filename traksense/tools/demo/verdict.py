@@ -69,7 +69,7 @@ class Verdict:
         lines.append(
             "  It adds up: nothing is lost, nothing is stored twice."
             if self.adds_up
-            else "  It does not add up: see the line above that says so."
+            else "  It does not add up: see the lines marked DIFFERENT, and what was never confirmed."
         )
         return "\n".join(lines)
 

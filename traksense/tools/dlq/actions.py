@@ -106,7 +106,9 @@ async def summary(context: Context) -> bool:
         return True
     for line in text.group_table(groups) if groups else ():
         tell(line)
-    say(letters(sum(group.letters for group in groups)))
+    shown = f"the first {len(groups)} groups: " if len(groups) == context.arguments.limit else ""
+    beside = "" if context.arguments.state == "all" else " (open ones; --all: replayed ones too)"
+    say(f"{shown}{letters(sum(group.letters for group in groups))}{beside}")
     return True
 
 
@@ -125,7 +127,7 @@ async def purge(context: Context, newest: int) -> bool:
     if context.arguments.json:
         print_json({"deleted": deleted, "missing": missing})
     else:
-        tell(f"deleted {letters(deleted)}{f' ({missing} missing)' if missing else ''}")
+        tell(f"deleted {letters(deleted)}{f' ({missing} not there, or not selected)' if missing else ''}")
     return not missing
 
 

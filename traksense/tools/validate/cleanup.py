@@ -100,9 +100,8 @@ async def clean_up(target: Target, result: Result) -> None:
 
 def by_hand(target: Target) -> str:
     """How to remove what we could not."""
-    tenants = [target.tenant] if target.miswired else target.tenants
     relations = _BY_HAND_FIRST if target.miswired else _BY_HAND
-    names = ", ".join(f"'{tenant}'" for tenant in tenants)
+    names = ", ".join(f"'{tenant}'" for tenant in target.tenants)
     # To be read, and the names are ours.
     statements = "; ".join(f"DELETE FROM {relation} WHERE {column} IN ({names})" for relation, column in relations)  # noqa: S608
     return f'as the owner, in the database that has it: psql -1 -c "{statements}"'

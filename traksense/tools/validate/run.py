@@ -140,7 +140,7 @@ class _Run:
                     for name, title, check in CHECKS:
                         await self._check(name, title, check, target)
                         if target.miswired:
-                            # Nothing else could be found, and what is published would lie about for ever.
+                            # Nothing else could be found, and what is published would be left behind for good.
                             self._not_run("see wiring")
                             break
             finally:
@@ -148,6 +148,8 @@ class _Run:
                 result = self._begin("cleanup", "Clean-up", check=False)
                 if self.options.keep:
                     kept = f"kept: {' and '.join(target.tenants)}"
+                    if target.out_of_reach:
+                        kept += f"; {target.out_of_reach}"
                     result.add("skip", "Clean-up", kept, next_step=cleanup.by_hand(target))
                 else:
                     with trio.move_on_after(CLEANUP_SECONDS, shield=True) as scope:

@@ -132,7 +132,7 @@ class Target:
         if not self.subscribed(kind):
             raise CheckSkippedError(
                 f"MQTT_TOPICS does not subscribe to {self.topic(kind)}",
-                f"if such messages shall be stored, add traksense/+/+/+/{kind} to MQTT_TOPICS, of the service as well",
+                f"if such messages should be stored, add traksense/+/+/+/{kind} to MQTT_TOPICS, of the service as well",
             )
 
     async def publish(self, kind: Kind, payload: bytes, *, device: str = "device", tenant: str | None = None) -> None:
