@@ -139,14 +139,16 @@ async def test_validate_fails_where_the_database_was_tampered_with(stack: Stack)
     stack.change(
         """
         CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql
-            AS $$ BEGIN NEW.payload := substr(NEW.payload, 2); RETURN NEW; END $$;
-        CREATE TRIGGER spoil BEFORE INSERT ON ingest_errors FOR EACH ROW EXECUTE FUNCTION spoil();
-        ALTER VIEW ts_measure_1m RENAME TO right_minutes;
+            AS $$ BEGIN NEW.payload := substr(NEW.payload, 2); RETURN NEW; END $$
+        """,
+        "CREATE TRIGGER spoil BEFORE INSERT ON ingest_errors FOR EACH ROW EXECUTE FUNCTION spoil()",
+        "ALTER VIEW ts_measure_1m RENAME TO right_minutes",
+        """
         CREATE VIEW ts_measure_1m WITH (security_barrier) AS
             SELECT bucket, tenant_id, site_id, device_id, point_id, v_avg + 1 AS v_avg, v_min, v_max, v_count
-            FROM right_minutes;
-        CREATE POLICY hole ON device_event USING (true);
-        """
+            FROM right_minutes
+        """,
+        "CREATE POLICY hole ON device_event USING (true)",
     )
     outcome = await stack.validate("--json", "--patience", "5", "--points", "5000")
 

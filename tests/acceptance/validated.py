@@ -58,10 +58,11 @@ class Stack:
                 return
             await trio.sleep(0.02)
 
-    def change(self, sql: str) -> None:
-        """Change the database under the service."""
-        with psycopg.connect(self.dsn) as connection:
-            connection.execute(sql.encode())
+    def change(self, *statements: str) -> None:
+        """Change the database under the service: each alone, or what they lock could be what a probe locks in turn."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
 
 
 def count(connection: psycopg.Connection[Any], relation: str, tenant: str | None) -> int:
