@@ -378,19 +378,24 @@ async def test_heartbeat_finds_a_broker_that_delivers_nothing(
     assert 0 == bench.reader.failures.count
 
 
-async def test_backlog_in_front_of_suback_is_no_fault_of_the_broker(
+async def test_backlog_in_front_of_suback_is_said(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """A session that is there is delivered before SUBACK: the broker holds, and the subscription says what it waits
-    for. An earlier answer stands after a reconnection.
+    """A session that is there is delivered before SUBACK, and a slow pipeline takes long to get to it. That is the
+    reason, at the start and after a lost connection; nothing holds before the answer, whether or not it ever comes.
     """
 
     async def broker(peer: Peer) -> None:
         await peer.accept()
         await peer.send(publish_packet(b"1", topic=TOPIC))
         await trio.sleep(20)
-        await peer.serve(subscribes=2)
-        await trio.sleep(5)
+        if peer.number < 3:
+            await peer.serve(subscribes=2)
+            await trio.sleep(5)
+            return
+        while (packet := await peer.receive()) is not None:
+            if isinstance(packet, mqtt5.PingReqPacket):
+                await peer.send(b"\xd0\x00")
 
     async with against(monkeypatch, settings_of(kind), broker) as bench:
         seen = []
@@ -402,15 +407,17 @@ async def test_backlog_in_front_of_suback_is_no_fault_of_the_broker(
 
         monkeypatch.setattr(bench.reader._intake, "flush", flush)
         monkeypatch.setattr(bench.reader._intake, "flush_nowait", lambda: not full)
-        for _ in range(2):
+        for number in range(3):
             full = True
             await trio.sleep(10)
-            seen.append({name: condition.get("reason") for name, condition in bench.health.report().items()})
+            seen.append(bench.health.report()["broker"].get("reason"))
             full = False
-            await bench.wait_subscribed()
+            if number < 2:
+                await bench.wait_subscribed()
+        await trio.sleep(3600)
+        seen.append(bench.health.report()["broker"].get("reason"))
 
-        waits = "the broker's answer to SUBSCRIBE comes behind the messages that wait"
-        assert [{"broker": None, "subscription": waits}, {"broker": None, "subscription": None}] == seen
+    assert ["connected, but it has not answered SUBSCRIBE yet: that follows the backlog"] * 4 == seen
 
 
 async def test_heartbeat_expects_nothing_while_reading_is_paused(

@@ -279,11 +279,9 @@ class Reader:
             self._accept(connection.codec.messages)
         if self._intake.flush_nowait():
             return
-        if not self._subscriptions.answered:
+        if not self._subscriptions.answered and not self._health.holds("broker"):
             # SUBACK comes behind the session's backlog, and a slow pipeline takes minutes to get there.
-            self._health.set("broker")
-            if not self._health.holds("subscription"):
-                self._health.set("subscription", "the broker's answer to SUBSCRIBE comes behind the messages that wait")
+            self._health.set("broker", "connected, but it has not answered SUBSCRIBE yet: that follows the backlog")
         paused_at = self.statistics.paused_at = trio.current_time()
         connection.pause(True)
         try:
