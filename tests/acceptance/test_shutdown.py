@@ -195,8 +195,10 @@ async def test_signal_while_the_broker_says_nothing_exits_at_once(
             "INGEST_SHUTDOWN_SECONDS": "600",
         }
         async with open_service(environ, tmp_path) as service:
-            with trio.fail_after(30):
+            with trio.move_on_after(30):
                 await heard.wait()
+            assert heard.is_set(), (service.status, service.log_path.read_text())
+            with trio.fail_after(30):
                 service.terminate()
                 assert 0 == await service.wait()
             log = service.log_path.read_text()

@@ -13,6 +13,7 @@ Decisions, with their sources in the project's reliability notes:
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
@@ -232,7 +233,8 @@ class Reader:
             settings.mqtt_heartbeat_topic or "", settings.mqtt_heartbeat, connection, self._tell_subscription
         )
         try:
-            await connection.run(lambda: self._session(connection, heartbeat), heartbeat.run)
+            watch = partial(self._subscriptions.watch, self._health, self._progress)
+            await connection.run(lambda: self._session(connection, heartbeat), heartbeat.run, watch)
         finally:
             self._answered = self._subscriptions.answered and self.drops.answered
             self._connection = self._heartbeat = None
@@ -279,9 +281,6 @@ class Reader:
             self._accept(connection.codec.messages)
         if self._intake.flush_nowait():
             return
-        if not self._subscriptions.answered and not self._health.holds("broker"):
-            # SUBACK comes behind the session's backlog, and a slow pipeline takes minutes to get there.
-            self._health.set("broker", "connected, but it has not answered SUBSCRIBE yet: that follows the backlog")
         paused_at = self.statistics.paused_at = trio.current_time()
         connection.pause(True)
         try:
@@ -323,6 +322,10 @@ class Reader:
             self._expiry_told = seconds
             extra = {"traksense_seconds": seconds, "traksense_asked_seconds": self._settings.mqtt_session_expiry}
             logger.warning("session_expiry_shortened", extra=extra)
+
+    def _progress(self) -> object:
+        # While nothing is read, for want of room or since we are about to end, no answer can be seen either.
+        return self._intake.latest, trio.current_time() if self._connection and self._connection.paused else 0.0
 
     def _tell_subscription(self) -> None:
         if self._subscriptions.answered:

@@ -30,25 +30,51 @@ PROBE_SECONDS: Final = 1.0
 
 _FIRST_PORT: Final = 15_000
 _LAST_PORT: Final = 32_000
-_ports_given: set[int] = set()
+_SLICE: Final = 50
+"""Ports that one process takes at a time, for itself alone."""
+
+_slices_held: list[socket.socket] = []
+_ports_left: list[int] = []
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on and this process has not given out before.
+    """A TCP port of the loopback interface that nobody listens on and that was not given out before, to this process or
+    to another one that still runs: who asked for it may not have bound it yet, or restarts just now.
 
     It lies below the range from which Linux (32768 and up) and macOS (49152 and up) number outgoing
     connections. A port from that range could be taken by any client while the server that owns it restarts.
+
+    Raises:
+        StackError: All are taken.
     """
-    numbers = random.SystemRandom()
-    for _ in range(1000):
-        port = numbers.randint(_FIRST_PORT, _LAST_PORT)
-        if port in _ports_given:
-            continue
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((LOOPBACK, port))
-            _ports_given.add(port)
-            return port
-    raise StackError(f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them")
+    slices = list(range(_FIRST_PORT, _LAST_PORT, _SLICE))
+    random.SystemRandom().shuffle(slices)
+    while True:
+        while _ports_left:
+            port = _ports_left.pop()
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind((LOOPBACK, port))
+                return port
+        if not slices:
+            raise StackError(
+                f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
+            )
+        _take(slices.pop())
+
+
+def _take(first: int) -> None:
+    """Take a slice of ports if no process has it. The sign is a UDP socket of the same number, which hinders no TCP
+    server and goes with the process.
+    """
+    held = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        held.bind((LOOPBACK, first))
+    except OSError:
+        held.close()
+        return
+    _slices_held.append(held)
+    _ports_left.extend(range(first, first + _SLICE))
+    random.SystemRandom().shuffle(_ports_left)
 
 
 class Server(ABC):
