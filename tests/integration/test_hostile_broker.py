@@ -15,7 +15,7 @@ from tests.contract.test_codec import publish_packet
 from traksense.mqtt.connection import HANDSHAKE_TIMEOUT_SECONDS
 from traksense.mqtt.drops import DROPPED_TOPIC
 from traksense.mqtt.reader import UNSENT_MAX_BYTES, Reader
-from traksense.mqtt.subscriptions import LOOK_EVERY_SECONDS, SUBACK_TIMEOUT_SECONDS, UNANSWERED
+from traksense.mqtt.subscriptions import UNANSWERED, UNANSWERED_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -384,58 +384,40 @@ async def test_backlog_in_front_of_suback_is_said(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str, *, full: bool
 ) -> None:
     """A session that is there is delivered before SUBACK, and that may take long. It is the reason, at the start and
-    after a lost connection; nothing holds before the answer, and no deadline ends it while messages come, or wait here.
+    after a lost connection; nothing holds before the answer, and nothing ends the connection, however late it comes.
     """
 
     async def broker(peer: Peer) -> None:
         await peer.accept()
-        for number in range(1, 30):
+        for number in range(1, 4):
             await peer.send(publish_packet(b"1", topic=TOPIC, packet_id=number))
-            await trio.sleep(SUBACK_TIMEOUT_SECONDS / 10)
+            await trio.sleep(10)
+        # One large message over a slow line: for a long time not a single packet is complete.
+        for byte in publish_packet(b"x" * 500, topic=TOPIC, packet_id=4):
+            await peer.send(bytes([byte]))
+            await trio.sleep(1)
         await peer.serve(subscribes=2)
-        await trio.sleep(4 * SUBACK_TIMEOUT_SECONDS)
+        await trio.sleep(1000)
 
     async with against(monkeypatch, settings_of(kind), broker) as bench:
         flush = bench.reader._intake.flush
 
         async def slow() -> None:
-            await trio.sleep(3 * SUBACK_TIMEOUT_SECONDS)
+            await trio.sleep(200)
             await flush()
 
         if full:
             monkeypatch.setattr(bench.reader._intake, "flush", slow)
             monkeypatch.setattr(bench.reader._intake, "flush_nowait", lambda: not bench.reader._intake._pending)
         for number in range(1, 3):
-            with trio.fail_after(100 * SUBACK_TIMEOUT_SECONDS):
+            with trio.fail_after(5000):
                 while bench.reader.statistics.connections < number:
                     await trio.sleep(1)
-                await trio.sleep(2 * SUBACK_TIMEOUT_SECONDS)
-                assert UNANSWERED == bench.health.report()["broker"].get("reason")
+                for _ in range(10):
+                    await trio.sleep(2 * UNANSWERED_SECONDS)
+                    assert UNANSWERED == bench.health.report()["broker"].get("reason")
                 await bench.wait_subscribed()
             assert bench.reader.statistics.connections == number
-
-
-async def test_suback_that_got_lost_is_asked_for_again(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """An answer that never comes costs a deadline, not the rest of the connection's life; pings are no answer."""
-
-    async def broker(peer: Peer) -> None:
-        await peer.accept()
-        if peer.number == 2:
-            await peer.serve()
-        while (packet := await peer.receive()) is not None:
-            if isinstance(packet, mqtt5.PingReqPacket):
-                await peer.send(b"\xd0\x00")
-
-    async with against(monkeypatch, settings_of(kind), broker) as bench:
-        (said,) = await reasons(bench, 1)
-        waited = trio.current_time()
-        with trio.fail_after(SUBACK_TIMEOUT_SECONDS):
-            await bench.wait_subscribed()
-
-    assert said.startswith("no SUBACK within 60 s, and no message either")
-    assert SUBACK_TIMEOUT_SECONDS <= waited < SUBACK_TIMEOUT_SECONDS + 2 * LOOK_EVERY_SECONDS
 
 
 async def test_heartbeat_expects_nothing_while_reading_is_paused(

@@ -43,11 +43,6 @@ class Intake:
         self._pending_bytes = 0
         self._instant = datetime.min.replace(tzinfo=UTC)
 
-    @property
-    def latest(self) -> datetime:
-        """`received_at` of the last message that was accepted."""
-        return self._instant
-
     def accept(self, messages: Sequence[Message]) -> None:
         """Enter messages, in the order in which they were received. Never blocks; `flush` does.
 

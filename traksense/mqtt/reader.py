@@ -233,8 +233,8 @@ class Reader:
             settings.mqtt_heartbeat_topic or "", settings.mqtt_heartbeat, connection, self._tell_subscription
         )
         try:
-            watch = partial(self._subscriptions.watch, self._health, self._progress)
-            await connection.run(lambda: self._session(connection, heartbeat), heartbeat.run, watch)
+            tell_unanswered = partial(self._subscriptions.tell_unanswered, self._health)
+            await connection.run(lambda: self._session(connection, heartbeat), heartbeat.run, tell_unanswered)
         finally:
             self._answered = self._subscriptions.answered and self.drops.answered
             self._connection = self._heartbeat = None
@@ -322,10 +322,6 @@ class Reader:
             self._expiry_told = seconds
             extra = {"traksense_seconds": seconds, "traksense_asked_seconds": self._settings.mqtt_session_expiry}
             logger.warning("session_expiry_shortened", extra=extra)
-
-    def _progress(self) -> object:
-        # While nothing is read, for want of room or since we are about to end, no answer can be seen either.
-        return self._intake.latest, trio.current_time() if self._connection and self._connection.paused else 0.0
 
     def _tell_subscription(self) -> None:
         if self._subscriptions.answered:

@@ -7,6 +7,7 @@ asynchronous; the Trio-flavored functions are thin shells around the same steps.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import time
@@ -35,6 +36,7 @@ _SLICE: Final = 50
 
 _slices_held: list[socket.socket] = []
 _ports_left: list[int] = []
+os.register_at_fork(after_in_child=_ports_left.clear)
 
 
 def free_port() -> int:
