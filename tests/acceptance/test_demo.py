@@ -90,6 +90,9 @@ class Running:
         return found
 
 
+OWN = "SELECT v_num FROM ts_measure WHERE tenant_id = 'mine'"
+
+
 async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path) -> None:
     """By itself or at SIGTERM it ends with exit 0 and equal counts; a second run and psql find the rows."""
     place = ("--directory", str(directory))
@@ -98,14 +101,18 @@ async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path) -> None
         first = await run_command({}, "demo", *place, "--seconds", "4", "--bad", "5", "--screenshot", str(picture))
         second = await Running.start(*place)
         await second.read_until("received")
+        line = next(line for line in second.said.splitlines() if "mosquitto_pub" in line)
+        await trio.run_process(line, shell=True)  # as typed
         second.process.send_signal(signal.SIGTERM)
         status = await second.finish()
         look = await run_command({}, "demo", *place, "--psql", "-Atc", "SELECT count(*) FROM ts_measure")
+        own = await run_command({}, "demo", *place, "--psql", "-Atc", OWN)
 
     assert (0, "") == (first.status, first.stderr)
     assert "It adds up" in first.text
     assert 0 == status
-    assert "It adds up" in second.said
+    assert "It adds up" in second.said  # what somebody else publishes is no difference
+    assert "7.3" == own.text.strip()
     assert 0 < rows_so_far(first.text) < rows_so_far(second.said)
     assert str(rows_so_far(second.said)) == look.text.strip()
     assert f"--directory {directory}" in first.text

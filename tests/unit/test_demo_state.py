@@ -144,7 +144,7 @@ async def test_compare_looks_at_each_reason(dead: dict[str, int], adds_up: bool)
     tally = Tally(published=3, confirmed=3)
     tally.bad.update([Fault.TRUNCATED, Fault.NOT_JSON, Fault.WRONG_TYPE])
 
-    verdict = await compare(tally, Counts(0, dead), since=0.0, last_dead=0)  # type: ignore[arg-type]
+    verdict = await compare(tally, Counts(0, dead), tenants=[], since=0.0, last_dead=0)  # type: ignore[arg-type]
 
     assert adds_up == verdict.adds_up
     assert adds_up == ("It adds up" in verdict.text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import shutil
 import signal
 import sys
 import time
@@ -60,6 +61,12 @@ POSTGRES_SETTINGS: Final = {"max_wal_size": "256MB", "log_checkpoints": "off"}
 CLIENT_ID: Final = "traksense-demo"
 TOPICS: Final = "traksense/#"
 """More than the service's default: a message on a topic that is none of ours shall become a dead letter."""
+
+OWN_MESSAGE: Final = (
+    "-q 1 -t traksense/mine/here/device-1/telem "
+    """-m '{"schema": "v1", "ts": "'$(date -u +%FT%TZ)'", "points": [{"name": "t", "v": 7.3}]}'"""
+)
+"""For a shell; a tenant of its own, so that the comparison at the end is not disturbed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -147,7 +154,8 @@ class Demo:
             self._stop.running = True
             await self._show_running(state, fleet, publisher, service, database, (broker, postgres))
             status = await service.stop()
-            verdict = await compare(self._tally, database, since, last_dead)
+            tenants = {path.partition("/")[0] for path in fleet.paths}
+            verdict = await compare(self._tally, database, tenants=tenants, since=since, last_dead=last_dead)
             state.rows = int(await database.fetch_value(ROWS))
             self._say(ending(self._place, state, verdict, status, service, postgres.directory))
         return 0 if verdict.adds_up and status == 0 else 1
@@ -208,6 +216,8 @@ class Demo:
     def _state(self, broker: BrokerProcess, postgres: PostgresProcess, service: ServiceProcess, fleet: Fleet) -> State:
         if psql := self._place.psql_line(postgres):
             self._say(f"  look at the data from another terminal:\n    {psql}")
+        if shutil.which("mosquitto_pub"):
+            self._say(f"  send a message of your own:\n    mosquitto_pub -p {broker.port} {OWN_MESSAGE}")
         o = self._options.fleet
         described = f"{o.tenants} tenants, {fleet.devices} devices, {o.rate:,.0f} points/s"
         if o.speed != 1:

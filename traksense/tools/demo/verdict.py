@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from traksense.model import Reason
     from traksense.tools.demo.observe import Database
     from traksense.tools.fleet import Tally
 
 COUNTS: Final = """
 SELECT
-    (SELECT count(*) FROM ts_measure WHERE ts >= $1) AS points,
-    (SELECT count(*) FROM device_event WHERE ts >= $1) AS events,
-    (SELECT count(*) FROM cmd_ack WHERE ts_exec >= $1) AS acknowledgements
+    (SELECT count(*) FROM ts_measure WHERE ts >= $1 AND tenant_id = ANY ($2)) AS points,
+    (SELECT count(*) FROM device_event WHERE ts >= $1 AND tenant_id = ANY ($2)) AS events,
+    (SELECT count(*) FROM cmd_ack WHERE ts_exec >= $1 AND tenant_id = ANY ($2)) AS acknowledgements
 """
 DEAD: Final = "SELECT reason, count(*) AS count FROM ingest_errors WHERE id > $1 GROUP BY reason"
 LAST_DEAD: Final = "SELECT coalesce(max(id), 0) FROM ingest_errors"
@@ -69,18 +71,22 @@ class Verdict:
         lines.append(
             "  It adds up: nothing is lost, nothing is stored twice."
             if self.adds_up
-            else "  It does not add up: see the lines marked DIFFERENT, and what was never confirmed."
+            else "  It does not add up: see the lines marked DIFFERENT, and what was never confirmed. (Rows of the simulated "
+            "devices that you\n  deleted or sent yourself are differences too, and so are bad messages of your own.)"
         )
         return "\n".join(lines)
 
 
-async def compare(tally: Tally, database: Database, since: float, last_dead: int) -> Verdict:
+async def compare(
+    tally: Tally, database: Database, *, tenants: Collection[str], since: float, last_dead: int
+) -> Verdict:
     """Count what is stored, and put it beside what the broker confirmed.
 
     Args:
         tally: What the broker confirmed.
         database: To count in.
-        since: Unix seconds of the fleet's first timestamp: all rows from then on are its own.
+        tenants: The fleet's: their rows are its own, what somebody else tries meanwhile is not.
+        since: Unix seconds of its first timestamp; the rows before are of earlier runs.
         last_dead: The id of the last dead letter before it.
 
     Raises:
@@ -88,7 +94,7 @@ async def compare(tally: Tally, database: Database, since: float, last_dead: int
 
     Trio-flavored.
     """
-    row = (await database.fetch(COUNTS, datetime.fromtimestamp(since, UTC)))[0]
+    row = (await database.fetch(COUNTS, datetime.fromtimestamp(since, UTC), sorted(tenants)))[0]
     dead = Counter({entry["reason"]: entry["count"] for entry in await database.fetch(DEAD, last_dead)})
     expected: Counter[Reason] = tally.dead(all_topics=True)
     lines = [
