@@ -72,8 +72,8 @@ HERE: Final = (
     "operations.md $ curl",
     "operations.md traksense dlq count",
     "operations.md INSERT INTO traksense.tenant",
-    'operations.md psql -c "DELETE',
-    'operations.md psql -c "SET lock_timeout',
+    'operations.md psql "$DATABASE_URL" -c "DELETE',
+    'operations.md psql "$DATABASE_URL" -c "SET lock_timeout',
     "operations.md traksense validate",
     "operations.md SELECT point_id, count(*)",
     "performance.md traksense bench",
@@ -221,7 +221,7 @@ async def test_the_manuals_run_as_they_are_written(stack: Stack, tmp_path: Path)
         told = json.loads(stack.take("operations.md $ curl").split("\n", 1)[1])
         assert json.loads((await process.get("/readyz"))[1])["conditions"].keys() == told["conditions"].keys()
         await _validate(stack, owner)
-        await stack.run('operations.md psql -c "SET lock_timeout', **owner)
+        await stack.run('operations.md psql "$DATABASE_URL" -c "SET lock_timeout', **owner)
         assert await stack.psql("SELECT count(*) FROM traksense.device", **owner) == "0\n"
         assert "90 days" in await stack.run("lifecycle.md LIFECYCLE_RETAIN_RAW", **owner)
         await _replicas(stack, owner)
@@ -265,7 +265,7 @@ async def _dead_letters(stack: Stack, owner: Mapping[str, str]) -> None:
 async def _devices(stack: Stack, owner: Mapping[str, str]) -> None:
     await stack.sql("operations.md INSERT INTO traksense.tenant", **owner)
     insert = block_of("operations.md INSERT INTO traksense.tenant").text.replace("device123", "press-1")
-    delete, rename = stack.take('operations.md psql -c "DELETE').splitlines()
+    delete, rename = stack.take('operations.md psql "$DATABASE_URL" -c "DELETE').splitlines()
     await stack.psql(insert, **owner)
     assert await stack.shell(rename, **owner) == "UPDATE 1\n"
     await stack.psql(insert, **owner)
