@@ -201,6 +201,21 @@ async def test_dlq_replay_without_a_subscriber_stays_open(database: str, own_bro
     assert [number] == open_ids(database)
 
 
+async def test_dlq_replay_publishes_nothing_that_it_could_not_mark(bench: ServiceBench) -> None:
+    """On a read-only database nothing is published: one line, exit 1, and the dead letter stays open."""
+    await bench.publish((bench.topic(), b"temp=7.3"))
+    await bench.wait_ended(1)
+    read_only = f"{bench.environ['DATABASE_URL']}?default_transaction_read_only=on"
+
+    outcome = await dlq(bench.environ | {"DATABASE_URL": read_only}, "replay", "--all")
+
+    assert (1, "") == (outcome.status, outcome.text)
+    assert "read-only" in outcome.stderr
+    assert 1 == outcome.stderr.count("\n")
+    assert 1 == (await bench.service.metrics()).value("ingest_messages_total", type="telem")
+    assert 1 == len(await listed(bench.environ))
+
+
 async def test_dlq_replay_without_a_broker_marks_nothing(database: str) -> None:
     """If the broker cannot be reached, one line says so and every dead letter stays as it is."""
     number = insert(database, "traksense/acme/site/device/telem")

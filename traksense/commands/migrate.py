@@ -36,7 +36,8 @@ def main(arguments: argparse.Namespace) -> int:
         applied = ", ".join(report.applied)
         say(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {applied}")
     else:
-        say(f"schema {report.to_version} ({report.engine}): nothing to do")
+        rights = "" if arguments.no_roles or report.roles_missing else "; the roles traksense_* have their rights"
+        say(f"schema {report.to_version} ({report.engine}): up to date{rights}")
     if report.roles_missing:
         say(
             f"missing: {', '.join(report.roles_missing)}; this role may not create roles. "

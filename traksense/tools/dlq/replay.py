@@ -87,6 +87,8 @@ class Replay:
         if dry:
             await self._pages(publish=False)
             return
+        # What could not be marked (a read-only database, a missing right) would be published again and again.
+        await self.database.call(dead_letters.mark, [])
         async with open_publisher(
             self.settings.broker,
             client_id=f"traksense-dlq-{secrets.token_hex(5)}",
