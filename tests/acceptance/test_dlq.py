@@ -20,8 +20,10 @@ import trio
 from tests.acceptance.service_bench import ServiceBench, envelope, running_service
 from tests.command_line import Outcome, argv, environment, run_command
 from traksense.config import load
+from traksense.store import dead_letters
 from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
+from traksense.tools import progress
 from traksense.tools.dlq import replay
 from traksense.tools.dlq.replay import Counts, Replay
 from traksense.tools.stack import free_port
@@ -279,6 +281,24 @@ async def test_replay_leaves_open_what_the_broker_does_not_confirm(
     assert expected == run.counts
     assert (numbers if said else []) == open_ids(database)
     assert all(said is not None and said in line for line in lines)
+
+
+async def test_replay_says_how_far_it_has_got(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line after each page, once it takes long."""
+    monkeypatch.setattr(dead_letters, "PAGE_ROWS", 2)
+    for _ in range(3):
+        insert(database, "traksense/acme/site/device/telem")
+    lines: list[str] = []
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with odd_broker(b"\x00") as (url, _):
+            settings = load({"DATABASE_URL": database, "MQTT_URL": url})
+            async with open_connection(settings.database, application="test") as connection:
+                await Replay(settings, connection, Selection(), say=lines.append).run()
+                assert [] == lines
+                monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+                await Replay(settings, connection, Selection(open_only=False), say=lines.append).run()
+
+    assert ["published 2 of 3 so far", "published 3 of 3 so far"] == lines
 
 
 @pytest.mark.parametrize("number_of_signal", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

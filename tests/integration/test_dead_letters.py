@@ -223,7 +223,9 @@ async def test_purge_works_in_portions_and_stops_at_its_limit(
     newest = (await connection.call(dead_letters.count, Selection())).newest
 
     assert 12 == await connection.call(dead_letters.purge, Selection(limit=12), newest=newest)
-    assert 23 == await connection.call(dead_letters.purge, Selection(), newest=newest)
+    done: list[int] = []
+    assert 23 == await connection.call(dead_letters.purge, Selection(), newest=newest, note=done.append)
+    assert [10, 20, 23] == done
 
 
 @pytest.mark.parametrize(

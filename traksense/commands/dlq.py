@@ -99,7 +99,7 @@ def _purge(arguments: argparse.Namespace) -> bool:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             actions.say("nothing was deleted")
             return False
-    return _connected(arguments, partial(actions.purge, newest=count.newest))
+    return _connected(arguments, partial(actions.purge, counted=count))
 
 
 def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable[T]]) -> T:

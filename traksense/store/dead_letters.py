@@ -16,7 +16,7 @@ import attrs
 from traksense.errors import StoreMisconfiguredError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -217,13 +217,16 @@ async def mark(connection: Connection, sent: Sequence[Unsent]) -> None:
     )
 
 
-async def purge(connection: Connection, selection: Selection, *, newest: int) -> int:
+async def purge(
+    connection: Connection, selection: Selection, *, newest: int, note: Callable[[int], None] = lambda _deleted: None
+) -> int:
     """Delete them, the oldest first; returns how many.
 
     Args:
         connection: An operator's.
         selection: Which.
         newest: The largest id that may be deleted: what came later was not part of the question.
+        note: Told after each transaction how many are deleted by now.
 
     asyncio-flavored.
     """
@@ -235,6 +238,7 @@ async def purge(connection: Connection, selection: Selection, *, newest: int) ->
         deleted += now
         if not now:
             break
+        note(deleted)
     return deleted
 
 

@@ -68,12 +68,14 @@ class Verdict:
         lines.append(f"  {'published twice on purpose':<34}{self.repeats:>17,}{'stored once':>15}")
         if self.unconfirmed:
             lines.append(f"  {self.unconfirmed:,} messages were never confirmed by the broker.")
-        lines.append(
-            "  It adds up: nothing is lost, nothing is stored twice."
-            if self.adds_up
-            else "  It does not add up: see the lines marked DIFFERENT, and what was never confirmed. (Rows of the simulated "
-            "devices that you\n  deleted or sent yourself are differences too, and so are bad messages of your own.)"
-        )
+        if self.adds_up:
+            lines.append("  It adds up: nothing is lost, nothing is stored twice.")
+        else:
+            lines += [
+                "  It does not add up: see the lines marked DIFFERENT, and what was never confirmed.",
+                "  What you deleted of the simulated devices, or sent in their name, is a difference too; so is a bad",
+                "  message of your own.",
+            ]
         return "\n".join(lines)
 
 

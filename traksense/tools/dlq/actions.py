@@ -13,6 +13,7 @@ from traksense.tools.dlq import text
 from traksense.tools.dlq.replay import Replay
 from traksense.tools.dlq.selection import selection
 from traksense.tools.json_text import print_json
+from traksense.tools.progress import Progress
 
 if TYPE_CHECKING:
     import argparse
@@ -119,10 +120,11 @@ async def count(context: Context) -> Count:
     return found if wanted.limit is None else attrs.evolve(found, total=min(found.total, wanted.limit))
 
 
-async def purge(context: Context, newest: int) -> bool:
-    """Delete them, up to the id `newest`. Trio-flavored."""
+async def purge(context: Context, counted: Count) -> bool:
+    """Delete those that were counted. Trio-flavored."""
     wanted = selection(context.arguments)
-    deleted = await context.database.call(dead_letters.purge, wanted, newest=newest)
+    note = Progress("deleted", counted.total, say).note
+    deleted = await context.database.call(dead_letters.purge, wanted, newest=counted.newest, note=note)
     missing = len(set(wanted.ids or ())) - deleted if wanted.ids and wanted.limit is None else 0
     if context.arguments.json:
         print_json({"deleted": deleted, "missing": missing})

@@ -14,6 +14,7 @@ import trio
 
 from traksense.mqtt.stream import tls_context
 from traksense.store import dead_letters
+from traksense.tools.progress import Progress
 from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
@@ -104,9 +105,10 @@ class Replay:
         selection = self.selection
         after = 0
         # What is dead-lettered from now on, be it for our own sake, is not part of the question.
-        newest = (await self.database.call(dead_letters.count, selection)).newest
+        count = await self.database.call(dead_letters.count, selection)
+        progress = Progress("published", count.total, self.say)
         while selection.limit is None or selection.limit > 0:
-            page = await self.database.call(dead_letters.next_page, selection, after=after, newest=newest)
+            page = await self.database.call(dead_letters.next_page, selection, after=after, newest=count.newest)
             if not page:
                 self._count_missing_ids()
                 return
@@ -125,6 +127,7 @@ class Replay:
                 self.counts.published += len(ids)
             elif not await self._publish(ids):
                 return
+            progress.note(self.counts.published)
 
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""
