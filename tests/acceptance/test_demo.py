@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import shutil
+import shutil
 import signal
 import struct
 import subprocess
@@ -93,10 +94,14 @@ class Running:
 OWN = "SELECT v_num FROM ts_measure WHERE tenant_id = 'mine'"
 
 
-async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path) -> None:
+async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself or at SIGTERM it ends with exit 0 and equal counts; a second run and psql find the rows."""
     place = ("--directory", str(directory))
     picture = tmp_path / "page.svg"
+    client = os.environ.get("TRAKSENSE_MOSQUITTO_PUB") or shutil.which("mosquitto_pub")
+    assert client is not None, "mosquitto_pub is missing: run the tests with ops/test.sh, or install mosquitto-clients"
+    (tmp_path / "mosquitto_pub").symlink_to(client)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path), os.environ["PATH"]]))
     with trio.fail_after(DEADLINE):
         first = await run_command({}, "demo", *place, "--seconds", "4", "--bad", "5", "--screenshot", str(picture))
         second = await Running.start(*place)

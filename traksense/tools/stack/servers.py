@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import socket
+import threading
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Self
@@ -34,8 +35,8 @@ _LAST_PORT: Final = 32_000
 _SLICE: Final = 50
 """Ports that one process takes at a time, for itself alone."""
 
-_slices_held: list[socket.socket] = []
 _ports_left: list[int] = []
+_lock = threading.Lock()
 os.register_at_fork(after_in_child=_ports_left.clear)
 
 
@@ -51,17 +52,18 @@ def free_port() -> int:
     """
     slices = list(range(_FIRST_PORT, _LAST_PORT, _SLICE))
     random.SystemRandom().shuffle(slices)
-    while True:
-        while _ports_left:
-            port = _ports_left.pop()
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind((LOOPBACK, port))
-                return port
-        if not slices:
-            raise StackError(
-                f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
-            )
-        _take(slices.pop())
+    with _lock:
+        while True:
+            while _ports_left:
+                port = _ports_left.pop()
+                with socket.socket() as probe, contextlib.suppress(OSError):
+                    probe.bind((LOOPBACK, port))
+                    return port
+            if not slices:
+                raise StackError(
+                    f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
+                )
+            _take(slices.pop())
 
 
 def _take(first: int) -> None:
@@ -74,7 +76,7 @@ def _take(first: int) -> None:
     except OSError:
         held.close()
         return
-    _slices_held.append(held)
+    held.detach()
     _ports_left.extend(range(first, first + _SLICE))
     random.SystemRandom().shuffle(_ports_left)
 
