@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import shutil
-import shutil
 import signal
 import struct
 import subprocess
