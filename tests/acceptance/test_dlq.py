@@ -297,8 +297,9 @@ async def test_replay_says_how_far_it_has_got(database: str, monkeypatch: pytest
                 assert [] == lines
                 monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
                 await Replay(settings, connection, Selection(open_only=False), say=lines.append).run()
+                await Replay(settings, connection, Selection(open_only=False, limit=1), say=lines.append).run(dry=True)
 
-    assert ["published 2 of 3 so far", "published 3 of 3 so far"] == lines
+    assert ["published 2 of 3 so far", "published 3 of 3 so far", "looked at 1 of 1 so far"] == lines
 
 
 @pytest.mark.parametrize("number_of_signal", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

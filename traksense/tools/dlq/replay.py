@@ -106,7 +106,8 @@ class Replay:
         after = 0
         # What is dead-lettered from now on, be it for our own sake, is not part of the question.
         count = await self.database.call(dead_letters.count, selection)
-        progress = Progress("published", count.total, self.say)
+        total = count.total if selection.limit is None else min(count.total, selection.limit)
+        progress = Progress("published" if publish else "looked at", total, self.say)
         while selection.limit is None or selection.limit > 0:
             page = await self.database.call(dead_letters.next_page, selection, after=after, newest=count.newest)
             if not page:
@@ -127,7 +128,7 @@ class Replay:
                 self.counts.published += len(ids)
             elif not await self._publish(ids):
                 return
-            progress.note(self.counts.published)
+            progress.note(self.counts.published if publish else self.counts.selected)
 
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""
