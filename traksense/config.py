@@ -7,16 +7,15 @@ operators, and a test holds the two together. The names are those of the system 
 from __future__ import annotations
 
 import functools
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
+from traksense import misspelt
 from traksense.contradictions import contradictions
 from traksense.errors import ConfigError
-from traksense.misspelt import misspelt, unknown
 from traksense.shards import Entry, Layout
 from traksense.urls import Broker, DatabaseUrl, Secret
 from traksense.values import structure
@@ -162,7 +161,7 @@ def load(environ: Mapping[str, str]) -> Settings:
                 values[field.name] = structure(text, _TYPES[field.name], unit=field.metadata["unit"])
         except ValueError as error:
             faults.append(f"{variable}: {error}")
-    faults.extend(_unknown_variables(environ))
+    faults.extend(misspelt.faults(environ, variables(), ("INGEST_", "MQTT_")))
     settings = Settings(**values)
     faults.extend(f"{variable}: {what}" for variable, what in contradictions(settings, set(values)))
     if faults:
@@ -203,26 +202,6 @@ def _is_utf_8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Names with our own prefixes that we do not know, and those that are nearly ours. The environment also belongs to
-    others (PGHOST, DB_HOST, …).
-    """
-    known = variables()
-    others = {name for name, value in environ.items() if _is_of_kubernetes(name, value)}
-    ours = {name for name in environ if name.startswith(("INGEST_", "MQTT_"))} - others - set(known)
-    given = {name for name, value in environ.items() if value}
-    return [unknown(name, known) for name in sorted(ours)] + misspelt(given - ours - others, set(known))
-
-
-def _is_of_kubernetes(name: str, value: str) -> bool:
-    """Whether Kubernetes injects it for a Service called `mqtt`, `mqtt-broker` or the like, unless the pod says
-    `enableServiceLinks: false`. Source: its documentation of Services, "Environment variables".
-    """
-    if re.fullmatch(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)", name):
-        return True
-    return name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 _TYPES: Final[dict[str, Any]] = {field.name: field.type for field in attrs.fields(attrs.resolve_types(Settings))}

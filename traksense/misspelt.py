@@ -1,41 +1,84 @@
-"""Names of environment variables that are nearly ours."""
+"""Environment variables that nobody reads, although we must be meant: misspelt names."""
 
 from __future__ import annotations
 
 import difflib
+import os.path
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Mapping
 
-LIKENESS: Final = 0.88
-"""A letter or two too many, missing, wrong or exchanged, in names as long as ours. `LOG_FORMATTER`, `DB_POOL_SIZE` and
-the like are others': a process shares its environment."""
+LIKENESS: Final = 0.6
+"""How much of a name, behind its prefix, must be that of a variable for us to suggest it; difflib's default."""
 
-LIKENESS_OF_OURS: Final = 0.7
-"""Where the prefix says that the name is meant for us, the one that it begins is named, or the likeliest."""
-
-
-def unknown(name: str, known: Iterable[str]) -> str:
-    """The fault of a variable that only we could be meant by."""
-    known = list(known)
-    close = [one for one in known if one.startswith(name)] or difflib.get_close_matches(
-        name, known, 1, LIKENESS_OF_OURS
-    )
-    return f"{name}: unknown variable{f', did you mean {close[0]}?' if close else ' (is it misspelt?)'}"
+PREFIX_MIN: Final = 4
+"""One letter makes another prefix of a shorter one: `DB2_POOL_MAX` and `SLOG_LEVEL` are others'."""
 
 
-def misspelt(names: Collection[str], known: Collection[str]) -> list[str]:
-    """The faults of variables that are nearly one of ours, which itself is not set.
+def faults(environ: Mapping[str, str], known: Collection[str], prefixes: tuple[str, ...]) -> list[str]:
+    """One line for each variable that is meant for us and that we do not know.
+
+    Under a prefix that is ours alone, that is every unknown name. Other prefixes (`DB_`, `LOG_`, …) are shared, since a
+    process shares its environment: there it is a name that is one slip away from a variable of ours that is not set.
 
     Args:
-        names: Those that are set.
-        known: Those that we read.
+        environ: The environment.
+        known: The variables that we read.
+        prefixes: Those that are ours alone, such as `MQTT_`.
     """
-    given = {name.removesuffix("_FILE") for name in names}
-    missing = [name for name in known if name.removesuffix("_FILE") not in given]
-    return [
-        f"{name}: unknown variable, did you mean {close[0]}?"
-        for name in sorted(names)
-        if name not in known and (close := difflib.get_close_matches(name, missing, 1, LIKENESS))
-    ]
+    given = {name.removesuffix("_FILE") for name, value in environ.items() if value}
+    missing = sorted(name for name in known if name.removesuffix("_FILE") not in given)
+    lines = []
+    for name, value in sorted(environ.items()):
+        if name in known or _is_of_kubernetes(name, value):
+            continue
+        if name.startswith(prefixes):
+            meant = _likeliest(name, known)
+            lines.append(_line(name, meant) if meant else f"{name}: unknown variable; ops/traksense.env.example has all")
+        elif value and (near := [one for one in missing if _is_slip(name, one)]):
+            lines.append(_line(name, near[0]))
+    return lines
+
+
+def _line(name: str, meant: str) -> str:
+    return f"{name}: unknown variable, did you mean {meant}?"
+
+
+def _likeliest(name: str, known: Collection[str]) -> str | None:
+    """The variable that this name begins, or the one that is most like it behind the prefix."""
+    prefix, _, rest = name.partition("_")
+    rests = [one.removeprefix(f"{prefix}_") for one in known if one.startswith(f"{prefix}_")]
+    close = [one for one in rests if one.startswith(rest)] or difflib.get_close_matches(rest, rests, 1, LIKENESS)
+    return f"{prefix}_{close[0]}" if close else None
+
+
+def _is_slip(name: str, variable: str) -> bool:
+    """Whether they differ by one slip behind the prefix, or in the prefix alone."""
+    prefix, _, rest = name.partition("_")
+    own_prefix, _, own_rest = variable.partition("_")
+    if prefix == own_prefix:
+        return _is_one_slip(rest, own_rest)
+    return rest == own_rest and len(own_prefix) >= PREFIX_MIN and _is_one_slip(prefix, own_prefix)
+
+
+def _is_one_slip(one: str, other: str) -> bool:
+    """Whether they differ by one character that is too many, missing or wrong, or by two neighbours exchanged.
+
+    The likeness of difflib does not do here: it finds FORMATTER as like FORMAT as LEVLE is like LEVEL.
+    """
+    ahead = len(os.path.commonprefix([one, other]))
+    one, other = one[ahead:][::-1], other[ahead:][::-1]
+    behind = len(os.path.commonprefix([one, other]))
+    one, other = one[behind:], other[behind:]
+    return max(len(one), len(other)) == 1 or (len(one) == 2 and one == other[::-1])
+
+
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes injects it for a Service called `mqtt`, `mqtt-broker` or the like, unless the pod says
+    `enableServiceLinks: false`. Source: its documentation of Services, "Environment variables".
+    """
+    if re.fullmatch(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)", name):
+        return True
+    return name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))

@@ -71,37 +71,6 @@ def test_config_names_all_faults_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("DB_POLL_MAX", "DB_POOL_MAX"),
-        ("METRIC_PORT", "METRICS_PORT"),
-        ("LOG_LEVLE", "LOG_LEVEL"),
-        ("DATABASE_URI", "DATABASE_URL"),
-        ("DATABASE_URL_FIEL", "DATABASE_URL_FILE"),
-        ("MQTT_USER", "MQTT_USERNAME"),
-    ],
-)
-def test_config_knows_what_a_misspelt_name_meant(name: str, meant: str) -> None:
-    """A name that is nearly ours is a fault."""
-    assert [f"{name}: unknown variable, did you mean {meant}?"] == faults(**{name: "1"})
-
-
-def test_config_leaves_the_names_of_others_alone() -> None:
-    """What is not as near; and what is, if the right one is there, too."""
-    others = ("TRAKSENSE", "DB_HOST", "DB_POOL_SIZE", "LOG_FORMATTER", "DATABASE_NAME", "DATABASE_URI", "PGHOST")
-
-    load(dict.fromkeys(others, "1") | {"DATABASE_URL": "postgresql://traksense@db/traksense"})
-
-
-def test_config_leaves_the_names_of_others_alone_beside_a_secret_in_a_file(tmp_path: Path) -> None:
-    """It stands for the variable itself; and what is empty is not set."""
-    url = tmp_path / "url"
-    url.write_text("postgresql://h/d")
-
-    load({"DATABASE_URL_FILE": str(url), "DATABASE_USER": "x", "DATABASE_URI": "x", "LOG_LEVLE": ""})
-
-
-@pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("MQTT_URL", "mqtt://"),

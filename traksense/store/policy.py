@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from traksense import misspelt
 from traksense.errors import ConfigError
-from traksense.misspelt import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +101,7 @@ def load(environ: Mapping[str, str]) -> Policy:
         if common is not _UNSET:
             values[name] = common  # type: ignore[assignment]  # not _UNSET, so a duration or None
         tenants.update({(tenant, name.removeprefix("retain_")): keep for tenant, keep in own.items()})
-    faults += [unknown(name, known) for name in sorted(environ) if name.startswith(PREFIX) and name not in known]
+    faults += misspelt.faults(environ, known, (PREFIX,))
     policy = Policy(tenants=tenants, **values)
     faults += _contradictions(policy)
     if faults:
@@ -123,11 +123,15 @@ def _read(text: str, *, tenants_allowed: bool) -> tuple[object, dict[str, timede
     for part in text.split(","):
         tenant, separator, duration = part.rpartition("=")
         if not separator:
+            keep = _read_common(part.strip(), tenants_allowed=tenants_allowed)
             if common is not _UNSET:
-                raise ValueError(f"two durations without a tenant: {text!r}")
-            common = read_duration(part)
+                raise ValueError(f"only one duration can be for all tenants: {text!r}")
+            common = keep
         elif not tenants_allowed:
-            raise ValueError("cannot differ by tenant: measurements are dropped by partitions that all tenants share")
+            raise ValueError(
+                "cannot differ by tenant, since measurements are dropped in partitions that all tenants share: set one "
+                "duration"
+            )
         elif not tenant.strip():
             raise ValueError(f"no tenant before the = in {part.strip()!r}")
         elif _NO_COMMA.match(tenant.strip()) or "=" in tenant:
@@ -137,6 +141,20 @@ def _read(text: str, *, tenants_allowed: bool) -> tuple[object, dict[str, timede
         else:
             tenants[tenant.strip()] = read_duration(duration)
     return common, tenants
+
+
+def _read_common(text: str, *, tenants_allowed: bool) -> timedelta | None:
+    """A part without a `=`, which may be a tenant whose duration is missing."""
+    try:
+        return read_duration(text)
+    except ValueError:
+        if not tenants_allowed:
+            raise
+        if not text:
+            raise ValueError("has a comma with nothing before or after it") from None
+        raise ValueError(
+            f"{text!r} is neither a duration, like 90 days, 12h or forever, nor that of a tenant, like acme=30 days"
+        ) from None
 
 
 def read_duration(text: str) -> timedelta | None:
@@ -172,17 +190,22 @@ def _contradictions(policy: Policy) -> list[str]:
         for name, value in policy.items().items()
         if name.startswith("retain_") and value is not None and value < _RETENTION_MINIMUM
     ]
+    faults += [
+        f"{PREFIX}RETAIN_{kind.upper()}: must be at least {write_duration(_RETENTION_MINIMUM)} for {tenant} too"
+        for (tenant, kind), value in policy.tenants.items()
+        if value is not None and value < _RETENTION_MINIMUM
+    ]
     levels = ("retain_raw", "retain_1m", "retain_5m", "retain_1h")
     for finer, coarser in pairwise(levels):
         fine, coarse = getattr(policy, finer), getattr(policy, coarser)
         if coarse is not None and (fine is None or fine > coarse):
             faults.append(
-                f"{PREFIX}{coarser.upper()}: is shorter than {PREFIX}{finer.upper()} ({write_duration(fine)}), "
-                "which it is computed from"
+                f"{PREFIX}{coarser.upper()}: must be at least as long as {PREFIX}{finer.upper()} "
+                f"({write_duration(fine)}), which it is computed from"
             )
     chunk = policy.chunk_interval
     if chunk is None or chunk < timedelta(hours=1) or chunk % timedelta(hours=1):
-        faults.append(f"{PREFIX}CHUNK_INTERVAL: must be whole hours")
+        faults.append(f"{PREFIX}CHUNK_INTERVAL: must be whole hours, at least 1 hour")
     if policy.online_within is None or policy.online_within <= timedelta():
         faults.append(f"{PREFIX}ONLINE_WITHIN: must be more than 0 seconds")
     return faults
