@@ -16,7 +16,7 @@ from traksense.names import printable
 from traksense.terminal import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from _typeshed import SupportsWrite
 
@@ -131,9 +131,9 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
             yield error
 
 
-def load_settings(environ: Mapping[str, str] | None = None) -> config.Settings:
+def load_settings(read: Callable[[Mapping[str, str]], config.Settings] = config.load) -> config.Settings:
     """The settings from the environment, with logging configured accordingly."""
-    settings = config.load(os.environ if environ is None else environ)
+    settings = read(os.environ)
     log.configure(settings.log_level, settings.log_format)
     return settings
 
@@ -142,7 +142,7 @@ def load_env_file(path: Path) -> None:
     """Put the lines `NAME=value` of a file into the environment; what is set already wins.
 
     Raises:
-        ConfigError: The file cannot be read, or a line is not of that form.
+        ConfigError: The file cannot be read, or a line is not of that form: with all other faults of the configuration.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -163,6 +163,13 @@ def load_env_file(path: Path) -> None:
             value = value[1:-1]
         os.environ.setdefault(name.strip(), value)
     if faults:
+        # Whoever mends these lines should not have to come back for the variables.
+        from traksense.tools.check_config import check
+
+        try:
+            check(os.environ)
+        except ConfigError as error:
+            faults.extend(error.faults)
         raise ConfigError(faults)
 
 
@@ -171,7 +178,20 @@ def _module(command: str) -> Any:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes what it quotes of the arguments, and tells when its answer cannot be written."""
+    """Takes `--env-file` before a command, behind it and behind its action; escapes what it quotes of the arguments, and
+    tells when its answer cannot be written.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Without a default: one of a command's would take the place of what stands before the command.
+        self.add_argument(
+            "--env-file",
+            type=Path,
+            metavar="FILE",
+            default=argparse.SUPPRESS,
+            help="read variables from this .env file; those already set win",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Usage, the line, exit 2."""
@@ -191,9 +211,7 @@ def _parser(argv: list[str]) -> argparse.Namespace:
         description="Telemetry from MQTT into PostgreSQL/TimescaleDB: acknowledged after the commit, stored once.",
     )
     parser.add_argument("--version", action="version", version=f"traksense {__version__}")
-    parser.add_argument(
-        "--env-file", type=Path, metavar="FILE", help="read variables from a .env file; the environment wins"
-    )
+    parser.set_defaults(env_file=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary)

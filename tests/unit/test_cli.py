@@ -37,7 +37,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], No
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of ours is set, and none stays that a test sets."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MQTT_", "INGEST_", "DB_"))}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MQTT_", "INGEST_", "DB_", "LIFECYCLE_"))}
     for name in ("DATABASE_URL", "METRICS_PORT"):
         environ.pop(name, None)
     monkeypatch.setattr(os, "environ", environ)
@@ -226,6 +226,55 @@ def test_env_file_faults_are_named_with_their_lines(
 
     assert 2 == cli.main(["--env-file", str(file), "fake"])
     assert [f"traksense: {file}:{line}: not NAME=value" for line in (2, 3)] == capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_env_file_faults_do_not_hide_those_of_the_variables(
+    command: Callable[[Callable[[], int]], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The lines, then everything that is wrong with the values and names, of the service and of the policy."""
+    file = tmp_path / ".env"
+    file.write_text("MQTT_QOS 1\nINGEST_BATCH_SIZE=0\nLIFECYCLE_RETAIN_RAW=soon\nMQTT_TOPIC=a\n", encoding="utf-8")
+    command(raising(AssertionError("it ran")))
+
+    assert 2 == cli.main(["--env-file", str(file), "fake"])
+    lines = [line.removeprefix("traksense: ") for line in capsys.readouterr().err.splitlines()]
+    assert f"{file}:1: not NAME=value" == lines[0]
+    assert ["INGEST_BATCH_SIZE", "LIFECYCLE_RETAIN_RAW", "MQTT_TOPIC"] == sorted(
+        line.partition(": ")[0] for line in lines[1:]
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [*([name] for name in cli.COMMANDS), ["dlq", "list"], ["lifecycle", "plan"], ["shards", "retire", "x"]],
+    ids=" ".join,
+)
+def test_env_file_may_stand_anywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]) -> None:
+    """Before the command, behind it and behind its action: the same file is read."""
+    file = str(tmp_path / "none")
+    whole = [*argv, *({"dlq": ["list"], "lifecycle": ["plan"], "shards": ["show"]}.get(" ".join(argv), []))]
+
+    places = [[*whole[:n], "--env-file", file, *whole[n:]] for n in range(len(argv) + 1)]
+
+    assert [2] * len(places) == [cli.main(place) for place in places]
+    assert [f"traksense: {file}: cannot read it: No such file or directory"] * len(
+        places
+    ) == capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_run_finds_what_check_config_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also the policy's faults, which the service itself does not read: it is the same file."""
+    os.environ |= {"LIFECYCLE_RETAIN_RAWW": "1 day", "MQTT_TOPIC": "a"}
+
+    said = []
+    for command in ("check-config", "run"):
+        assert 2 == cli.main([command])
+        said.append(capsys.readouterr().err)
+
+    assert said[0] == said[1]
+    assert 2 == len(said[0].splitlines())
 
 
 def test_env_file_that_is_missing_is_a_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """None: what is checked is the environment."""
     parser.epilog = (
-        "Checks the environment, and the file of --env-file, which stands before the command. Connects to nothing; "
+        "Checks the environment, and the file of --env-file, as `traksense run` does before it starts. Connects to nothing; "
         "`traksense validate` tries broker and database. Exit status: 0 if the configuration can be used, 2 with one "
         "line for each fault."
     )

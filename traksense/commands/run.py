@@ -20,8 +20,9 @@ def main(_arguments: argparse.Namespace) -> int:
     from traksense import service, signals
     from traksense.cli import DONE, load_settings
     from traksense.memory import collect_rarely, return_large_blocks
+    from traksense.tools.check_config import check
 
-    settings = load_settings()
+    settings = load_settings(check)
     if signals.noted():
         return DONE
     return_large_blocks()
