@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os.path
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +35,9 @@ def faults(environ: Mapping[str, str], known: Collection[str], prefixes: tuple[s
             continue
         if name.startswith(prefixes):
             meant = _likeliest(name, known)
-            lines.append(_line(name, meant) if meant else f"{name}: unknown variable; ops/traksense.env.example has all")
+            lines.append(
+                _line(name, meant) if meant else f"{name}: unknown variable; ops/traksense.env.example has all"
+            )
         elif value and (near := [one for one in missing if _is_slip(name, one)]):
             lines.append(_line(name, near[0]))
     return lines
@@ -68,11 +69,17 @@ def _is_one_slip(one: str, other: str) -> bool:
 
     The likeness of difflib does not do here: it finds FORMATTER as like FORMAT as LEVLE is like LEVEL.
     """
-    ahead = len(os.path.commonprefix([one, other]))
+    ahead = _shared(one, other)
     one, other = one[ahead:][::-1], other[ahead:][::-1]
-    behind = len(os.path.commonprefix([one, other]))
+    behind = _shared(one, other)
     one, other = one[behind:], other[behind:]
     return max(len(one), len(other)) == 1 or (len(one) == 2 and one == other[::-1])
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _is_of_kubernetes(name: str, value: str) -> bool:

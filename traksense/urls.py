@@ -19,6 +19,9 @@ MQTT_FORM: Final = "must look like mqtt://host:1883 or mqtts://host:8883"
 DATABASE_FORM: Final = "must look like postgresql://user:password@host:5432/database"
 ENCODE: Final = "in user name and password write %2F for /, %40 for @, %23 for #, %3F for ?, %25 for %, %20 for a space"
 
+SESSION_ATTRIBUTES: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
+"""Source: libpq, target_session_attrs."""
+
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -114,6 +117,8 @@ def read_database(text: str) -> DatabaseUrl:
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name == "sslmode" and value not in SSL_MODES:
             raise ValueError(f"must have one of {', '.join(SSL_MODES)} as sslmode")
+        if name == "target_session_attrs" and value not in SESSION_ATTRIBUTES:
+            raise ValueError(f"must have one of {', '.join(SESSION_ATTRIBUTES)} as target_session_attrs")
         if name == "port" and not all(_is_port(port) for port in value.split(",")):
             raise ValueError(f"must have 1-{PORT_MAX} as port")
     return DatabaseUrl(Secret(text))

@@ -188,7 +188,7 @@ async def test_wiring_says_that_the_service_cannot_write(plant: Plant) -> None:
 
     figure, step = wrong(outcome)
     assert "the service has messages in flight" in figure
-    assert "GET /readyz: 503, database: somebody holds a lock in the database for long" in figure
+    assert "GET /readyz: 503, database: another session holds a lock in the database" in figure
     assert step.startswith("ops/operations.md#health")
     assert "may still store 1 point" in failures(outcome)[-1]
     assert "DELETE FROM traksense.device" in findings(outcome, "cleanup")[0]["next_step"]

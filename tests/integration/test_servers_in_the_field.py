@@ -431,6 +431,15 @@ async def _sleep(connection: Any) -> None:
     await connection.execute("SELECT pg_sleep(1)")
 
 
+async def test_url_that_the_driver_can_never_use_is_refused() -> None:
+    """At the start, with the driver's word for what is wrong, instead of trying for ever."""
+    url = "postgresql://u:p@localhost:1/d?sslnegotiation=direct"
+    fault = "DATABASE_URL: a parameter of the URL cannot be used: direct TLS requires sslmode"
+    with trio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match=fault), flatten_subgroups=True):
+        async with store_with(Health(["database"], ["maintenance"]), DATABASE_URL=url) as store:
+            await store.write([point(1)])
+
+
 async def test_server_without_fsync_is_refused(unsafe_postgres: PostgresProcess) -> None:
     """At the start: a wrong configuration, in one line."""
     with trio.fail_after(60), pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="fsync"), flatten_subgroups=True):

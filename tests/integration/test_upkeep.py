@@ -118,6 +118,31 @@ def test_step_that_fails_keeps_no_other_from_being_done(migrated: Database) -> N
     assert 0 == migrated.value("SELECT count(*) FROM traksense.dirty")
 
 
+def test_step_that_goes_on_failing_is_logged_once(migrated: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """However many rounds it fails in; and again if it fails once more after it has succeeded."""
+    if migrated.server.timescaledb:
+        pytest.skip("the scheduler's jobs aggregate")
+    migrated.add_series("acme", "device", "point")
+    migrated.run("SELECT traksense.ensure_partitions(now(), now())")
+
+    async def rounds() -> None:
+        upkeep = Upkeep(load({"DATABASE_URL": migrated.dsn}), Health(["database"], ["maintenance"]), nothing)
+        async with open_asyncio_loop():
+            for _ in range(2):
+                migrated.run(MARK, "ALTER TABLE traksense.rollup_1h RENAME v_sum TO other")
+                for _ in range(3):
+                    await aio_as_trio(upkeep.round)()
+                migrated.run("ALTER TABLE traksense.rollup_1h RENAME other TO v_sum")
+                await aio_as_trio(upkeep.round)()
+        assert 6 == upkeep.failures["aggregate"]
+
+    trio.run(rounds)
+
+    assert ["aggregate"] * 2 == [
+        vars(line)["traksense_step"] for line in caplog.records if line.getMessage() == "maintenance_failed"
+    ]
+
+
 def test_what_another_replica_does_is_not_claimed(migrated: Database) -> None:
     """While another session aggregates, or hangs in it, this one does not say that it is done."""
     if migrated.server.timescaledb:

@@ -204,7 +204,7 @@ READ_ONLY: Final = Trouble(
 )
 GENERAL: Final = (
     HEALTHY,
-    Trouble("stopped", _stopped, reason="nobody answers"),
+    Trouble("stopped", _stopped, reason="cannot be reached"),
     Trouble("sessions ended", _sessions_ended, storable=True),
     Trouble("disk full", _full, reason="disk is full"),
     Trouble(
@@ -229,7 +229,7 @@ GENERAL: Final = (
         _sql(f"ALTER ROLE {SERVICE} CONNECTION LIMIT 0", f"ALTER ROLE {SERVICE} CONNECTION LIMIT -1", sessions=True),
         reason="no connection left",
     ),
-    Trouble("killed", _killed, reason="nobody answers"),
+    Trouble("killed", _killed, reason="cannot be reached"),
     Trouble("no descriptors", _without_descriptors, reason="no file descriptors left"),
     Trouble(
         "clock wrong",
@@ -256,14 +256,14 @@ def locked(table: str) -> Trouble:
 def without_right(table: str) -> Trouble:
     """The service may not insert."""
     statements = f"REVOKE INSERT ON {table} FROM traksense_ingest", f"GRANT INSERT ON {table} TO traksense_ingest"
-    return Trouble(f"no right to insert into {table}", _sql(*statements), reason="a right is missing")
+    return Trouble(f"no right to insert into {table}", _sql(*statements), reason="a privilege is missing")
 
 
 def renamed(table: str) -> Trouble:
     """As by somebody who tidies up."""
     schema, name = table.split(".")
     begin, end = f"ALTER TABLE {table} RENAME TO elsewhere", f"ALTER TABLE {schema}.elsewhere RENAME TO {name}"
-    return Trouble(f"{table} renamed", _sql(begin, end), reason="not as it should be")
+    return Trouble(f"{table} renamed", _sql(begin, end), reason="not as this release needs it")
 
 
 TROUBLES: Final = (READ_ONLY, *GENERAL, *(kind(table) for kind in (locked, without_right, renamed) for table in TABLES))

@@ -69,7 +69,7 @@ OTHERS = """
     METRICS_TYPE N8N_METRICS EMQX_NODE__NAME EMQX_LOG__CONSOLE__LEVEL EMQX_HOST TIMESCALEDB_TELEMETRY TS_TUNE_MEMORY
     TELEGRAF_CONFIG_PATH NODE_ENV PYTHONUNBUFFERED TZ LANG HOME HOSTNAME PATH PORT HTTP_PROXY NO_PROXY
     LIFECYCLE_SERVICE_HOST LIFECYCLE_PORT_8080_TCP_ADDR MQTT_SERVICE_PORT_MQTT METRICS_SERVICE_HOST
-""".split()
+"""
 
 
 @pytest.mark.parametrize(("name", "meant"), SLIPS.items())
@@ -81,7 +81,7 @@ def test_a_misspelt_name_is_a_fault_that_says_what_was_meant(name: str, meant: s
     assert (f"{name}: unknown variable, did you mean {meant}?",) == caught.value.faults
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHERS.split())
 def test_the_names_of_other_software_are_left_alone(name: str) -> None:
     """They are in the environments of the images that stand beside ours."""
     load({name: "1"})

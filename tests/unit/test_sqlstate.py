@@ -52,6 +52,7 @@ CASES: list[tuple[BaseException, type[StoreError]]] = [
     (asyncpg.NotNullViolationError("null"), DataRefusedError),
     (asyncpg.CardinalityViolationError("twice"), DataRefusedError),
     (asyncpg.ProgramLimitExceededError("index row"), DataRefusedError),
+    (asyncpg.ClientConfigurationError("gsslib"), StoreMisconfiguredError),
     (asyncpg.DataError("cannot encode"), DataRefusedError),
     (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), DataRefusedError),
     (OverflowError("int too large"), DataRefusedError),
@@ -104,8 +105,27 @@ def test_sqlstate_leaves_ours_alone() -> None:
             "the connection to the database was lost",
         ),
         (
+            asyncpg.ProtocolViolationError("server login has been failing, try again later"),
+            (
+                "the database server, or a pooler in front of it, ended the session: server login has been failing, "
+                "try again later (SQLSTATE 08P01)"
+            ),
+        ),
+        (
             OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 5432, 0, 0), [Errno 111] Connect …"),
-            "nobody answers at the database's address: Connection refused",
+            "the database server in DATABASE_URL cannot be reached: Connection refused",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory"),
+            "the socket of the database server, or a certificate file in DATABASE_URL, does not exist",
+        ),
+        (
+            socket.gaierror(-2, "Name or service not known"),
+            "the host name in DATABASE_URL cannot be resolved: Name or service not known",
+        ),
+        (
+            asyncpg.ClientConfigurationError("gsslib parameter must be either 'gssapi' or 'sspi', got 'x'"),
+            "a parameter of the URL cannot be used: gsslib parameter must be either 'gssapi' or 'sspi', got 'x'",
         ),
         (
             PermissionError(13, "Permission denied", "/etc/traksense/client.key"),
@@ -116,14 +136,49 @@ def test_sqlstate_leaves_ours_alone() -> None:
             "this machine or process has no file descriptors left for connections to the database (ulimit -n)",
         ),
         (
-            asyncpg.DiskFullError("could not extend file: No space left on device\nHINT: Check free disk space."),
-            "the database's disk is full: could not extend file: No space left on device (SQLSTATE 53100)",
+            asyncpg.DiskFullError('could not extend file "base/16389/2619": No space left on device\nHINT: Check …'),
+            (
+                'the database\'s disk is full: could not extend file "base/16389/…": No space left on device '
+                "(SQLSTATE 53100)"
+            ),
         ),
         (
             asyncpg.InvalidSQLStatementNameError('prepared statement "__asyncpg_stmt_4c__" does not exist'),
             (
-                "a connection pooler gives each transaction another server process; set its pool_mode to session "
-                "(SQLSTATE 26000)"
+                "a connection pooler gives each transaction another server process: set its pool_mode to session, or "
+                "connect to PostgreSQL directly (SQLSTATE 26000)"
+            ),
+        ),
+        (
+            asyncpg.InvalidPasswordError('password authentication failed for user "ingest"'),
+            (
+                "the database server refuses the login: check user and password in DATABASE_URL, and pg_hba.conf: "
+                'password authentication failed for user "ingest" (SQLSTATE 28P01)'
+            ),
+        ),
+        (
+            asyncpg.InsufficientPrivilegeError("permission denied for table measure"),
+            (
+                "a privilege is missing: run `traksense migrate` as the owner of the schema, or correct the role in "
+                "DATABASE_URL: permission denied for table measure (SQLSTATE 42501)"
+            ),
+        ),
+        (
+            asyncpg.UndefinedTableError('relation "traksense.measure" does not exist'),
+            (
+                "the schema is not as this release needs it: run `traksense migrate`, and undo changes made by hand: "
+                'relation "traksense.measure" does not exist (SQLSTATE 42P01)'
+            ),
+        ),
+        (
+            asyncpg.ReadOnlySQLTransactionError("cannot execute nextval() in a read-only transaction"),
+            ("the database is read-only: it is a standby, or default_transaction_read_only is on (SQLSTATE 25006)"),
+        ),
+        (
+            asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+            (
+                "the database server has no connection left: lower DB_POOL_MAX, or raise the limit: sorry, too many "
+                "clients already (SQLSTATE 53300)"
             ),
         ),
     ],

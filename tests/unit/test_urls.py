@@ -96,6 +96,7 @@ def test_password_that_is_not_encoded_is_a_fault(variable: str, password: str) -
         ("DATABASE_URL", "postgresql://i:geheim@h1:5432,h2:x/db"),
         ("DATABASE_URL", "postgresql://i:geheim@h/db?port=geheim"),
         ("DATABASE_URL", "postgresql://i:geheim@h/db?sslmode=geheim"),
+        ("DATABASE_URL", "postgresql://i:geheim@h/db?target_session_attrs=geheim"),
         ("DATABASE_URL", "postgresql://i:geheim@[::1/db"),
         ("DATABASE_URL", "i:geheim@h/db"),
         ("MQTT_URL", "mqtt://i:geheim@h:54x"),

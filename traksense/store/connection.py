@@ -126,7 +126,7 @@ async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asy
             # asyncpg's text may quote the password.
             raise ConfigError(["DATABASE_URL: the connection string cannot be read"]) from None
         if error.sqlstate in UNUSABLE_URL:
-            raise ConfigError([f"DATABASE_URL: {url} refuses: {error}"]) from error
+            raise ConfigError([f"DATABASE_URL: {url}: {error}"]) from error
         if isinstance(cause, OSError):
             raise StoreUnavailableError(f"cannot connect to {url}: {_reason(cause)}") from error
         raise type(error)(f"cannot connect to {url}: {error}", error.sqlstate) from error

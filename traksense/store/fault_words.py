@@ -1,4 +1,4 @@
-"""What is wrong with the database, in one line for people: what `/readyz`, logs and commands say.
+"""What is wrong with the database, and what to do about it, in one line: what `/readyz`, logs and commands say.
 
 The same trouble has the same words, whichever of its many ways the driver met it in: a reason that changes is a line in
 the log. The server's own message is added where it names something; the driver's are of no use to anybody.
@@ -18,38 +18,50 @@ import asyncpg
 
 LOST: Final = "the connection to the database was lost"
 SILENT: Final = "the database does not answer in time"
-_NOT_WRITABLE: Final = "none of the database's hosts takes writes now"
-_NO_TLS: Final = "the database's server refuses TLS"
-_NOBODY: Final = "nobody answers at the database's address"
+_NOT_WRITABLE: Final = "none of the hosts in DATABASE_URL accepts writes now"
+_NO_TLS: Final = "the database server refuses TLS: turn on ssl there, or change sslmode in DATABASE_URL"
+_UNREACHABLE: Final = "the database server in DATABASE_URL cannot be reached"
+_NO_FILE: Final = "the socket of the database server, or a certificate file in DATABASE_URL, does not exist"
+_UNRESOLVED: Final = "the host name in DATABASE_URL cannot be resolved"
 
-_POOLER: Final = "a connection pooler gives each transaction another server process; set its pool_mode to session"
+POOLER: Final = (
+    "a connection pooler gives each transaction another server process: set its pool_mode to session, or connect to "
+    "PostgreSQL directly"
+)
 
 _BY_SQLSTATE: Final[dict[str, str]] = {
     "08": LOST,
-    "25006": "the database is read-only: a standby, or told to be",
-    "26": _POOLER,
-    "28": "the database does not let us in",
-    "3D": "the database does not exist",
-    "40": "the database has undone the transaction",
-    "42": "the schema, or a right in it, is not as it should be",
-    "42P05": _POOLER,
-    "42501": "a right is missing",
-    "53": "the database is short of something",
+    "08P01": "the database server, or a pooler in front of it, ended the session",
+    "25006": "the database is read-only: it is a standby, or default_transaction_read_only is on",
+    "26": POOLER,
+    "28": "the database server refuses the login: check user and password in DATABASE_URL, and pg_hba.conf",
+    "3D": "the database named in DATABASE_URL does not exist",
+    "3F": "the schema is missing: run `traksense migrate`, or correct DATABASE_URL",
+    "40": "the database rolled the transaction back",
+    "42": "the schema is not as this release needs it: run `traksense migrate`, and undo changes made by hand",
+    "42P05": POOLER,
+    "42501": "a privilege is missing: run `traksense migrate` as the owner of the schema, or correct the role in "
+    "DATABASE_URL",
+    "42704": "the database server lacks something that DATABASE_URL or the schema names",
+    "53": "the database server has reached a limit",
     "53100": "the database's disk is full",
-    "53200": "the database has no memory left",
-    "53300": "the database has no connection left for us",
-    "55P03": "somebody holds a lock in the database for long (pg_locks, pg_stat_activity say who)",
-    "57014": "a statement takes the database too long, or somebody cancelled it",
+    "53200": "the database server is out of memory (for shared memory, raise max_locks_per_transaction)",
+    "53300": "the database server has no connection left: lower DB_POOL_MAX, or raise the limit",
+    "55P03": "another session holds a lock in the database for too long (see pg_locks and pg_stat_activity)",
+    "57014": "a statement takes the database too long, or was cancelled (see pg_stat_activity)",
     "57P01": LOST,
     "57P02": LOST,
-    "57P03": "the database is starting or stopping",
-    "58": "the database's machine has a fault",
-    "TK002": _POOLER,
+    "57P03": "the database server is starting or stopping",
+    "58": "the database server has trouble with its disk or operating system",
+    "TK002": POOLER,
 }
 """By whole SQLSTATE first, then by its class."""
 
-_WITHOUT_MESSAGE: Final = ("26000", "42P05", "55P03", "57014", "57P03", "TK002")
+_WITHOUT_MESSAGE: Final = ("25006", "26000", "42P05", "55P03", "57014", "57P03", "TK002")
 """Nothing but these words: the server's message says no more, and one trouble may come with several of them."""
+
+_FILE: Final = re.compile(r'/[^/"]*"')
+"""The last part of a path in a message: on a full disk each write meets it in another file."""
 
 _LOST: Final = (
     asyncio.IncompleteReadError,
@@ -71,11 +83,20 @@ def describe(error: BaseException) -> str:
         words = _BY_SQLSTATE.get(sqlstate) or _BY_SQLSTATE.get(sqlstate[:2])
         if words == LOST:
             return LOST
-        parts = [words, "" if sqlstate in _WITHOUT_MESSAGE else _first_line(error)]
+        message = "" if sqlstate in _WITHOUT_MESSAGE else _first_line(error)
+        parts = [words, _FILE.sub('/…"', message) if sqlstate == "53100" else message]
         return f"{': '.join(filter(None, parts))} (SQLSTATE {sqlstate})"[:500]
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return _NOT_WRITABLE
-    if isinstance(error, asyncpg.DataError | ValueError | ssl.SSLError | socket.gaierror):
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return f"a parameter of the URL cannot be used: {_first_line(error)}"[:500]
+    if isinstance(error, socket.gaierror):
+        return f"{_UNRESOLVED}: {error.strerror}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of the database server is not trusted ({error.verify_message}): check sslrootcert"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS with the database server fails: {error.reason or _first_line(error)}"
+    if isinstance(error, asyncpg.DataError | ValueError):
         return f"{_first_line(error)} ({type(error).__name__})"[:500]
     if isinstance(error, _LOST):
         return LOST
@@ -94,9 +115,11 @@ def _describe_os_error(error: OSError) -> str:
     if error.filename and error.strerror:
         # A key or certificate, where libpq looks for them too.
         return f"cannot read {error.filename}: {error.strerror}"
+    if error.errno == errno.ENOENT:
+        return _NO_FILE
     if not numbers:
         return SILENT if isinstance(error, TimeoutError) else f"{_first_line(error)} ({type(error).__name__})"[:500]
-    return f"{_NOBODY}: {', '.join(sorted(map(os.strerror, numbers)))}"
+    return f"{_UNREACHABLE}: {', '.join(sorted(map(os.strerror, numbers)))}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -143,7 +143,11 @@ class PostgresStore:
             try:
                 await self._call(self._connect)
             except StoreError as error:
-                if error.sqlstate in CONFIGURATION_SQLSTATES or isinstance(error, ServerUnfitError):
+                if (
+                    error.sqlstate in CONFIGURATION_SQLSTATES
+                    or isinstance(error, ServerUnfitError)
+                    or isinstance(error.__cause__, asyncpg.ClientConfigurationError)
+                ):
                     raise ConfigError([f"DATABASE_URL: {error}"]) from error
                 self._health.set("database", str(error))
                 await trio.sleep(backoff.next())

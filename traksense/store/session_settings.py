@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from traksense.errors import ServerUnfitError, StoreMisconfiguredError
+from traksense.store.fault_words import POOLER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,11 +59,6 @@ _END_POOLED: Final = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE pg_bac
 
 END_SECONDS: Final = 5.0
 """How long that may take. Chosen by guess."""
-
-_POOLER: Final = (
-    "a connection pooler gives each transaction another server process; set its pool_mode to session, or connect to "
-    "PostgreSQL directly"
-)
 
 WRITABLE: Final = "read-write"
 """Of several hosts, the one that takes writes. Source: libpq, target_session_attrs."""
@@ -180,7 +176,7 @@ async def prepare(connection: ServiceConnection, settings: Mapping[str, str]) ->
         accepted = await connection.fetch(_SET, list(told), list(told.values()))
         found = await connection.fetch(_READ, list(told))
     if (_MARKER, connection.marker) not in {tuple(row) for row in found}:
-        raise ServerUnfitError(_POOLER)
+        raise ServerUnfitError(POOLER)
     if lost := sorted(name for (name, value), (_, kept) in zip(accepted, found, strict=True) if value != kept):
         raise StoreMisconfiguredError(f"the server does not keep {', '.join(lost)} of a session as it was set")
 
@@ -217,7 +213,7 @@ async def check_pooler(first: ServiceConnection, second: ServiceConnection) -> N
     with _noticing_poolers():
         for connection in (first, second, first):
             if await connection.fetchval(_READ_MARKER) != connection.marker:
-                raise ServerUnfitError(_POOLER)
+                raise ServerUnfitError(POOLER)
 
 
 @contextmanager
@@ -226,4 +222,4 @@ def _noticing_poolers() -> Iterator[None]:
     try:
         yield
     except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
-        raise ServerUnfitError(_POOLER) from error
+        raise ServerUnfitError(POOLER) from error

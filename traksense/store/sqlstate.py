@@ -103,6 +103,8 @@ def translate(error: BaseException) -> StoreError:
         return StoreUnavailableError(text, sqlstate)
     if isinstance(error, asyncpg.PostgresError) and sqlstate:
         return fault(sqlstate)(text, sqlstate)
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return StoreMisconfiguredError(text)
     if isinstance(error, _CLIENT_DATA):
         return DataRefusedError(text)
     if isinstance(error, _NO_ANSWER):

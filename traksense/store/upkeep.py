@@ -93,6 +93,7 @@ class Upkeep:
         self._expire_at = -EXPIRE_EVERY_SECONDS
         self._backlog = False
         self._lost: str | None = None
+        self._told: dict[str, str] = {}
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
     async def run(self, call: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]) -> None:
@@ -101,8 +102,8 @@ class Upkeep:
         Args:
             call: Runs an asyncio-flavored coroutine function, and raises StoreError only.
 
-        Error handling: a step that fails is logged, and tried again in a later round; the others are done. A database
-        that is not there is said in the health.
+        Error handling: a step that fails is tried again in a later round, and logged once for each error until it
+        succeeds; the others are done. A database that is not there is said in the health.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
@@ -111,7 +112,6 @@ class Upkeep:
                     await call(self.round)
                 except StoreError as error:
                     self._lost = str(error)
-                    logger.warning("maintenance_failed", extra={"traksense_error": str(error)})
                 else:
                     self._lost = None
                 self._judge()
@@ -141,6 +141,8 @@ class Upkeep:
             if await migrate.read_engine(connection) == "postgresql":
                 await self._do_steps(connection)
             self.states = await read_states(connection)
+            failing = {state.name for state in self.states if state.failing_since}
+            self._told = {name: error for name, error in self._told.items() if name in failing}
             await maintenance.write_seen(connection, self.seen)
         except asyncpg.ReadOnlySQLTransactionError:
             await session_settings.end_pooled(connection)
@@ -163,7 +165,9 @@ class Upkeep:
         self._backlog |= aggregating.spent
         for name, error in report.failed.items():
             self.failures[name] += 1
-            logger.warning("maintenance_failed", extra={"traksense_step": name, "traksense_error": describe(error)})
+            if self._told.get(name) != (text := describe(error)):
+                self._told[name] = text
+                logger.warning("maintenance_failed", extra={"traksense_step": name, "traksense_error": text})
         if report.dropped or report.purged:
             logger.info("expired", extra={"traksense_dropped": report.dropped, "traksense_purged_rows": report.purged})
 
