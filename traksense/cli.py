@@ -25,20 +25,20 @@ FAILED: Final = 1
 MISUSED: Final = 2
 
 COMMANDS: Final = {
-    "run": "run the service until SIGTERM or SIGINT, then drain (the default)",
-    "check-config": "say what is wrong with the configuration, and what it comes to, without starting anything",
-    "migrate": "bring the database schema up to date",
-    "demo": "the whole thing on this machine, with nothing installed: watch it work",
-    "validate": "check that the running stack keeps its promises",
-    "simulate": "publish a realistic fleet and count what the broker confirmed",
-    "decode": "say what would be stored of a payload, without broker or database",
-    "dlq": "list, show, replay and purge dead letters",
-    "lifecycle": "plan, apply and show how long data live, and when they are compressed",
-    "maintain": "one round of maintenance, for cron",
-    "shards": "several replicas: show who has which tenants, find those that nobody has, retire a session",
-    "uninstall": "take away what migrate made, the data included",
-    "prove": "kill service, broker and database under load, and prove that nothing is lost or doubled",
-    "bench": "measure throughput, latency, memory and cost growth beside what the database alone could do",
+    "run": "run the service until SIGTERM or SIGINT, then drain and exit (the default)",
+    "check-config": "report every configuration error, or print the effective configuration; starts nothing",
+    "migrate": "create the database schema, or bring it up to date",
+    "demo": "run the whole stack on this machine with a simulated fleet; nothing else has to be installed",
+    "validate": "check a running stack end to end, using a tenant of its own",
+    "simulate": "publish as a realistic fleet would, and count what the broker confirmed",
+    "decode": "show what would be stored from a payload, without broker or database",
+    "dlq": "list, count, show, replay and purge dead letters",
+    "lifecycle": "plan, apply and show data retention and compression",
+    "maintain": "run one round of maintenance, for cron",
+    "shards": "for several replicas: show which shard has which tenants, find tenants without one, retire a session",
+    "uninstall": "remove everything that migrate created, including the data",
+    "prove": "kill service, broker and database under load, and prove that nothing is lost or duplicated",
+    "bench": "measure throughput, latency and memory, compared with what the database alone can do",
 }
 """Each is a module of that name in `traksense.commands`, `_` for `-`, with `add_arguments(parser)` and
 `main(arguments) -> int`."""
@@ -142,7 +142,7 @@ def load_env_file(path: Path) -> None:
     """Put the lines `NAME=value` of a file into the environment; what is set already wins.
 
     Raises:
-        ConfigError: The file cannot be read, or a line is not of that form: with all other faults of the configuration.
+        ConfigError: The file cannot be read; or a line is not of that form, with all faults of the configuration.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -178,7 +178,7 @@ def _module(command: str) -> Any:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes `--env-file` before a command, behind it and behind its action; escapes what it quotes of the arguments, and
+    """Takes `--env-file` before a command, after it and after its action, escapes what it quotes of the arguments, and
     tells when its answer cannot be written.
     """
 
@@ -214,6 +214,6 @@ def _parser(argv: list[str]) -> argparse.Namespace:
     parser.set_defaults(env_file=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary)
+        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         _module(name).add_arguments(sub)
     return parser.parse_args(argv)

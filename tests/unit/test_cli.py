@@ -37,7 +37,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], No
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of ours is set, and none stays that a test sets."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MQTT_", "INGEST_", "DB_", "LIFECYCLE_"))}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MQTT_", "INGEST_", "DB_", "LIFECYCLE_"))
+    }
     for name in ("DATABASE_URL", "METRICS_PORT"):
         environ.pop(name, None)
     monkeypatch.setattr(os, "environ", environ)

@@ -216,11 +216,11 @@ def _faults(third_party: tuple[Adapter, ...]) -> list[str]:
 def _shape_fault(adapter: object) -> str | None:
     name = getattr(adapter, "name", None)
     if not isinstance(name, str) or not name:
-        return "not an adapter: `name` is no text"
+        return f"not an adapter: `name`: expected a str that is not empty, got {name!r:.100}"
     if not isinstance(getattr(adapter, "kind", None), Kind):
-        return "not an adapter: `kind` is no traksense.model.Kind"
+        return f"not an adapter: `kind`: expected a traksense.model.Kind, got {getattr(adapter, 'kind', None)!r:.100}"
     missing = [method for method in ("claims", "decode") if not callable(getattr(adapter, method, None))]
-    return f"not an adapter: it has no `{missing[0]}` method" if missing else None
+    return f"not an adapter: it has no method `{missing[0]}`" if missing else None
 
 
 def _refusal(adapter: Adapter, exc: Exception) -> DecodeError:

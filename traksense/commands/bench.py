@@ -21,38 +21,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure, and how much."""
     parser.description = (
         "Starts a Mosquitto and a PostgreSQL of its own and measures the service against them: the database's ceiling, "
-        "throughput of a backlog, latency at a rate, processor time, memory, and how all of that grows. Needs no "
-        "configuration."
+        "throughput of a backlog, latency at a rate, CPU time, memory, and how they change as the table grows. Needs "
+        "no configuration."
     )
     parser.epilog = (
-        "Takes some minutes for each round; --quick some for all. Exit status 1 if rows were lost or duplicated, or "
-        "something failed."
+        "Takes several minutes for each round, with --quick for everything. Exit status 1 if rows were lost or "
+        "duplicated, or a measurement failed."
     )
-    parser.add_argument("--rounds", type=types.count, metavar="N", help="how often (default: 3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="smaller amounts, at most 10 million rows in the table")
+    parser.add_argument("--rounds", type=types.count, metavar="N", help="number of rounds (default: 3; 1 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="smaller amounts: at most 10 million rows in the table")
     parser.add_argument(
-        "--only", type=_scenarios, default=SCENARIOS, metavar="A,B", help=f"of: {', '.join(SCENARIOS)} (default: all)"
+        "--only",
+        type=_scenarios,
+        default=SCENARIOS,
+        metavar="A,B",
+        help=f"only these: {', '.join(SCENARIOS)} (default: all)",
     )
     parser.add_argument(
-        "--reader", choices=(*READERS, "both"), help="MQTT_READER of the service (default: both, as far as installed)"
+        "--reader", choices=(*READERS, "both"), help="MQTT_READER of the service (default: both, if installed)"
     )
     parser.add_argument(
-        "--compare", type=Path, metavar="DIR", help="measure another checkout in turns with this one, as a ratio"
+        "--compare",
+        type=Path,
+        metavar="DIR",
+        help="measure another checkout in alternation, and print the ratio",
     )
-    parser.add_argument("--json", action="store_true", help="everything, with each round, as one JSON object")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files, and the report as text and JSON")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the figures of each round")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="write SVG charts, and the report as text and JSON, to this directory"
+    )
     amounts = parser.add_argument_group("amounts")
-    amounts.add_argument("--messages", type=types.count, metavar="N", help="10-point messages in a backlog")
+    amounts.add_argument("--messages", type=types.count, metavar="N", help="10-point messages in the backlog")
     amounts.add_argument(
-        "--rates", type=_rates, default=(5_000, 50_000), metavar="N,M", help="points a second (default: 5000,50000)"
+        "--rates", type=_rates, default=(5_000, 50_000), metavar="N,M", help="points per second (default: 5000,50000)"
     )
-    amounts.add_argument("--seconds", type=types.positive, metavar="N", help="for which a rate or an outage lasts")
+    amounts.add_argument("--seconds", type=types.positive, metavar="N", help="how long each rate and the outage last")
     amounts.add_argument(
-        "--writers", type=types.count, metavar="N", help="connections that write (default: the service's)"
+        "--writers", type=types.count, metavar="N", help="connections that write (default: as in the service)"
     )
-    amounts.add_argument("--no-meta", action="store_true", help="messages without a meta object")
+    amounts.add_argument("--no-meta", action="store_true", help="publish messages without a meta object")
     parser.add_argument(
-        "--directory", type=Path, metavar="DIR", help="for data and logs, which stay there (default: a temporary one)"
+        "--directory", type=Path, metavar="DIR", help="keep data and logs in this directory (default: a temporary one)"
     )
 
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """None: what is checked is the environment."""
     parser.epilog = (
-        "Checks the environment, and the file of --env-file, as `traksense run` does before it starts. Connects to nothing; "
-        "`traksense validate` tries broker and database. Exit status: 0 if the configuration can be used, 2 with one "
-        "line for each fault."
+        "Checks the environment, and the file named by --env-file, as `traksense run` does at startup. Connects to "
+        "nothing; `traksense validate` tests broker and database. Exit status: 0 if the configuration is valid; 2 if "
+        "it is not, with one line for each error."
     )
 
 

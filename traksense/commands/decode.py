@@ -1,4 +1,4 @@
-"""`traksense decode`: what would be stored of a payload."""
+"""`traksense decode`: what would be stored from a payload."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ TOPIC: Final = "traksense/tenant/site/device/telem"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The payload and its topic."""
-    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the payload (default: standard input)")
-    parser.add_argument("--topic", default=TOPIC, help="what it was published to (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each row, in the table's columns")
+    parser.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="file with the payload (default: standard input)"
+    )
+    parser.add_argument("--topic", default=TOPIC, help="topic that it was published to (default: %(default)s)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object for each row, with the columns of the table"
+    )
     parser.epilog = (
-        "Needs neither broker nor database, so it does not know whether the device is registered "
-        "(INGEST_PROVISIONING=strict) nor whether another value is stored already. The limits are those of the "
-        "environment, INGEST_*. Exit status: 0 if all of it would be stored, 1 if there would be a dead letter."
+        "Needs neither broker nor database, so it cannot tell whether the device is registered "
+        "(INGEST_PROVISIONING=strict) or whether a different value is already stored. The limits are those of the "
+        "environment (INGEST_*). Exit status: 0 if everything would be stored, 1 if there would be a dead letter."
     )
 
 

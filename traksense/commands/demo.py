@@ -1,4 +1,4 @@
-"""`traksense demo`: the whole thing on this machine, with nothing installed."""
+"""`traksense demo`: the whole stack on this machine, with nothing else installed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet, the place and the parts."""
     parser.epilog = (
         "Starts PostgreSQL, a broker and the service in one directory, simulates a fleet, and shows what happens. "
-        "Ctrl-C ends it in order and compares what the broker confirmed with what is stored: exit status 1 if that "
-        "does not add up. The data stay; the next run goes on with them."
+        "Ctrl-C stops it in order and compares what the broker confirmed with what is stored; exit status 1 if they "
+        "differ. The data is kept, and the next run continues with it."
     )
-    parser.add_argument("--seconds", type=positive, metavar="N", help="end after N seconds (default: at Ctrl-C)")
+    parser.add_argument("--seconds", type=positive, metavar="N", help="stop after N seconds (default: at Ctrl-C)")
     parser.add_argument(
         "--directory",
         type=Path,
@@ -30,33 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--broker",
         choices=("auto", "mosquitto", "iotcore"),
         default="auto",
-        help="auto: Mosquitto if it is here (default)",
+        help="auto: Mosquitto if it is installed, else iotcore (default: auto)",
     )
-    parser.add_argument("--screenshot", type=Path, metavar="FILE.svg", help="save the last page as a picture")
+    parser.add_argument("--screenshot", type=Path, metavar="FILE.svg", help="save the last screen as an SVG file")
     parser.add_argument(
         "--psql",
         nargs=argparse.REMAINDER,
         metavar="ARG",
-        help="no demo: open psql on the data, with these arguments, starting the database alone if need be",
+        help="instead of the demo, open psql on its database with these arguments; starts the database if necessary",
     )
     fleet = parser.add_argument_group("fleet")
-    fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="tenants (default: 3)")
-    fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices of each tenant (default: 20)")
+    fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="number of tenants (default: 3)")
+    fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices per tenant (default: 20)")
     fleet.add_argument(
-        "--rate", type=positive, default=600.0, metavar="N", help="points a second in total (default: 600)"
+        "--rate", type=positive, default=600.0, metavar="N", help="points per second, in total (default: 600)"
     )
     fleet.add_argument(
         "--speed",
         type=positive,
         default=60.0,
         metavar="X",
-        help="how many times faster than life signals run (default: 60)",
+        help="how many times faster than real time the signals run (default: 60)",
     )
-    fleet.add_argument(
-        "--bad", type=percent, default=1.0, metavar="%", help="messages that are unacceptable (default: 1)"
-    )
-    ports = parser.add_argument_group("ports (default: those of the last run, else any free one)")
-    for name, what in (("mqtt", "the broker's"), ("postgres", "the database's"), ("metrics", "the service's")):
+    fleet.add_argument("--bad", type=percent, default=1.0, metavar="%", help="percentage of bad messages (default: 1)")
+    ports = parser.add_argument_group("ports (default: those of the last run, or any free ones)")
+    for name, what in (("mqtt", "of the broker"), ("postgres", "of the database"), ("metrics", "of the service")):
         ports.add_argument(f"--port-{name}", type=port, metavar="PORT", help=what)
 
 

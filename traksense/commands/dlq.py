@@ -26,29 +26,29 @@ class _InterruptedError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions and their options."""
     parser.epilog = (
-        "Needs the DATABASE_URL of an operator (the role that ran `traksense migrate`), and for replay the service's "
-        "MQTT_URL."
+        "Needs the DATABASE_URL of an operator (the role that owns the schema); replay also needs the service's "
+        "MQTT_URL, with a user that may publish."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, summary: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        sub.add_argument("--json", action="store_true", help="for machines")
+        sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    add_filters(action("list", "list dead letters, those that came last first; 100 unless --limit is given"))
+    add_filters(action("list", "list dead letters, newest first; at most 100 unless --limit is given"))
     add_filters(action("count", "count dead letters by tenant and reason, the most frequent first"))
     show = action("show", "show one dead letter with its payload")
     show.add_argument("id", type=dead_letter_id, metavar="ID")
-    show.add_argument("--raw", action="store_true", help="write the payload's exact bytes to stdout, and nothing else")
-    replay = action("replay", "publish dead letters to their topics again, with their exact bytes")
+    show.add_argument("--raw", action="store_true", help="write only the exact bytes of the payload to stdout")
+    replay = action("replay", "publish the exact bytes of dead letters to their topics again")
     add_ids(replay)
     add_filters(replay)
-    replay.add_argument("--dry-run", action="store_true", help="only say what would be published")
-    purge = action("purge", "delete dead letters for good")
+    replay.add_argument("--dry-run", action="store_true", help="only print what would be published")
+    purge = action("purge", "delete dead letters permanently")
     add_ids(purge)
     add_filters(purge)
-    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def main(arguments: argparse.Namespace) -> int:

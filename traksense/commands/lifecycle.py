@@ -1,4 +1,4 @@
-"""`traksense lifecycle`: how long data live."""
+"""`traksense lifecycle`: retention and compression."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ APPLICATION: Final = "traksense lifecycle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
     parser.epilog = (
-        "The policy is in LIFECYCLE_* (ops/lifecycle.md); DATABASE_URL has to be the owner's. plan changes nothing; "
-        "apply writes the policy into the database, where the service and TimescaleDB's jobs go by it."
+        "The policy is set with LIFECYCLE_* variables (ops/lifecycle.md). DATABASE_URL must be the owner's. plan "
+        "changes nothing; apply writes the policy into the database, where the service and TimescaleDB's jobs read it."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, summary in (
-        ("plan", "say what apply would change, and what would be compressed, dropped and deleted"),
-        ("apply", "make the policy in the database the one in the environment"),
-        ("status", "say how things are: drift, sizes, compression, oldest and newest data, next jobs"),
+        ("plan", "show what apply would change, and what would be compressed, dropped and deleted"),
+        ("apply", "write the policy of the environment into the database"),
+        ("status", "show differences from the policy, sizes, compression, oldest and newest data, and jobs"),
     ):
         action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        action.add_argument("--json", action="store_true", help="for machines")
+        action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(arguments: argparse.Namespace) -> int:

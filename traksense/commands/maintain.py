@@ -15,11 +15,12 @@ APPLICATION: Final = "traksense maintain"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether to run TimescaleDB's jobs too."""
     parser.add_argument(
-        "--jobs", action="store_true", help="run the jobs of TimescaleDB, for a server whose scheduler is switched off"
+        "--jobs", action="store_true", help="also run TimescaleDB's jobs, for a server whose scheduler is off"
     )
     parser.epilog = (
-        "What the service does by itself while it runs: brings the aggregates up to date, makes partitions ahead, "
-        "drops and deletes what the policy no longer keeps. Safe to run alongside services."
+        "Does what the service does by itself while it runs: updates the aggregates, creates partitions in advance, "
+        "and drops and deletes what the policy no longer keeps. DATABASE_URL must be the owner's. Safe while services "
+        "run. Exit status: 1 if a step failed."
     )
 
 

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether roles are made; the database is named by the environment."""
     parser.add_argument(
-        "--no-roles", action="store_true", help="neither create the roles traksense_* nor give them their rights"
+        "--no-roles", action="store_true", help="neither create the roles traksense_* nor grant them their privileges"
     )
     parser.epilog = (
-        "Safe to run twice, and from several replicas at once. Needs DATABASE_URL with the right to create schemas."
+        "Safe to run twice, and from several replicas at once. The role in DATABASE_URL becomes the owner of the "
+        "schema: it needs CREATE on the database and on the schema public."
     )
 
 
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
         applied = ", ".join(report.applied)
         say(f"schema {report.from_version or 0} -> {report.to_version} ({report.engine}): applied {applied}")
     else:
-        rights = "" if arguments.no_roles or report.roles_missing else "; the roles traksense_* have their rights"
+        rights = "" if arguments.no_roles or report.roles_missing else "; the roles traksense_* have their privileges"
         say(f"schema {report.to_version} ({report.engine}): up to date{rights}")
     if report.roles_missing:
         say(

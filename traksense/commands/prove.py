@@ -33,54 +33,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How long, how often, what goes wrong."""
     parser.description = (
         "Starts a broker (Mosquitto), a PostgreSQL and the service, publishes uniquely numbered messages, breaks "
-        "everything in turn, heals it, and compares message by message what the broker confirmed with what is stored."
+        "everything in turn, repairs it, and compares message by message what the broker confirmed with what is stored."
     )
-    parser.epilog = "Exit status: 0 if nothing was lost, doubled or acknowledged out of turn; 1 otherwise."
+    parser.epilog = "Exit status: 0 if nothing was lost, duplicated or acknowledged out of order; 1 otherwise."
     parser.add_argument(
         "--seconds",
         type=_positive,
         default=60.0,
         metavar="N",
-        help="of trouble in each run (default: 60)",
+        help="how long faults are injected in each run (default: 60)",
     )
-    parser.add_argument("--runs", type=_count, default=1, metavar="R", help="with the seeds S, S+1, … (default: 1)")
+    parser.add_argument(
+        "--runs", type=_count, default=1, metavar="R", help="number of runs, with the seeds S, S+1, … (default: 1)"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed breaks the same things (default: random)")
     parser.add_argument(
         "--replicas",
         type=_replicas,
         default=1,
         metavar="N",
-        help="of the service, each with a shard of the tenants (default: 1)",
+        help="replicas of the service, each with a shard of the tenants (default: 1)",
     )
     parser.add_argument(
-        "--rate", type=_positive, default=150.0, metavar="N", help="messages a second at most (default: 150)"
+        "--rate",
+        type=_positive,
+        default=150.0,
+        metavar="N",
+        help="maximum number of messages per second (default: 150)",
     )
-    parser.add_argument("--faults", metavar="A,B,…", help="only these kinds; see --list-faults (default: all)")
+    parser.add_argument("--faults", metavar="A,B,…", help="inject only these faults; see --list-faults (default: all)")
     parser.add_argument(
         "--break",
         dest="breakage",
         choices=BREAKAGES,
-        help="negative control, which has to fail: a service that acknowledges early, or acknowledges repeats before "
-        "the standby has them; a table without its unique key; writers that do not look whether names have changed, or "
-        "that wait for what a reader locks; a replica that dies and is not replaced, or gives topics up before another "
-        "reads them (with --replicas); a clock that is believed; messages without a time that share one; good points "
-        "that are lost with a bad one; faults that are not undone",
+        metavar="BUG",
+        help=f"negative control: build a bug in, and expect the run to fail; one of {', '.join(BREAKAGES)}",
     )
     parser.add_argument(
         "--patience",
         type=_positive,
         default=30.0,
         metavar="N",
-        help="seconds after a fault until something new has to be stored (default: 30)",
+        help="seconds within which new messages must be stored after a fault has ended (default: 30)",
     )
-    parser.add_argument("--json", action="store_true", help="the result, with the schedule, as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result, with the schedule, as one JSON object")
     parser.add_argument(
         "--directory",
         type=Path,
         metavar="DIR",
-        help="keep state and logs here; new or empty (default: kept only after a failure)",
+        help="new or empty directory to keep state and logs in (default: kept only after a failure)",
     )
-    parser.add_argument("--list-faults", action="store_true", help="say what can go wrong, and do nothing")
+    parser.add_argument(
+        "--list-faults", action="store_true", help="list the faults that can be injected, and do nothing else"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -14,34 +14,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "replace them."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="say which shard has which tenants", description="Needs neither server.")
-    show.add_argument("--json", action="store_true", help="with client ids and topic filters, for machines")
+    show = actions.add_parser(
+        "show",
+        help="show which shard has which tenants",
+        description="Show which shard has which tenants. Connects to nothing.",
+    )
+    show.add_argument("--json", action="store_true", help="print JSON, with client ids and topic filters")
     check = actions.add_parser(
         "check",
-        help="find tenants that no shard has",
-        description="Exit status 1 if there are tenants in the database, or at the broker, that no shard has.",
+        help="find tenants without a shard",
+        description="Find tenants without a shard. Exit status 1 if the database or (--listen) the broker has any.",
     )
     check.add_argument(
         "--listen",
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="also listen to all topics for this long, at QoS 0: the only way to see new tenants",
+        help="also subscribe to all topics for this long, at QoS 0: the only way to find new tenants",
     )
     retire = actions.add_parser(
         "retire",
         help="store what a session still holds, then end it",
         description=(
             "Waits until other replicas read everything that the session is subscribed to, stores what it has queued, "
-            "and ends it at the broker. May be interrupted and repeated at any time."
+            "and ends it at the broker. Can be interrupted and repeated at any time."
         ),
     )
     retire.add_argument(
         "--unread",
         action="store_true",
-        help="do not wait for other replicas: nobody needs to read its topics any more",
+        help="do not wait for other replicas: nothing needs to read its topics any more",
     )
-    retire.add_argument("client_id", metavar="CLIENT_ID", help="of a replica that is stopped for good")
+    retire.add_argument("client_id", metavar="CLIENT_ID", help="client id of a replica that has been stopped for good")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -16,13 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet, its rate and its faults."""
     parser.epilog = (
         "Publishes to MQTT_URL until --seconds, --messages or Ctrl-C, waits until the broker has confirmed everything, "
-        "and says what it confirmed. Exit status 1 if something was never confirmed."
+        "and prints what it confirmed. Exit status 1 if a message was never confirmed."
     )
     fleet = parser.add_argument_group("fleet")
-    fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="tenants (default: 3)")
-    fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices of each tenant (default: 20)")
+    fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="number of tenants (default: 3)")
+    fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices per tenant (default: 20)")
     fleet.add_argument(
-        "--points", type=count, default=10, metavar="N", help="points a message; parsec has 3 and je02 8 (default: 10)"
+        "--points",
+        type=count,
+        default=10,
+        metavar="N",
+        help="points per message; parsec always has 3, je02 8 (default: 10)",
     )
     fleet.add_argument("--format", choices=FORMATS, default="mixed", help="payload format (default: mixed)")
     fleet.add_argument(
@@ -30,10 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=topic_level,
         default="sim-",
         metavar="TEXT",
-        help="of each tenant's name (default: sim-)",
+        help="beginning of each tenant's name (default: sim-)",
     )
     fleet.add_argument(
-        "--seed", type=int, metavar="N", help="the same fleet again, apart from timestamps (default: random)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the same seed gives the same fleet, apart from timestamps (default: random)",
     )
     fleet.add_argument(
         "--start-hour",
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1.0,
         metavar="X",
-        help="how many times faster than life signals run (default: 1)",
+        help="how many times faster than real time the signals run (default: 1)",
     )
     amount = parser.add_argument_group("rate and amount")
     amount.add_argument(
@@ -54,21 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=rate,
         default=1000.0,
         metavar="N",
-        help="points a second in total; 0: as fast as possible (default: 1000)",
+        help="points per second, in total; 0: as fast as possible (default: 1000)",
     )
     amount.add_argument("--seconds", type=positive, metavar="N", help="stop after N seconds")
     amount.add_argument("--messages", type=count, metavar="N", help="stop after N messages")
-    amount.add_argument("--qos", type=int, choices=(0, 1), default=1, help="0 is never confirmed (default: 1)")
     amount.add_argument(
-        "--window", type=window, default=200, metavar="N", help="unconfirmed messages at most (default: 200)"
+        "--qos", type=int, choices=(0, 1), default=1, help="QoS; messages at QoS 0 are never confirmed (default: 1)"
+    )
+    amount.add_argument(
+        "--window", type=window, default=200, metavar="N", help="maximum number of unconfirmed messages (default: 200)"
     )
     faults = parser.add_argument_group("faults, in percent of the messages")
-    faults.add_argument("--duplicates", type=percent, default=0.0, metavar="%", help="published twice")
+    faults.add_argument("--duplicates", type=percent, default=0.0, metavar="%", help="messages published twice")
     faults.add_argument(
-        "--disorder", type=percent, default=0.0, metavar="%", help="published after later ones of the device"
+        "--disorder",
+        type=percent,
+        default=0.0,
+        metavar="%",
+        help="messages published after later ones of the same device",
     )
-    faults.add_argument("--bad", type=percent, default=0.0, metavar="%", help="unacceptable, in every known way")
-    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    faults.add_argument(
+        "--bad", type=percent, default=0.0, metavar="%", help="messages that cannot be stored, of every known kind"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`traksense uninstall`: takes away what `traksense migrate` made."""
+"""`traksense uninstall`: removes what `traksense migrate` created."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether it is meant."""
     parser.add_argument("--yes", action="store_true", help="delete everything; this cannot be undone")
     parser.epilog = (
-        "Drops the schema traksense, the tables and views that applications read, and the jobs of TimescaleDB. Roles "
-        "and the database itself stay: ops/uninstall.md has all steps. DATABASE_URL has to be the owner's, or a "
-        "superuser's."
+        "Drops the schema traksense, the tables and views that applications read, and TimescaleDB's jobs. Roles and "
+        "the database itself remain: ops/uninstall.md has all steps. DATABASE_URL must be the owner's or a "
+        "superuser's. Without --yes nothing is deleted: exit status 2 if there is something to delete."
     )
 
 

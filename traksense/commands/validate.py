@@ -14,27 +14,33 @@ POINTS_MAX = 10_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the environment does not say."""
     parser.epilog = (
-        "Needs MQTT_URL, MQTT_TOPICS, METRICS_PORT and INGEST_PROVISIONING as the service has them, an MQTT user who "
-        "may publish, and the DATABASE_URL of an operator (whoever ran `traksense migrate`). Publishes as a tenant of "
-        "its own, validate-<random> (among shards: validate, which MQTT_TENANTS has to list), and removes everything "
-        "of it at the end, also after Ctrl-C. Exit status: 0 if nothing failed; the last line says whether something "
-        "could not be checked."
+        "Needs the MQTT_URL, MQTT_TOPICS, METRICS_PORT and INGEST_PROVISIONING of the service, an MQTT user that may "
+        "publish, and the DATABASE_URL of an operator (the role that owns the schema). Publishes as a tenant of its "
+        "own, validate-<random> (with shards: validate, which MQTT_TENANTS must list), and removes all of that "
+        "tenant's data at the end, also after Ctrl-C. Exit status: 0 if no check failed; the last line says whether "
+        "anything could not be checked."
     )
-    parser.add_argument("--json", action="store_true", help="for machines: one JSON document at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
     parser.add_argument(
-        "--metrics-url", metavar="URL", help="the service's endpoint (default: http://localhost:METRICS_PORT)"
+        "--metrics-url",
+        metavar="URL",
+        help="base URL of the service's HTTP endpoint (default: http://localhost:METRICS_PORT)",
     )
     parser.add_argument(
-        "--points", type=_points, default=10_000, metavar="N", help="for the throughput test (default: %(default)s)"
+        "--points",
+        type=_points,
+        default=10_000,
+        metavar="N",
+        help="points in the throughput test (default: %(default)s)",
     )
     parser.add_argument(
         "--patience",
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="how long the service may take for anything (default: %(default)g)",
+        help="how long to wait for the service at each step (default: %(default)g)",
     )
-    parser.add_argument("--keep", action="store_true", help="leave what was made in the database")
+    parser.add_argument("--keep", action="store_true", help="keep the test data in the database")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -111,8 +111,8 @@ def test_load_registry_broken(install: Install) -> None:
         "c = broken_adapters:Mine": "cannot be loaded: ZeroDivisionError: division by zero",
         "d = third_party_adapters:Needy": "cannot be loaded: TypeError: Needy.__init__() missing 1 required positional"
         " argument: 'name'",
-        "e = third_party_adapters:not_an_adapter": "not an adapter: `name` is no text",
-        "f = third_party_adapters:nothing": "not an adapter: `name` is no text",
+        "e = third_party_adapters:not_an_adapter": "not an adapter: `name`: expected a str that is not empty, got None",
+        "f = third_party_adapters:nothing": "not an adapter: `name`: expected a str that is not empty, got None",
     }
     assert [
         f"entry point {point} of third-party in [traksense.adapters]: {fault}" for point, fault in why.items()

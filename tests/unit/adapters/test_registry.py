@@ -251,7 +251,7 @@ def test_registry_long_detail(detail: str, expected: str, context: Context) -> N
     ("items", "detail"),
     [
         ([], "scripted: no items"),
-        (["x"], "scripted: items[0]: a str is no item"),
+        (["x"], "scripted: items[0]: expected Telemetry, CommandAck or Event, got str"),
         (None, "scripted: TypeError: 'NoneType' object is not iterable"),
     ],
 )
@@ -291,7 +291,7 @@ def test_registry_faulty_adapters() -> None:
     assert (
         f"{place}: there is another adapter with the name 'twice'",
         f"{place}: there is another adapter with the name 'senml'",
-        f"{place}: not an adapter: `name` is no text",
-        f"{place}: not an adapter: `kind` is no traksense.model.Kind",
-        f"{place}: not an adapter: it has no `decode` method",
+        f"{place}: not an adapter: `name`: expected a str that is not empty, got ''",
+        f"{place}: not an adapter: `kind`: expected a traksense.model.Kind, got 'telem'",
+        f"{place}: not an adapter: it has no method `decode`",
     ) == caught.value.faults

@@ -21,28 +21,30 @@ _ID_MAX: Final = 2**63 - 1
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
     """The filters; all that are given must hold."""
-    group = parser.add_argument_group("which dead letters (all that is given must hold)")
+    group = parser.add_argument_group("which dead letters (those that match all of these)")
     group.add_argument("--tenant", metavar="TENANT", help="of this tenant")
     group.add_argument(
         "--reason", metavar="CODE", choices=[str(reason) for reason in Reason], help=f"one of: {', '.join(Reason)}"
     )
     group.add_argument("--since", type=point_in_time, metavar="TIME", help=f"last received then or later: {_TIMES}")
     group.add_argument("--until", type=point_in_time, metavar="TIME", help=f"last received before then: {_TIMES}")
-    group.add_argument("--limit", type=_positive, metavar="N", help="at most N")
+    group.add_argument("--limit", type=_positive, metavar="N", help="at most N dead letters")
     state = group.add_mutually_exclusive_group()
     state.add_argument(
         "--open",
         dest="state",
         action="store_const",
         const="open",
-        help="not replayed, or come back since (the default)",
+        help="only those not replayed, or that came back since (the default)",
     )
-    state.add_argument("--all", dest="state", action="store_const", const="all", help="replayed ones too")
+    state.add_argument(
+        "--all", dest="state", action="store_const", const="all", help="also those that have been replayed"
+    )
 
 
 def add_ids(parser: argparse.ArgumentParser) -> None:
     """Dead letters by name."""
-    parser.add_argument("ids", nargs="*", type=dead_letter_id, metavar="ID", help="these only, replayed before or not")
+    parser.add_argument("ids", nargs="*", type=dead_letter_id, metavar="ID", help="only these, replayed before or not")
 
 
 def selection(arguments: argparse.Namespace, *, limit: int | None = None) -> Selection:
