@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from traksense import __version__, log
 from traksense.model import CommandAck, Kind, Reason
@@ -132,11 +132,14 @@ class ServiceCollector:
     def collect(self) -> Iterator[Metric]:
         """All families."""
         ledger = self.ledger
-        yield InfoMetricFamily(
-            "traksense_build",
-            "Always 1; the labels say what runs.",
-            {"version": __version__, "python": platform.python_version()},
+        # Not an "info": that is OpenMetrics, and no type of the text format.
+        build = GaugeMetricFamily(
+            "traksense_build_info",
+            "Always 1; the labels give the versions of traksense and of Python.",
+            labels=["version", "python"],
         )
+        build.add_metric([__version__, platform.python_version()], 1)
+        yield build
         yield _counter(
             "ingest_messages",
             "Messages received, by kind.",
@@ -157,21 +160,21 @@ class ServiceCollector:
         )
         yield CounterMetricFamily("ingest_points", "Points stored.", ledger.points_stored)
         yield CounterMetricFamily(
-            "ingest_points_duplicate", "Points that were stored already, with the same value.", ledger.points_duplicate
+            "ingest_points_duplicate", "Points that were already stored with the same value.", ledger.points_duplicate
         )
         yield CounterMetricFamily(
             "ingest_points_conflicting",
-            "Points that were stored already, with another value; the first is kept.",
+            "Points that were already stored with a different value; INGEST_CONFLICTS decides which value is kept.",
             ledger.points_conflicting,
         )
         yield CounterMetricFamily(
             "ingest_points_absent",
-            "Points that came without a reading: null, or not-a-number. They are not stored.",
+            "Points without a reading (null or not-a-number); they are not stored.",
             ledger.points_absent,
         )
         yield CounterMetricFamily(
             "ingest_messages_empty",
-            "Messages with an empty payload, as when a retained message is cleared; counted as stored.",
+            "Messages with an empty payload, such as those that clear a retained message; counted as stored.",
             ledger.empty,
         )
         yield CounterMetricFamily(
@@ -180,25 +183,27 @@ class ServiceCollector:
         yield CounterMetricFamily("ingest_messages_acknowledged", "PUBACKs sent.", self.acknowledger.acknowledged)
         yield CounterMetricFamily(
             "ingest_messages_abandoned",
-            "Messages whose connection ended before their PUBACK; the broker sends them again.",
+            "Messages whose connection ended before their PUBACK; the broker redelivers them.",
             self.acknowledger.abandoned,
         )
         yield CounterMetricFamily(
-            "ingest_store_retries", "Batches that had to wait for the database.", sum(w.retries for w in self.writers)
+            "ingest_store_retries",
+            "Failed attempts to write a batch; each is retried.",
+            sum(w.retries for w in self.writers),
         )
-        yield CounterMetricFamily("ingest_log_failures", "Log lines that stdout did not take.", log.failures())
+        yield CounterMetricFamily("ingest_log_failures", "Log lines dropped: stdout did not take them.", log.failures())
         yield from self._session()
         yield from self._gauges()
         yield from self._maintenance()
         yield self.metrics.batch_size.family(
-            "ingest_batch_size", "Points in a batch; a message without points counts as one."
+            "ingest_batch_size", "Points per batch; a message without points counts as one."
         )
         yield self.metrics.latency.family(
-            "ingest_latency_seconds", "Device timestamp to commit, one observation a message."
+            "ingest_latency_seconds", "Seconds from the device's timestamp to the commit; one observation per message."
         )
         yield _counter(
             "ingest_latency_ignored",
-            "Messages whose device clock is ahead, or a day or more behind.",
+            "Messages left out of ingest_latency_seconds: dated ahead of our clock, or more than a day behind it.",
             "reason",
             {"future": self.metrics.latency_future, "late": self.metrics.latency_late},
         )
@@ -209,59 +214,71 @@ class ServiceCollector:
             "ingest_broker_connections", "Successful connections to the broker.", session.connections
         )
         yield CounterMetricFamily(
-            "ingest_broker_failures", "Connections to the broker that failed.", self.reader.failures.count
+            "ingest_broker_failures",
+            "Failed or lost connections to the broker.",
+            self.reader.failures.count,
         )
         yield CounterMetricFamily(
             "ingest_broker_mishandled",
-            "Connections that ended because we could not handle what the broker sent: a bug.",
+            "Connections closed because of an error in handling what the broker sent; each is a bug.",
             self.reader.failures.mishandled,
         )
         yield CounterMetricFamily(
             "ingest_sessions_lost",
-            "Times the broker had forgotten our session, and its queue.",
+            "Times the broker no longer had our session, and so lost its queue.",
             self.session_watch.lost,
         )
         yield GaugeMetricFamily(
             "ingest_session_lost_seconds",
-            "Length of the interval that the last lost session put at risk.",
+            "Length of the interval whose messages the last lost session put at risk.",
             self.session_watch.lost_seconds,
         )
         yield CounterMetricFamily(
             "ingest_broker_dropped_messages",
-            "Messages that the broker has dropped, by its own count, since this process knows that.",
+            "Messages that the broker reports as dropped, for all its clients (Mosquitto only).",
             self.reader.drops.total,
         )
         yield CounterMetricFamily(
-            "ingest_session_takeovers", "Times another client took our client id.", session.takeovers
+            "ingest_session_takeovers", "Times another client took over our session.", session.takeovers
         )
         yield CounterMetricFamily(
             "ingest_paused_seconds",
-            "Seconds in which the socket was not read because the pipeline was full.",
+            "Seconds during which the socket was not read because the pipeline was full.",
             session.paused_total(),
         )
 
     def _gauges(self) -> Iterator[Metric]:
         statistics = self.messages.statistics()
         yield GaugeMetricFamily("ingest_queue_size", "Messages in the queue.", statistics.current_buffer_used)
-        yield GaugeMetricFamily("ingest_queue_max", "Messages that fit into the queue.", statistics.max_buffer_size)
-        yield GaugeMetricFamily("ingest_in_flight_messages", "Messages received and not ended.", self.ledger.in_flight)
         yield GaugeMetricFamily(
-            "ingest_in_flight_bytes", "Memory held by messages in flight.", self.ledger.in_flight_bytes
+            "ingest_queue_max",
+            "Maximum number of messages in the queue.",
+            statistics.max_buffer_size,
         )
         yield GaugeMetricFamily(
-            "ingest_in_flight_max_bytes", "Memory that messages in flight may hold.", self.max_bytes
+            "ingest_in_flight_messages",
+            "Messages received that have not ended yet.",
+            self.ledger.in_flight,
+        )
+        yield GaugeMetricFamily(
+            "ingest_in_flight_bytes", "Bytes of memory held by messages in flight.", self.ledger.in_flight_bytes
+        )
+        yield GaugeMetricFamily(
+            "ingest_in_flight_max_bytes", "Maximum number of those bytes (INGEST_QUEUE_BYTES).", self.max_bytes
         )
         yield GaugeMetricFamily(
             "ingest_unacknowledged_messages",
-            "Messages of this connection without a PUBACK.",
+            "Messages received on this connection and not yet acknowledged.",
             self.acknowledger.unacknowledged,
         )
         oldest = self.acknowledger.oldest_received_at
         age = (self.now() - oldest).total_seconds() if oldest else 0.0
         yield GaugeMetricFamily(
-            "ingest_oldest_unacknowledged_seconds", "Age of the message that holds back all PUBACKs behind it.", age
+            "ingest_oldest_unacknowledged_seconds",
+            "Age of the oldest unacknowledged message, which holds back all PUBACKs after it.",
+            age,
         )
-        ready = GaugeMetricFamily("ingest_ready", "1 for each condition of /readyz that holds.", labels=["condition"])
+        ready = GaugeMetricFamily("ingest_ready", "1 if the condition of /readyz holds, else 0.", labels=["condition"])
         for name, condition in self.health.report().items():
             ready.add_metric([name], float(bool(condition["ok"])))
         yield ready
@@ -270,13 +287,13 @@ class ServiceCollector:
         upkeep = self.upkeep
         yield _counter(
             "ingest_maintenance_failures",
-            "Steps of the background work that this process tried and that failed.",
+            "Failed attempts of this process at each step of the background work.",
             "step",
             upkeep.failures,
         )
         done = GaugeMetricFamily(
             "ingest_maintenance_last_success_timestamp_seconds",
-            "When each step of the background work was last done, by whoever does it.",
+            "When each step of the background work last succeeded, in any process.",
             labels=["step"],
         )
         for state in upkeep.states:
@@ -284,13 +301,13 @@ class ServiceCollector:
             if state.waiting is not None:
                 yield GaugeMetricFamily(
                     "ingest_rollup_marks",
-                    "Ranges that wait to be aggregated (plain PostgreSQL); more than 100000 are not counted.",
+                    "Time ranges waiting to be aggregated (plain PostgreSQL), counted up to 100000.",
                     state.waiting,
                 )
                 since = state.waiting_since
                 yield GaugeMetricFamily(
                     "ingest_rollup_lag_seconds",
-                    "For how long the oldest of them waits (plain PostgreSQL).",
+                    "How long the oldest of these time ranges has been waiting (plain PostgreSQL).",
                     (self.now() - since).total_seconds() if since else 0.0,
                 )
         yield done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -68,8 +69,8 @@ def dashboard_expressions() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def exposed() -> dict[str, dict[str, set[str]]]:
-    """The sample names of a service's `/metrics`, each with its labels and their values."""
+def exposition() -> str:
+    """What a service's `/metrics` says."""
 
     async def scrape() -> str:
         await trio.lowlevel.checkpoint()  # only for trio's clock, which the health reads
@@ -82,8 +83,14 @@ def exposed() -> dict[str, dict[str, set[str]]]:
         collector.upkeep.states += [StepState(STEPS[0], datetime.now(UTC), waiting=0)]
         return generate_latest(make_registry(collector)).decode()
 
+    return trio.run(scrape)
+
+
+@pytest.fixture(scope="module")
+def exposed(exposition: str) -> dict[str, dict[str, set[str]]]:
+    """The sample names of it, each with its labels and their values."""
     found: dict[str, dict[str, set[str]]] = {}
-    for family in text_string_to_metric_families(trio.run(scrape)):
+    for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
             labels = found.setdefault(sample.name, defaultdict(set))
             for label, value in sample.labels.items():
@@ -271,6 +278,14 @@ def test_tenant_data_source() -> None:
     (idle,) = re.findall(r"\\set idle (\d+)min", login)
     assert 0 < source["jsonData"]["maxOpenConns"] < int(connections)
     assert 0 < source["jsonData"]["connMaxLifetime"] < int(idle) * 60
+
+
+def test_metrics_are_as_prometheus_likes_them(promtool: str, exposition: str) -> None:
+    """Valid in the text format, and named and explained by its conventions, says promtool."""
+    done = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False)
+
+    # What is ours: Python's own collectors have faults of their own.
+    assert [] == [line for line in done.stderr.splitlines() if not line.startswith(("python_", "process_"))]
 
 
 def test_prometheus_accepts_its_configuration(promtool: str) -> None:

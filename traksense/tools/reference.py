@@ -128,7 +128,7 @@ def metrics() -> str:
     rows = [("Metric", "Type", "Labels", "Meaning"), ("---",) * 4]
     for family in trio.run(_families):
         # As Prometheus stores it, which is what a query names.
-        ending = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        ending = "_total" if family.type == "counter" else ""
         labels = {name for sample in family.samples for name in sample.labels if name != "le"}
         shown = ", ".join(f"`{name}`" for name in sorted(labels))
         rows.append((f"`{family.name}{ending}`", family.type, shown, family.documentation))
