@@ -18,7 +18,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-from traksense.names import printable
+from traksense.names import printable, printable_json
 
 PREFIX: Final = "traksense_"
 
@@ -122,9 +122,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        text = json.dumps(line, default=str, ensure_ascii=False)
-        # JSON escapes the controls below U+0020 only.
-        return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+        return printable_json(line)
 
 
 class TextFormatter(logging.Formatter):

@@ -7,6 +7,7 @@ around them, and units have one spelling of each sign. A tenant's name is a wall
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from typing import Final
@@ -83,6 +84,17 @@ def tenant_fault(name: str) -> str | None:
     if fault is None and not unicodedata.is_normalized("NFC", name):
         fault = "is not in Unicode's composed form (NFC)"
     return fault
+
+
+def printable_json(document: object) -> str:
+    """The document as JSON in one line, with everything escaped in its strings that `printable` escapes."""
+    text = json.dumps(document, default=str, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json_escape(c) for c in text)
+
+
+def json_escape(character: str) -> str:
+    """A character as JSON has it, escaped: `json.dumps` leaves U+007F as it is, which acts on terminals."""
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
 
 
 def printable(text: str) -> str:

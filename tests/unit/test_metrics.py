@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +20,8 @@ from traksense.ingest.ports import WriteResult
 from traksense.log import JsonFormatter, TextFormatter
 from traksense.metrics import LATENCY_BUCKETS, Histogram, Metrics
 from traksense.model import Delivery, Event, Item, Message, Point, Reason, Rejection, Telemetry
-from traksense.web.endpoint import listen, serve
+from traksense.service import CONDITIONS, INFORMING
+from traksense.web.endpoint import listen, readiness, serve
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -89,6 +93,30 @@ async def test_endpoint_answers(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
 
 
+def test_readiness_has_a_line_for_each_condition() -> None:
+    """JSON for machines that people can read in a terminal, whatever a broker or a database has said in a reason."""
+    conditions: dict[str, object] = {
+        "broker": {"ok": True, "seconds": 1.5},
+        "database": {"ok": False, "seconds": 2.0, "reason": 'caf\u00e9 "x"\x7f\n\x9b\ud800'},
+    }
+    text = readiness(conditions, ready=False)
+
+    assert {"ready": False, "conditions": conditions} == json.loads(text)
+    assert 5 + len(conditions) == len(text.splitlines())
+    assert all(line.isprintable() for line in text.splitlines())
+    assert 'caf\u00e9 \\"x\\"' in text
+
+
+def test_readiness_is_as_the_manual_shows_it() -> None:
+    """To the letter."""
+    manual = (Path(__file__).parents[2] / "ops" / "operations.md").read_text(encoding="utf-8")
+    shown = textwrap.dedent(manual.partition("$ curl -s localhost:9100/readyz\n")[2].partition("\n\n")[0]) + "\n"
+    document = json.loads(shown)
+
+    assert shown == readiness(document["conditions"], ready=document["ready"])
+    assert {*CONDITIONS, *INFORMING} == set(document["conditions"])
+
+
 def test_endpoint_address_in_use_is_a_wrong_configuration() -> None:
     """A port that is taken is named with its variable."""
     with listen("127.0.0.1", 0) as first:
@@ -113,6 +141,18 @@ def test_log_json_has_the_event_and_the_data() -> None:
 
     assert ("batch_written", "INFO", 3) == (line["event"], line["level"], line["rows"])
     assert "other" not in line
+
+
+@pytest.mark.parametrize("style", [JsonFormatter, TextFormatter])
+def test_log_has_no_character_that_acts_on_a_terminal(style: type[logging.Formatter]) -> None:
+    """Controls, DEL and those of C1 included, and characters that change the direction of others, are escaped."""
+    evil = "a\x1b[2J\x07b\x7fc\x9b2Jd\u202ee\ud800f\u00e9"
+    line = style().format(record(traksense_reason=evil))
+
+    assert line.isprintable()
+    assert "f\u00e9" in line
+    if style is JsonFormatter:
+        assert evil == json.loads(line)["reason"]
 
 
 def test_log_text_is_for_people() -> None:

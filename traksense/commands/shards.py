@@ -59,13 +59,15 @@ def main(arguments: argparse.Namespace) -> int:
 
     from traksense import config
     from traksense.cli import DONE, FAILED, load_settings
+    from traksense.tools.json_text import ascii_json
     from traksense.tools.shards import layout
     from traksense.tools.shards.check import check
     from traksense.tools.shards.retire import retire
 
     if arguments.action == "show":
         settings = config.load(os.environ)
-        say(json.dumps(layout.as_json(settings)) if arguments.json else "\n".join(layout.as_text(settings)))
+        document = ascii_json(json.dumps(layout.as_json(settings)))
+        say(document if arguments.json else "\n".join(layout.as_text(settings)))
         return DONE
     if arguments.action == "check":
         unread = trio.run(check, config.load(os.environ), arguments.listen)

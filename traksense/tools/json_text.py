@@ -6,6 +6,7 @@ import json
 import re
 from typing import Final
 
+from traksense.names import json_escape
 from traksense.terminal import say
 
 _OTHERS: Final = re.compile(r"[^\n -~]")
@@ -13,17 +14,10 @@ _OTHERS: Final = re.compile(r"[^\n -~]")
 
 
 def ascii_json(text: str) -> str:
-    """The same JSON document, with every character of its strings escaped that is not printable ASCII.
-
-    `json.dumps` leaves U+007F as it is, which acts on terminals.
-    """
-    return _OTHERS.sub(lambda found: _escape(found[0]), text)
+    """The same JSON document, with every character of its strings escaped that is not printable ASCII."""
+    return _OTHERS.sub(lambda found: json_escape(found[0]), text)
 
 
 def print_json(document: object) -> None:
     """To stdout, indented."""
     say(ascii_json(json.dumps(document, indent=2)))
-
-
-def _escape(character: str) -> str:
-    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]

@@ -18,6 +18,7 @@ from traksense.mqtt.stream import tls_context
 from traksense.terminal import say
 from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, play
 from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS
+from traksense.tools.json_text import ascii_json
 from traksense.tools.outbox import PACKET_TOO_LARGE
 from traksense.tools.publisher import open_publisher
 
@@ -62,7 +63,7 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
             if not arguments.json:
                 say(run.announcement(), flush=True)
             await run.go(limits, signals)
-    say(json.dumps(run.as_dict()) if arguments.json else run.summary())
+    say(ascii_json(json.dumps(run.as_dict())) if arguments.json else run.summary())
     return 0 if run.complete else 1
 
 

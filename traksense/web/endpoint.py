@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -10,9 +9,12 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from traksense.errors import ConfigError
+from traksense.names import printable_json
 from traksense.web.server import Server, connection_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prometheus_client import CollectorRegistry
 
     from traksense.ingest.health import Health
@@ -48,6 +50,12 @@ async def serve(listener: socket.socket, registry: CollectorRegistry, health: He
     await server.serve(listener)
 
 
+def readiness(conditions: Mapping[str, object], *, ready: bool) -> str:
+    """What `/readyz` says: JSON, with a line for each condition, since people read it too."""
+    lines = [f"    {printable_json(name)}: {printable_json(condition)}" for name, condition in conditions.items()]
+    return f'{{\n  "ready": {printable_json(ready)},\n  "conditions": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
+
+
 def _answer(path: str, registry: CollectorRegistry, health: Health) -> Answer:
     if path == "/metrics":
         return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
@@ -55,6 +63,9 @@ def _answer(path: str, registry: CollectorRegistry, health: Health) -> Answer:
         # That this answer is made at all is the point: the process lives and its loop turns.
         return 200, "application/json", b'{"alive": true}\n'
     if path == "/readyz":
-        body = json.dumps({"ready": health.ready, "conditions": health.report()}, indent=2) + "\n"
-        return (200 if health.ready else 503), "application/json", body.encode()
+        return (
+            (200 if health.ready else 503),
+            "application/json",
+            readiness(health.report(), ready=health.ready).encode(),
+        )
     return 404, "text/plain; charset=utf-8", b"try /metrics, /healthz or /readyz\n"
