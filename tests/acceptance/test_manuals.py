@@ -72,6 +72,8 @@ HERE: Final = (
     "operations.md $ curl",
     "operations.md traksense dlq count",
     "operations.md INSERT INTO traksense.tenant",
+    "operations.md psql -X -d traksense -c",
+    "operations.md export PGOPTIONS=",
     'operations.md psql "$DATABASE_URL" -c "DELETE',
     'operations.md psql "$DATABASE_URL" -c "SET lock_timeout',
     "operations.md traksense validate",
@@ -218,6 +220,7 @@ async def test_the_manuals_run_as_they_are_written(stack: Stack, tmp_path: Path)
         await _readers(stack)
         await _dead_letters(stack, owner)
         await _devices(stack, owner)
+        await _read_only(stack)
         told = json.loads(stack.take("operations.md $ curl").split("\n", 1)[1])
         assert json.loads((await process.get("/readyz"))[1])["conditions"].keys() == told["conditions"].keys()
         await _validate(stack, owner)
@@ -273,6 +276,26 @@ async def _devices(stack: Stack, owner: Mapping[str, str]) -> None:
     devices = "SELECT device_id FROM traksense.device WHERE tenant_id = 'acme' ORDER BY device_id"
     assert (await stack.psql(devices, **owner)).split() == ["device123", "press-2"]
     await stack.sql("operations.md SELECT point_id, count(*)", **owner)
+
+
+async def _read_only(stack: Stack) -> None:
+    """For everybody at once, so that a session could not change it without the manual's exception."""
+    set_read_only = "SET default_transaction_read_only = on;"
+    await stack.psql(
+        f"ALTER ROLE traksense_service {set_read_only} ALTER DATABASE traksense {set_read_only}"
+        f"ALTER SYSTEM {set_read_only} SELECT pg_reload_conf()",
+        PGDATABASE="traksense",
+    )
+    told = await stack.run("operations.md psql -X -d traksense -c")
+    assert "traksense_service" in told
+    assert re.search(r"on +\| database +\|", told)
+    await stack.run("operations.md export PGOPTIONS=")
+    settings = (
+        "SELECT count(*) FROM pg_db_role_setting, unnest(setconfig) s WHERE s ~ 'read_only' "
+        "AND setrole IN (0, 'traksense_service'::regrole);"  # readers may keep theirs
+    )
+    shown = "SELECT setting FROM pg_settings WHERE name = 'default_transaction_read_only'"
+    assert await stack.psql(settings + shown, PGDATABASE="traksense") == "0\noff\n"
 
 
 async def _validate(stack: Stack, owner: Mapping[str, str]) -> None:
