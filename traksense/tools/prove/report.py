@@ -41,7 +41,7 @@ FIGURES: Final = {
 }
 FINDINGS: Final = {
     "lost": "lost",
-    "doubled": "doubled",
+    "doubled": "stored more than once",
     "altered": "stored with another value",
     "phantom": "stored though nobody sent it",
     "misfiled": "good ones dead-lettered, or bad ones stored",
@@ -195,6 +195,6 @@ def _closing(total: Total) -> list[str]:
     if total.failed:
         return [*lines, "", f"FAILED: {total.failed} of {runs} run{'s' if runs > 1 else ''}"]
     return [
-        f"PASSED: {runs} run{'s' if runs > 1 else ''}, nothing lost, nothing doubled.",
+        f"PASSED: {runs} run{'s' if runs > 1 else ''}, nothing lost, nothing duplicated.",
         f"With 95 % confidence, fewer than {total.upper_bound:.1%} of such runs fail (none in {runs} did: about 3/n).",
     ]

@@ -153,7 +153,7 @@ class PostgresProcess(Server):
         except OSError as error:
             raise StackError(
                 f"the password of {self._cluster} is gone ({self._password_file}: {error.strerror}): "
-                f"remove {self.directory} to start anew, or put the file back"
+                f"remove {self.directory} to start afresh, or put the file back"
             ) from error
         self._clear_up_after_crash()
 
