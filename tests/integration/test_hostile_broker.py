@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import mqtt5
@@ -379,6 +380,19 @@ async def test_heartbeat_finds_a_broker_that_delivers_nothing(
     assert 0 == bench.reader.failures.count
 
 
+def fill(patch: pytest.MonkeyPatch, bench: Bench, wait: Callable[[], Awaitable[object]]) -> None:
+    """From now on the pipeline is full: it takes what the reader has only after such a wait."""
+    intake = bench.reader._intake
+    flush = intake.flush
+
+    async def late() -> None:
+        await wait()
+        await flush()
+
+    patch.setattr(intake, "flush", late)
+    patch.setattr(intake, "flush_nowait", lambda: not intake._pending)
+
+
 @pytest.mark.parametrize("full", [True, False], ids=["full pipeline", "fast pipeline"])
 async def test_backlog_in_front_of_suback_is_said(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str, *, full: bool
@@ -400,15 +414,8 @@ async def test_backlog_in_front_of_suback_is_said(
         await trio.sleep(1000)
 
     async with against(monkeypatch, settings_of(kind), broker) as bench:
-        flush = bench.reader._intake.flush
-
-        async def slow() -> None:
-            await trio.sleep(200)
-            await flush()
-
         if full:
-            monkeypatch.setattr(bench.reader._intake, "flush", slow)
-            monkeypatch.setattr(bench.reader._intake, "flush_nowait", lambda: not bench.reader._intake._pending)
+            fill(monkeypatch, bench, partial(trio.sleep, 200))
         for number in range(1, 3):
             with trio.fail_after(5000):
                 while bench.reader.statistics.connections < number:
@@ -433,19 +440,12 @@ async def test_heartbeat_expects_nothing_while_reading_is_paused(
         await peer.serve()
 
     async with against(monkeypatch, settings_of(kind, **HEARTBEAT), broker) as bench:
-        full = False
-
-        async def flush() -> None:
-            while full:
-                await trio.sleep(1)
-
-        monkeypatch.setattr(bench.reader._intake, "flush", flush)
-        monkeypatch.setattr(bench.reader._intake, "flush_nowait", lambda: not full)
         await bench.wait_subscribed()
-        full = True
+        room = trio.Event()
+        fill(monkeypatch, bench, room.wait)
         await trio.sleep(300)
         paused = bench.health.holds("subscription")
-        full = False
+        room.set()
         await trio.sleep(15)
         going_on = bench.health.holds("subscription")
         await trio.sleep(45)
