@@ -189,26 +189,6 @@ def fetch(dsn: str, query: str) -> Any:
 # --- children -----------------------------------------------------------------------------------------------
 
 
-def test_free_port_is_given_once() -> None:
-    """Two servers that are made before either of them starts do not get the same port, in different processes neither:
-    the tests run in several.
-    """
-    program = "from traksense.tools.stack import free_port; print(*(free_port() for _ in range(3000))); input()"
-    given: list[str] = []
-
-    with contextlib.ExitStack() as stack:
-        for _ in range(2):
-            command = [sys.executable, "-c", program]
-            process = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            given += process.stdout.readline().split()
-
-    assert 6000 == len(set(given))
-
-
 def test_child_that_ends_early_is_told_with_its_last_words(tmp_path: Path) -> None:
     """One line says how it ended, what it said last and where the log is."""
     log = tmp_path / "child.log"

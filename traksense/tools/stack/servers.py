@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import socket
-import threading
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Self
@@ -21,7 +20,7 @@ from traksense.tools.stack.errors import StackError
 from traksense.tools.stack.processes import KILL_SECONDS, POLL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from traksense.tools.stack.processes import Child
@@ -36,7 +35,6 @@ _SLICE: Final = 50
 """Ports that one process takes at a time, for itself alone."""
 
 _ports_left: list[int] = []
-_lock = threading.Lock()
 os.register_at_fork(after_in_child=_ports_left.clear)
 
 
@@ -50,20 +48,21 @@ def free_port() -> int:
     Raises:
         StackError: All are taken.
     """
-    slices = list(range(_FIRST_PORT, _LAST_PORT, _SLICE))
-    random.SystemRandom().shuffle(slices)
-    with _lock:
-        while True:
-            while _ports_left:
+    slices = _slices()
+    while True:
+        # Other threads may be here, too: a list's pop and extend are one step each.
+        with contextlib.suppress(IndexError):
+            while True:
                 port = _ports_left.pop()
                 with socket.socket() as probe, contextlib.suppress(OSError):
                     probe.bind((LOOPBACK, port))
                     return port
-            if not slices:
-                raise StackError(
-                    f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
-                )
-            _take(slices.pop())
+        first = next(slices, None)
+        if first is None:
+            raise StackError(
+                f"no free TCP port between {_FIRST_PORT} and {_LAST_PORT} on {LOOPBACK}: stop what is using them"
+            )
+        _take(first)
 
 
 def _take(first: int) -> None:
@@ -77,8 +76,13 @@ def _take(first: int) -> None:
         held.close()
         return
     held.detach()
-    _ports_left.extend(range(first, first + _SLICE))
-    random.SystemRandom().shuffle(_ports_left)
+    _ports_left.extend(random.SystemRandom().sample(range(first, first + _SLICE), _SLICE))
+
+
+def _slices() -> Iterator[int]:
+    """The first ports of all slices, in another order each time."""
+    firsts = range(_FIRST_PORT, _LAST_PORT, _SLICE)
+    yield from random.SystemRandom().sample(firsts, len(firsts))
 
 
 class Server(ABC):
