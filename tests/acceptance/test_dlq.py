@@ -19,6 +19,7 @@ import trio
 
 from tests.acceptance.service_bench import ServiceBench, envelope, running_service
 from tests.command_line import Outcome, argv, environment, run_command
+from traksense.cli import main
 from traksense.config import load
 from traksense.store import dead_letters
 from traksense.store.connection import open_connection
@@ -340,6 +341,22 @@ async def test_dlq_purge_deletes_what_was_selected(database: str) -> None:
     rest = await dlq(env, "purge", "--open", "--yes", "--json")
     assert {"deleted": 2, "missing": 0} == json.loads(rest.stdout)
     assert [] == open_ids(database)
+
+
+def test_dlq_purge_says_how_far_it_has_got(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Likewise, after each portion."""
+    monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(dead_letters, "PURGE_ROWS", 2)
+    for _ in range(3):
+        insert(database, "traksense/acme/site/device/telem")
+
+    assert 0 == main(["dlq", "purge", "--open", "--yes"])
+    said = capsys.readouterr()
+    assert ["traksense: deleted 2 of 3 so far", "traksense: deleted 3 of 3 so far"] == said.err.splitlines()
+    assert "deleted 3 dead letters" == said.out.strip()
 
 
 async def test_dlq_purge_says_what_was_not_there(database: str) -> None:
