@@ -38,19 +38,31 @@ class Block:
     language: str = ""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """The page and the first line, by which tests name it."""
-        return self.page, self.text.split("\n", 1)[0]
+    def name(self) -> str:
+        """The page and what is in it; tests name it by as much of the beginning as it takes."""
+        return f"{self.page} {self.text}"
 
 
 def blocks() -> Iterator[Block]:
     """Those of all pages, in their order."""
     for path in PAGES:
-        yield from blocks_of(path)
+        yield from _read(path)
 
 
-def blocks_of(path: Path) -> list[Block]:
-    """Those of one page, in their order."""
+def blocks_of(*beginnings: str) -> list[Block]:
+    """Those whose names begin with one of these, in their order. `test_manuals` searches for the calls: write the names
+    out.
+    """
+    return [block for block in blocks() if block.name.startswith(beginnings)]
+
+
+def block_of(beginning: str) -> Block:
+    """The one whose name begins so."""
+    (block,) = blocks_of(beginning)
+    return block
+
+
+def _read(path: Path) -> list[Block]:
     text = path.read_text(encoding="utf-8")
     found = {match.start(): Block(path.name, match["text"], match["language"]) for match in _FENCED.finditer(text)}
     # A fence is blotted out, so that what is indented in it is no block of its own.

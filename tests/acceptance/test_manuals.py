@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 import trio
 
 from tests.command_line import environment
-from tests.manuals import ROOT, blocks
+from tests.manuals import ROOT, block_of, blocks
 from traksense.cli import main
 from traksense.config import load
 from traksense.tools.shards.retire import has_session
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import OwnPostgres
-    from tests.manuals import Block
     from traksense.tools.stack import BrokerProcess, PostgresProcess
 
 DRAWING: Final = "a drawing"
@@ -96,15 +96,6 @@ INSERT INTO ingest_errors (tenant_id, topic, payload, reason, digest, ts)
 VALUES ('acme', 'traksense/acme/factory/new/telem', '{}', 'unknown_device', decode(md5('n'), 'hex'), now()),
     ('acme', 'traksense/acme/factory/old/telem', '{}', 'parse_error', decode(md5('o'), 'hex'), now() - interval '15 d');
 """
-
-
-def name_of(block: Block) -> str:
-    return f"{block.page} {block.text}"
-
-
-def block_of(beginning: str) -> Block:
-    (block,) = (block for block in blocks() if name_of(block).startswith(beginning))
-    return block
 
 
 @attrs.frozen
@@ -186,17 +177,28 @@ def _environment(postgres: PostgresProcess, broker: BrokerProcess, place: Path) 
 
 
 def test_every_block_is_run_somewhere() -> None:
-    """Here, or in a file that is there and reads the page. A block of which nobody knows fails."""
+    """Here, or in the file that is named, which takes it from the page. A block of which nobody knows fails."""
     beginnings = [*HERE, *ELSEWHERE]
-    known = {name_of(block): [one for one in beginnings if name_of(block).startswith(one)] for block in blocks()}
+    known = {block.name: [one for one in beginnings if block.name.startswith(one)] for block in blocks()}
 
     assert {} == {name: found for name, found in known.items() if len(found) != 1}
     assert set(beginnings) == {one for found in known.values() for one in found}
     for beginning, path in ELSEWHERE.items():
         if path not in (DRAWING, NOT_HERE):
-            page, *words = beginning.split()
-            what = page if path.startswith("tests/") else words[-1] if words else page
-            assert what in (ROOT / path).read_text("utf-8"), f"{path} does not run {what}"
+            assert beginning in taken_in(path), f"{path} does not take {beginning!r}"
+
+
+def taken_in(path: str) -> set[str]:
+    """The blocks that a file of tests asks for by name, or that a script takes as pages or has in words of its own."""
+    text = (ROOT / path).read_text("utf-8")
+    if path.endswith(".sh"):
+        commands = re.sub(r"^ *#.*", "", text, flags=re.MULTILINE)
+        whole = {name.split()[0] for name in ELSEWHERE if f"blocks {name.split()[0]}" in commands}
+        return whole | {block.name.rstrip() for block in blocks() if block.text.rstrip() in commands}
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    names = ("block_of", "blocks_of")
+    arguments = [argument for call in calls if getattr(call.func, "id", "") in names for argument in call.args]
+    return {str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)}
 
 
 def test_bench_takes_what_the_manual_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import asyncpg
@@ -21,6 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from trio_asyncio import aio_as_trio
 
+from tests.manuals import block_of
 from tests.memory_store import CONFLICT, MemoryStore
 from traksense.adapters import Context, Registry, number
 from traksense.config import load
@@ -791,9 +790,7 @@ async def test_store_every_digit(database: str) -> None:
         "7",
     ]
     points = ",".join(f'{{"name":"p{n:02}","v":{text}}}' for n, text in enumerate(sent))
-    manual = (Path(__file__).parents[2] / "ops" / "reading.md").read_text(encoding="utf-8")
-    found = re.search(r"\n    (coalesce\(v_text::numeric.*?END\))\n", manual, re.DOTALL)
-    assert found is not None
+    exact = block_of("reading.md coalesce").text
     batch = taken_in(
         (Kind.TELEM, f'{{"schema":"v1","ts":"2026-11-20T10:00:00Z","points":[{points}]}}'.encode()),
         (Kind.ACK, b'{"schema":"v1","cmd_id":"c","ok":true,"n":18446744073709551615}'),
@@ -801,9 +798,7 @@ async def test_store_every_digit(database: str) -> None:
     )
     async with open_postgres_store(database) as store:
         await store.write(batch)
-        stored = await aio_as_trio(fetch)(
-            database, f"SELECT {found[1]} AS exact, v_num FROM ts_measure ORDER BY point_id"
-        )
+        stored = await aio_as_trio(fetch)(database, f"SELECT {exact} AS exact, v_num FROM ts_measure ORDER BY point_id")
         acks = await aio_as_trio(fetch)(database, "SELECT payload ->> 'n' AS n FROM cmd_ack")
         events = await aio_as_trio(fetch)(database, "SELECT data #>> '{}' AS n FROM device_event")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+
+from tests.manuals import block_of
 
 if TYPE_CHECKING:
     from schema_servers import Database
@@ -92,48 +95,38 @@ def test_device_status(filled: Database, reader: str) -> None:
     assert not filled.value(online, dsn=reader, tenant="bravo")
 
 
-class TenantMiddleware:
-    """The manual's middleware, with psycopg's connection in place of Django's."""
-
-    def __init__(self, get_response: Any, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        self.get_response = get_response
-        self.connection = connection
-
-    def __call__(self, request: str) -> Any:
-        with self.connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('app.tenant_id', %s, false)", [request])
-            try:
-                return self.get_response(request)
-            finally:
-                cursor.execute("RESET app.tenant_id")
-
-
 def test_middleware_with_a_reused_connection(filled: Database, reader: str) -> None:
-    """One connection serves one tenant's request after another's, also after a failed one, and none between."""
+    """One connection serves one tenant's request after another's, also after a failed one, and none between. It is
+    psycopg's in place of Django's.
+    """
     with psycopg.connect(reader, autocommit=True) as connection:
 
-        def view(request: str) -> list[Any]:
-            if request == "fails":
+        def view(request: SimpleNamespace) -> list[Any]:
+            if request.tenant == "fails":
                 raise ZeroDivisionError
             return connection.execute("SELECT DISTINCT tenant_id FROM ts_measure").fetchall()
 
-        middleware = TenantMiddleware(view, connection)
-        assert [("acme",)] == middleware("acme")
+        names: dict[str, Any] = {"connection": connection}
+        exec(block_of("reading.md class TenantMiddleware").text, names)
+        middleware = names["TenantMiddleware"](view)
+        assert [("acme",)] == middleware(SimpleNamespace(tenant="acme"))
         with pytest.raises(ZeroDivisionError):
-            middleware("fails")
+            middleware(SimpleNamespace(tenant="fails"))
         assert [] == connection.execute("SELECT * FROM ts_measure").fetchall()
-        assert [("bravo",)] == middleware("bravo")
+        assert [("bravo",)] == middleware(SimpleNamespace(tenant="bravo"))
         assert [] == connection.execute("SELECT * FROM latest").fetchall()
 
 
 def test_transaction_mode(filled: Database, reader: str) -> None:
     """Two users' transactions in turn on one server connection, as pgbouncer would do it, each see their own."""
+    block = block_of("reading.md with transaction.atomic").text
+    query = block.replace("SELECT …", "SELECT DISTINCT tenant_id FROM cmd_ack") + "    rows = cursor.fetchall()"
     with psycopg.connect(reader) as connection:
+        transaction = SimpleNamespace(atomic=connection.transaction)
         for tenant in ("acme", "bravo", "acme"):
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('app.tenant_id', %s, true)", [tenant])
-                cursor.execute("SELECT DISTINCT tenant_id FROM cmd_ack")
-                assert [(tenant,)] == cursor.fetchall()
+            names: dict[str, Any] = {"connection": connection, "transaction": transaction, "tenant": tenant}
+            exec(query, names)
+            assert [(tenant,)] == names["rows"]
             assert [] == connection.execute("SELECT * FROM cmd_ack").fetchall()
             connection.rollback()
 

@@ -7,23 +7,22 @@ and `bravo` has data under the same names as all of them.
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import pytest
 from reading_data import BAD, NOW, acknowledge, aggregate, ago, at, letter, measure
 
+from tests.manuals import blocks_of
+
 if TYPE_CHECKING:
     from schema_servers import Database
 
 pytest_plugins = ("schema_fixtures",)
 
-MANUAL: Final = (Path(__file__).parents[2] / "ops" / "reading.md").read_text(encoding="utf-8")
-QUERIES: Final = re.findall(r"```sql\n(.*?)```", MANUAL, re.DOTALL)
+QUERIES: Final = [block.text for block in blocks_of("reading.md SELECT", "reading.md WITH")]
 
 ZONES: Final = ("UTC", "Europe/Berlin", "Asia/Tokyo", "America/Sao_Paulo")
 

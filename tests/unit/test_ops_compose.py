@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests.manuals import block_of
 from tests.unit.test_ops import OPS, env_values, seconds
 from traksense import config
 from traksense.config import Settings
@@ -136,7 +137,7 @@ def test_compose_gives_each_its_role_and_user(name: str, role: str, password: st
 def test_install_page_sets_every_password_of_compose() -> None:
     """The page for containers leaves no password at its well-known default."""
     defaults = set(re.findall(r"\$\{(\w+):-", (OPS / "compose.yaml").read_text("utf-8")))
-    page = (OPS / "install-containers.md").read_text("utf-8")
+    block = block_of("install-containers.md umask")
 
     assert defaults - {
         "TRAKSENSE_BIND",
@@ -144,7 +145,7 @@ def test_install_page_sets_every_password_of_compose() -> None:
         "OWNER_DATABASE_URL",
         "TENANT_LOGIN",
         "TENANT_PASSWORD",
-    } == set(re.findall(r"^(\w+)=\$\(password\)$", page, re.MULTILINE))
+    } == set(re.findall(r"^(\w+)=\$\(password\)$", block.text, re.MULTILINE))
 
 
 def test_compose_has_the_hosts_of_its_env_file() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.manuals import blocks_of
 from traksense.adapters import Context, load_registry
 from traksense.model import Kind, Point, Reason, Telemetry
 
@@ -26,19 +27,14 @@ NOT_OF_ADAPTERS = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", MANUAL, re.DOTALL | re.MULTILINE)
-
-
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The example, installed as pip would: its module, and metadata with the entry points of its setup.cfg."""
     config = configparser.ConfigParser()
-    (setup_cfg,) = blocks("ini")
-    config.read_string(setup_cfg)
-    module, test_module = blocks("python")
-    (tmp_path / f"{config['options']['py_modules']}.py").write_text(module, "utf-8")
-    (tmp_path / "test_acme_meter.py").write_text(test_module, "utf-8")
+    module, setup_cfg, test_module = blocks_of("adapters.md")
+    config.read_string(setup_cfg.text)
+    (tmp_path / f"{config['options']['py_modules']}.py").write_text(module.text, "utf-8")
+    (tmp_path / "test_acme_meter.py").write_text(test_module.text, "utf-8")
     name, version = config["metadata"]["name"], config["metadata"]["version"]
     metadata = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
     metadata.mkdir()
