@@ -12,6 +12,7 @@ import attrs
 import trio
 from trio_asyncio import aio_as_trio
 
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.tools.publisher import open_publisher
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from traksense.tools.stack import BrokerProcess, ServiceProcess
-
-DEADLINE_SECONDS = 30
 
 
 @attrs.define
@@ -54,7 +53,7 @@ class ServiceBench:
 
     async def wait_ended(self, count: int) -> None:
         """Wait until so many messages are stored, duplicate or dead, and none is in flight."""
-        with trio.fail_after(DEADLINE_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while True:
                 metrics = await self.service.metrics()
                 if metrics.total("ingest_messages_ended_total") >= count and not metrics.value(

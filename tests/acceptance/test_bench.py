@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.patience import HANG_SECONDS
 from traksense.config import DatabaseUrl, Secret
 from traksense.store.connection import open_connection
 from traksense.tools.bench.backlog import check_counts
@@ -46,11 +47,10 @@ def place(stack_directory: Path, request: pytest.FixtureRequest) -> Path:
 
 def bench(place: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), env=environment(place), capture_output=True, text=True, timeout=170, check=False
+        command(*arguments), env=environment(place), capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
 
 
-@pytest.mark.timeout(180)
 def test_bench_measures_and_cleans_up(place: Path, tmp_path: Path) -> None:
     """Ceiling, backlogs, latency and an outage: figures for all, plots, and nothing is left."""
     document = measured(
@@ -69,7 +69,6 @@ def test_bench_measures_and_cleans_up(place: Path, tmp_path: Path) -> None:
     assert [] == list(place.iterdir())
 
 
-@pytest.mark.timeout(120)
 def test_bench_compares_two_checkouts(place: Path) -> None:
     """Another checkout's service is measured in turns with ours, and a change is told as a ratio."""
     document = measured(bench(place, [*TINY, "--only", "steady", "--compare", str(CHECKOUT), "--json"]))
@@ -92,7 +91,6 @@ def measured(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.timeout(120)
 def test_bench_interrupted_leaves_nothing(place: Path) -> None:
     """Ctrl-C in the middle of a run ends broker, database and service, removes the data, and says 130."""
     process = subprocess.Popen(
@@ -105,16 +103,16 @@ def test_bench_interrupted_leaves_nothing(place: Path) -> None:
     for line in process.stderr:
         if "backlog" in line:
             break
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while len(started := children(process.pid)) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
 
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG_SECONDS)
     assert 130 == process.returncode
     # Whoever adopts them takes a moment to reap them.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -123,7 +121,9 @@ def test_bench_interrupted_leaves_nothing(place: Path) -> None:
 
 def test_bench_bad_arguments_are_named(tmp_path: Path) -> None:
     """What cannot be measured is said before anything is started."""
-    done = subprocess.run(command("--compare", str(tmp_path)), capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command("--compare", str(tmp_path)), capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+    )
 
     assert (2, f"traksense: --compare: no checkout of traksense: {tmp_path}\n") == (done.returncode, done.stderr)
 

@@ -13,14 +13,14 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from tests.patience import HANG_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT: Final = Path(__file__).parents[2]
 OPS: Final = ROOT / "ops"
 INSTALL: Final = (OPS / "install-debian.md").read_text(encoding="utf-8")
-
-pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def run(command: str, environment: dict[str, str], cwd: Path) -> tuple[int, str]
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=100,
+        timeout=HANG_SECONDS,
     )
     return done.returncode, done.stdout
 

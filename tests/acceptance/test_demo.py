@@ -20,16 +20,14 @@ import pytest
 import trio
 
 from tests.command_line import argv, environment, run_command
+from tests.patience import HANG_SECONDS
 from traksense.tools.demo.display import chosen_display
 from traksense.tools.stack import StackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DEADLINE = 100
 ROWS = re.compile(r": ([\d,]+) rows so far")
-
-pytestmark = pytest.mark.timeout(2 * DEADLINE)
 
 
 @pytest.fixture
@@ -101,7 +99,7 @@ async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path, monkeyp
     assert client is not None, "mosquitto_pub is missing: run the tests with ops/test.sh, or install mosquitto-clients"
     (tmp_path / "mosquitto_pub").symlink_to(client)
     monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path), os.environ["PATH"]]))
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         first = await run_command({}, "demo", *place, "--seconds", "4", "--bad", "5", "--screenshot", str(picture))
         second = await Running.start(*place)
         await second.read_until("received")
@@ -125,7 +123,7 @@ async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path, monkeyp
 
 async def test_demo_runs_on_the_embedded_broker(directory: Path) -> None:
     """Without Mosquitto, the broker out of the iotcore wheel does."""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         outcome = await run_command({}, "demo", "--directory", str(directory), "--broker", "iotcore", "--seconds", "4")
 
     assert (0, "") == (outcome.status, outcome.stderr)
@@ -140,7 +138,7 @@ async def test_demo_draws_a_page_on_a_terminal(directory: Path) -> None:
     # tox sets COLUMNS and LINES, which count more than the size of the terminal.
     env = environment({}) | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
     said = b""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         process = await trio.lowlevel.open_process(
             argv("demo", "--directory", str(directory)), env=env, stdin=theirs, stdout=theirs, stderr=theirs
         )
@@ -165,7 +163,7 @@ async def test_demo_draws_a_page_on_a_terminal(directory: Path) -> None:
 @pytest.mark.parametrize("victim", ["traksense run", "mosquitto"])
 async def test_demo_says_when_a_part_dies(directory: Path, victim: str) -> None:
     """If the service or the broker ends by itself, the demo ends with exit 1 and a line that names it and its log."""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         running = await Running.start("--directory", str(directory))
         await running.read_until("look at the data")
         os.kill(running.children()[victim], signal.SIGKILL)
@@ -179,7 +177,7 @@ async def test_demo_says_when_a_part_dies(directory: Path, victim: str) -> None:
 
 async def test_demo_ends_at_once_while_it_starts(directory: Path) -> None:
     """Ctrl-C before everything runs: it gives up, and leaves no process behind."""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         running = await Running.start("--directory", str(directory))
         await running.read_until("PostgreSQL")
         children = running.children()
@@ -203,7 +201,7 @@ def alive(pid: int) -> bool:
 
 async def test_demo_in_a_directory_that_is_in_use(directory: Path) -> None:
     """A second demo in the same directory refuses with one line, and does not disturb the first one."""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         running = await Running.start("--directory", str(directory))
         await running.read_until("look at the data")
         second = await run_command({}, "demo", "--directory", str(directory))

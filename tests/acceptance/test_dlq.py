@@ -19,6 +19,7 @@ import trio
 
 from tests.acceptance.service_bench import ServiceBench, envelope, running_service
 from tests.command_line import Outcome, argv, environment, run_command
+from tests.patience import HANG_SECONDS
 from traksense.cli import main
 from traksense.config import load
 from traksense.store import dead_letters
@@ -36,13 +37,12 @@ if TYPE_CHECKING:
     from tests.conftest import OwnBroker
     from traksense.tools.stack import BrokerProcess
 
-DEADLINE_SECONDS = 50
 BYTES = b"\x00\xff\xfe not UTF-8 \xc3\x28 \x00\r\n"
 
 
 async def dlq(env: dict[str, str], *arguments: str) -> Outcome:
     """Run the command."""
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         return await run_command(env, "dlq", *arguments)
 
 
@@ -119,7 +119,7 @@ async def test_dlq_list_does_not_mind_a_reader_that_goes_away(bench: ServiceBenc
     """`dlq list | head` ends without a traceback."""
     await bench.publish((bench.topic(), b"bad"))
     await bench.wait_ended(1)
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         process = await trio.run_process(
             ["sh", "-c", f"{sys.executable} -m traksense dlq list | true"],
             env=environment(bench.environ),
@@ -272,7 +272,7 @@ async def test_replay_leaves_open_what_the_broker_does_not_confirm(
     monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.3)
     numbers = [insert(database, "traksense/acme/site/device/telem") for _ in range(2)]
     lines: list[str] = []
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with odd_broker(puback) as (url, _):
             settings = load({"DATABASE_URL": database, "MQTT_URL": url})
             async with open_connection(settings.database, application="test") as connection:
@@ -290,7 +290,7 @@ async def test_replay_says_how_far_it_has_got(database: str, monkeypatch: pytest
     for _ in range(3):
         insert(database, "traksense/acme/site/device/telem")
     lines: list[str] = []
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with odd_broker(b"\x00") as (url, _):
             settings = load({"DATABASE_URL": database, "MQTT_URL": url})
             async with open_connection(settings.database, application="test") as connection:
@@ -307,7 +307,7 @@ async def test_replay_says_how_far_it_has_got(database: str, monkeypatch: pytest
 async def test_dlq_replay_interrupted_leaves_open(database: str, number_of_signal: signal.Signals) -> None:
     """Ctrl-C, a terminal that is closed, or worse, while the broker keeps silent: nothing was sent for certain."""
     number = insert(database, "traksense/acme/site/device/telem")
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with odd_broker(None) as (url, published):
             env = environment({"DATABASE_URL": database, "MQTT_URL": url})
             process = await trio.lowlevel.open_process(
@@ -404,7 +404,7 @@ async def test_dlq_purge_asks_on_a_terminal(database: str, answer: bytes, status
     ours, theirs = pty.openpty()
     try:
         os.write(ours, answer)
-        with trio.fail_after(DEADLINE_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             process = await trio.run_process(
                 argv("dlq", "purge", "--open"),
                 env=environment({"DATABASE_URL": database}),

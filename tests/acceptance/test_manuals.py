@@ -17,6 +17,7 @@ import trio
 
 from tests.command_line import environment
 from tests.manuals import ROOT, block_of, blocks
+from tests.patience import HANG_SECONDS
 from traksense.cli import main
 from traksense.config import load
 from traksense.tools.shards.retire import has_session
@@ -84,8 +85,6 @@ HERE: Final = (
 )
 """Which blocks are run in this file."""
 
-TIMEOUT_SECONDS: Final = 120
-"""For one command, on a busy machine."""
 
 LETTERS: Final = """
 INSERT INTO ingest_errors (id, tenant_id, topic, payload, reason, detail, digest)
@@ -128,7 +127,7 @@ class Stack:
         return await self._command(["psql", "-XqAt", "-v", "ON_ERROR_STOP=1"], statements.encode(), env)
 
     async def _command(self, command: list[str], stdin: bytes, env: Mapping[str, str]) -> str:
-        with trio.fail_after(TIMEOUT_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             done = await trio.run_process(
                 command,
                 stdin=stdin,
@@ -236,7 +235,7 @@ async def test_the_manuals_run_as_they_are_written(stack: Stack, tmp_path: Path)
 
 async def _first_row(stack: Stack) -> None:
     out = ""
-    with trio.fail_after(TIMEOUT_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         # Whoever types it is slower than the first batch; a repeat stores nothing.
         while "2 rows" not in out:
             out = await stack.run("README.md mosquitto_pub")

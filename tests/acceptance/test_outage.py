@@ -15,6 +15,7 @@ import trio
 
 from tests.acceptance.service_bench import envelope, query, running_service
 from tests.acceptance.test_shutdown import migrated
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.tools.publisher import open_publisher
 from traksense.tools.stack import BrokerOptions
@@ -46,12 +47,12 @@ async def test_outage_loses_nothing_and_stays_small(
         status, body = await bench.service.readiness()
         assert (503, False) == (status, body["conditions"]["database"]["ok"])
         await lone_postgres.start()
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             while (await bench.service.readiness())[0] != 200:
                 await trio.sleep(0.05)
         published.stopping.set()
         await published.done.wait()
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             await bench.wait_ended(published.confirmed)
         peak = max(peak, await sample_rss(bench, 0))
         rows = await query(dsn, "SELECT count(*), count(DISTINCT (point_id, ts)) FROM ts_measure")
@@ -79,7 +80,7 @@ async def test_flood_of_large_and_bad_messages_stays_small(
         await bench.publish(*((bench.topic(), payload) for pair in zip(good, bad, strict=True) for payload in pair))
         peak = await sample_rss(bench, 2)
         await lone_postgres.start()
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             await bench.wait_ended(300)
         peak = max(peak, await sample_rss(bench, 0))
         rows = await query(
@@ -121,13 +122,13 @@ async def publish_steadily(bench: ServiceBench, task_status: trio.TaskStatus[Pub
 
 
 async def wait_stored(bench: ServiceBench, count: int) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         while (await bench.service.metrics()).value("ingest_messages_ended_total", outcome="stored") < count:
             await trio.sleep(0.02)
 
 
 async def wait_not_ready(bench: ServiceBench) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(HANG_SECONDS):
         while (await bench.service.readiness())[0] != 503:
             await trio.sleep(0.02)
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.command_line import argv, environment
+from tests.patience import HANG_SECONDS
 from traksense.tools.stack import open_service
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ runpy.run_module("traksense", run_name="__main__", alter_sys=True)
 
 async def wait_alive(service: ServiceProcess) -> None:
     """Wait until the endpoint answers."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         while (await service.get("/healthz"))[0] != 200:
             await trio.sleep(0.02)
 

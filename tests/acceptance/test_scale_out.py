@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.acceptance.service_bench import envelope, query
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from traksense.tools.stack import BrokerProcess
 
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.skipif(sys.version_info >= (3, 12), reason="runs once, under Python 3.11"),
 ]
 
@@ -36,8 +36,6 @@ NOON: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
 TENANTS: Final = ("acme", "beta", "gamma", "delta", "epsilon", "zeta")
 MOVED: Final = ("acme", "delta")
 """Who goes from two shards to a third: tests/unit/test_shards.py holds the rule."""
-
-PATIENCE_SECONDS: Final = 60
 
 
 @attrs.define
@@ -71,7 +69,7 @@ class Plant:
         await service.wait_ready()
         wanted = sorted(load(env).topics)
         asked = "SELECT claimed = $2 FROM traksense.ingest_session WHERE client_id = $1"
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while await query(self.dsn, asked, f"traksense-ingest-{shard}", wanted) != [(True,)]:
                 await trio.sleep(0.05)
         return service
@@ -109,7 +107,7 @@ class Plant:
 
     async def wait_stored(self, count: int) -> None:
         """Wait until there are so many; then they are all there, once."""
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while (await query(self.dsn, "SELECT count(DISTINCT v_num) FROM ts_measure"))[0][0] < count:
                 await trio.sleep(0.05)
         assert [(count, count)] == await query(self.dsn, "SELECT count(*), count(DISTINCT v_num) FROM ts_measure")
@@ -133,7 +131,7 @@ def plant(broker: BrokerProcess, database: str, tmp_path: Path) -> Plant:
 
 async def wait_logged(service: ServiceProcess, event: str) -> None:
     """Wait until a replica has said something."""
-    with trio.fail_after(PATIENCE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         while f'"event": "{event}"' not in service.log_path.read_text(encoding="utf-8"):
             await trio.sleep(0.05)
 
@@ -146,7 +144,9 @@ def shards(plant: Plant, *arguments: str, count: int, **more: str) -> Callable[[
     """The command, for a thread."""
     environ = {**os.environ, **plant.environ(count), "LOG_LEVEL": "ERROR", **more}
     command = [sys.executable, "-m", "traksense", "shards", *arguments]
-    return lambda: subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=90)
+    return lambda: subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 async def publish(plant: Plant, site: str, numbers: range) -> None:
@@ -189,7 +189,7 @@ async def test_growing_and_shrinking_lose_and_double_nothing(plant: Plant) -> No
             await wait_logged(one, "subscriptions_given_up")
             await wait_logged(two, "subscriptions_given_up")
             before = [await received(service) for service in (one, two, three)]
-            with trio.fail_after(PATIENCE_SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 while await received(three) < before[2] + 20:
                     await trio.sleep(0.05)
 
@@ -266,7 +266,7 @@ async def test_validate_needs_tenants_of_its_own(plant: Plant, listed: bool) -> 
         command = [sys.executable, "-m", "traksense", "validate", "--metrics-url", service.metrics_url]
         done = await trio.to_thread.run_sync(
             lambda: subprocess.run(
-                command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=90
+                command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
             )
         )
         assert 0 == await service.stop()
@@ -335,7 +335,7 @@ def test_run_without_its_number_exits_2(plant: Plant) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
 
     assert 2 == done.returncode

@@ -12,6 +12,7 @@ import trio
 from trio_asyncio import aio_as_trio
 
 from tests.acceptance.service_bench import ServiceBench, envelope, query, running_service
+from tests.patience import HANG_SECONDS
 from traksense.store.asyncio_loop import open_asyncio_loop
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def numbered(n: int, filler: str) -> bytes:
 async def most_in_flight(bench: ServiceBench) -> float:
     """What is in flight once it has not grown for half a second."""
     most, since = 0.0, trio.current_time()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         while most == 0 or trio.current_time() - since < 0.5:
             metrics = await bench.service.metrics()
             assert metrics.value("ingest_queue_size") <= 50

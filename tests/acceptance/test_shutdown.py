@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from tests.acceptance.service_bench import envelope, query, running_service
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.tools.publisher import open_publisher
 from traksense.tools.stack import open_service
@@ -57,7 +58,7 @@ async def end_under_load(bench: ServiceBench, number: signal.Signals, *, after: 
     under_load = Load(bench)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(under_load.run)
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             while (await bench.service.metrics()).value("ingest_messages_ended_total", outcome="stored") < after:
                 await trio.sleep(0.01)
             bench.service.send_signal(number)
@@ -70,7 +71,7 @@ async def finish(bench: ServiceBench, directory: Path, confirmed: int) -> tuple[
     """Start the service again and let it take the rest; rows, distinct keys and distinct values then."""
     async with open_service(bench.environ, directory, name="second") as service:
         await service.wait_ready()
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             rows: Sequence[tuple[int, int, int]] = []
             while not rows or rows[0][2] < confirmed:
                 rows = await query(
@@ -90,7 +91,7 @@ async def test_signal_under_load_loses_and_doubles_nothing(
     async with running_service(
         broker, database, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS=str(DEADLINE_SECONDS)
     ) as bench:
-        with trio.fail_after(30 + DEADLINE_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             status, confirmed = await end_under_load(bench, number, after=500)
         expected = -signal.SIGKILL if number == signal.SIGKILL else 0
         assert expected == status
@@ -106,7 +107,7 @@ async def test_drain_acknowledges_what_it_stored(
         status, confirmed = await end_under_load(bench, signal.SIGTERM, after=500)
         async with open_service(bench.environ, tmp_path, name="second") as second:
             await second.wait_ready()
-            with trio.fail_after(30):
+            with trio.fail_after(HANG_SECONDS):
                 while (
                     not (rows := await query(database, "SELECT count(*) FROM ts_measure")) or rows[0][0] < 3 * confirmed
                 ):
@@ -132,13 +133,13 @@ async def test_drain_gives_up_at_its_deadline(
         )
         await wait_in_flight(bench.service, 50)
         bench.service.terminate()
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             assert 0 == await bench.service.wait()
         assert "drain_abandoned" in bench.service.log_path.read_text()
         await lone_postgres.start()
         async with open_service(bench.environ, tmp_path, name="second") as second:
             await second.wait_ready()
-            with trio.fail_after(20):
+            with trio.fail_after(HANG_SECONDS):
                 while await query(dsn, "SELECT count(*) FROM ts_measure") != [(50,)]:
                     await trio.sleep(0.05)
 
@@ -164,7 +165,7 @@ async def test_second_signal_exits_at_once(
         await bench.publish((bench.topic(), envelope([{"name": "a", "v": 1}], ts=NOON)))
         await wait_in_flight(bench.service, 1)
         bench.service.terminate()
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             while "draining" not in bench.service.log_path.read_text():
                 await trio.sleep(0.02)
             bench.service.terminate()
@@ -198,7 +199,7 @@ async def test_signal_while_the_broker_says_nothing_exits_at_once(
             with trio.move_on_after(30):
                 await heard.wait()
             assert heard.is_set(), (service.status, service.log_path.read_text())
-            with trio.fail_after(30):
+            with trio.fail_after(HANG_SECONDS):
                 service.terminate()
                 assert 0 == await service.wait()
             log = service.log_path.read_text()
@@ -226,7 +227,7 @@ def thaw(pid: int) -> None:
 
 
 async def wait_in_flight(service: ServiceProcess, count: int) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         while (await service.metrics()).value("ingest_in_flight_messages") < count:
             await trio.sleep(0.02)
 
@@ -260,7 +261,7 @@ async def test_wrong_configuration_exits_2(
             env=full | filled,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANG_SECONDS,
             check=False,
         )
     )
@@ -286,7 +287,7 @@ async def test_missing_schema_waits_and_says_so(
         "DATABASE_URL": empty_database,
     }
     async with open_service(environ, tmp_path) as service:
-        with trio.fail_after(20):
+        with trio.fail_after(HANG_SECONDS):
             while True:
                 status, body = await service.readiness()
                 if status == 503 and "run `traksense migrate`" in body["conditions"]["database"].get("reason", ""):

@@ -12,6 +12,7 @@ import trio
 
 from tests.acceptance.service_bench import query
 from tests.command_line import argv, environment, run_command
+from tests.patience import HANG_SECONDS
 from traksense.tools.stack import free_port, open_service
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from tests.conftest import OwnBroker
     from traksense.tools.stack import BrokerProcess, ServiceProcess
 
-DEADLINE = 50
 TABLES = """
 SELECT (SELECT count(*) FROM ts_measure), (SELECT count(*) FROM device_event), (SELECT count(*) FROM cmd_ack)
 """
@@ -76,7 +76,7 @@ async def test_simulate_confirmed_is_stored(
     """Points, events, acknowledgements, dead letters by reason: what the broker confirmed equals what is stored."""
     broker = own_broker()
     env = {"MQTT_URL": broker.url, "MQTT_TOPICS": "traksense/#", "DATABASE_URL": database}
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with open_service(env, tmp_path) as service:
             await service.wait_ready()
             summary = await simulate(broker, *pace, *FAULTY)
@@ -104,7 +104,7 @@ async def test_simulate_loses_nothing_over_a_broker_restart(
         assert 0 == outcome.status
         summaries.append(json.loads(outcome.text))
 
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with open_service(env, tmp_path) as service:
             await service.wait_ready()
             async with trio.open_nursery() as nursery:
@@ -123,7 +123,7 @@ async def test_simulate_repeats_with_its_seed(own_broker: OwnBroker) -> None:
     broker = own_broker()
     arguments = ("--rate", "0", "--messages", "1500", *FAULTY)
     counts = ("telem", "event", "ack", "bad", "repeated")
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         first, second, other = [await simulate(broker, *arguments, "--seed", seed) for seed in ("7", "7", "8")]
 
     assert [first[name] for name in counts] == [second[name] for name in counts]
@@ -133,7 +133,7 @@ async def test_simulate_repeats_with_its_seed(own_broker: OwnBroker) -> None:
 async def test_simulate_ends_at_a_signal_with_a_summary(own_broker: OwnBroker) -> None:
     """Ctrl-C stops the fleet, waits for the last confirmations, says how to compare, and exits 0."""
     broker = own_broker()
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         process = await trio.lowlevel.open_process(
             argv("simulate", "--tenant-prefix", "t'x-"),
             env=environment({"MQTT_URL": broker.url}),
@@ -154,7 +154,7 @@ async def test_simulate_ends_at_a_signal_with_a_summary(own_broker: OwnBroker) -
 async def test_simulate_unconfirmed_messages_are_a_failure(own_broker: OwnBroker) -> None:
     """If the broker goes away for good, a second signal ends the waiting: exit 1, and what is missing is counted."""
     broker = own_broker()
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         process = await trio.lowlevel.open_process(
             argv("simulate", "--rate", "0"),
             env=environment({"MQTT_URL": broker.url}),

@@ -21,6 +21,7 @@ from trio_asyncio import aio_as_trio
 
 from tests.manuals import block_of
 from tests.memory_store import CONFLICT, MemoryStore
+from tests.patience import HANG_SECONDS
 from traksense.adapters import Context, Registry, number
 from traksense.config import load
 from traksense.errors import DataRefusedError, DeliveriesRefusedError, StoreUnavailableError
@@ -83,7 +84,7 @@ async def open_postgres_store(
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(store.run)
-            with trio.fail_after(60):
+            with trio.fail_after(HANG_SECONDS):
                 await store.probe()
             yield store
             nursery.cancel_scope.cancel()
@@ -811,7 +812,7 @@ async def test_store_every_digit(database: str) -> None:
 async def test_store_points_beyond_retention_beside_others(database: str) -> None:
     """Of a pack with several times, what is too old is named in a dead letter, and the rest is stored."""
     async with open_postgres_store(database) as store:
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             while not store.upkeep.states:  # its first round reads the retention
                 await trio.sleep(0.01)
         store.upkeep.retention = timedelta(days=30)
@@ -835,7 +836,7 @@ async def test_session_of_a_former_server_is_not_used(database: str) -> None:
         await store.write([delivery(telemetry(Point("a", 1.0)))])
         before = await store.call(backend)
         store._incarnation = "another server, met by a connection since"
-        with trio.fail_after(20):
+        with trio.fail_after(HANG_SECONDS):
             await store.write([delivery(telemetry(Point("a", 2.0), second=1))])
         after = await store.call(backend)
         rows = await aio_as_trio(fetch)(database, "SELECT v_num FROM ts_measure ORDER BY ts")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from schema_servers import TIMESCALEDB, Database, Server
 
+from tests.patience import HANG_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,8 +27,6 @@ NODE_MINIMUM: Final = 18
 """Source: PGlite's use of `fetch` and of top-level `await` in modules."""
 
 INSTALL_SECONDS: Final = 120.0
-START_SECONDS: Final = 60.0
-"""It takes one; a busy machine may take longer."""
 
 _UNREACHABLE: Final = re.compile(
     r"\b(?:ENOTFOUND|EAI_AGAIN|ECONN\w+|ENETUNREACH|EHOSTUNREACH|ETIMEDOUT|ERR_SOCKET\w+|E5\d\d)\b"
@@ -39,7 +39,9 @@ def pglite_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("no Node.js: node or npm is missing")
-    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    version = subprocess.run(
+        [node, "--version"], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    ).stdout
     if int(version.strip().lstrip("v").partition(".")[0]) < NODE_MINIMUM:
         pytest.skip(f"no Node.js: {version.strip()} is older than {NODE_MINIMUM}")
     directory = tmp_path_factory.mktemp("pglite")
@@ -68,7 +70,7 @@ def open_pglite(directory: Path) -> Iterator[Database]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+        ready, _, _ = select.select([process.stdout], [], [], HANG_SECONDS)
         port = process.stdout.readline().strip() if ready else b""
         assert port, (directory / "server.log").read_text(errors="replace")
         dsn = f"postgresql://postgres:postgres@127.0.0.1:{int(port)}/postgres"

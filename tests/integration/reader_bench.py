@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.config import Settings, load
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.decode import Router
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from traksense.tools.stack import BrokerProcess
-
-DEADLINE = 20
 
 
 class Bench:
@@ -71,7 +70,7 @@ async def reading(settings: Settings, **limits: float) -> AsyncIterator[Bench]:
     bench = Bench(settings, **limits)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.reader.run)
-        with trio.fail_after(DEADLINE):
+        with trio.fail_after(HANG_SECONDS):
             await bench.wait_subscribed()
             yield bench
         nursery.cancel_scope.cancel()

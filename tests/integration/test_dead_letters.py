@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.config import DatabaseUrl, Secret
 from traksense.errors import ConfigError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import dead_letters
@@ -86,7 +87,7 @@ def letters(database: str) -> Iterator[Letters]:
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[DatabaseConnection]:
     """The command's session."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with open_connection(url(database), application="test") as opened:
             yield opened
 
@@ -254,7 +255,7 @@ async def test_check_operator_refuses_a_role_that_sees_a_part(database: str, let
     letters.connection.execute("CREATE ROLE dlq_reader LOGIN PASSWORD 'x'; GRANT SELECT ON ingest_errors TO dlq_reader")
     try:
         reader = url(re.sub("//postgres:[^@]*@", "//dlq_reader:x@", database))
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             async with open_connection(reader, application="test") as connection:
                 with pytest.raises(StoreMisconfiguredError, match="not an operator"):
                     await connection.call(dead_letters.check_operator)
@@ -264,7 +265,7 @@ async def test_check_operator_refuses_a_role_that_sees_a_part(database: str, let
 
 async def test_check_operator_says_what_to_do_without_a_schema(empty_database: str) -> None:
     """A database that was not migrated gives one line that says so."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with open_connection(url(empty_database), application="test") as connection:
             with pytest.raises(StoreMisconfiguredError, match="run `traksense migrate`"):
                 await connection.call(dead_letters.check_operator)
@@ -287,7 +288,7 @@ async def test_open_connection_fails_in_one_line_without_the_password(
     database: str, change: Callable[[str], str], error: type[Exception], text: str
 ) -> None:
     """What cannot be reached or entered is named with the fault and without credentials."""
-    with trio.fail_after(30), pytest.raises(error) as caught:
+    with trio.fail_after(HANG_SECONDS), pytest.raises(error) as caught:
         async with open_connection(url(change(database)), application="test"):
             pass
 
@@ -298,6 +299,6 @@ async def test_open_connection_fails_in_one_line_without_the_password(
 
 async def test_open_connection_lets_the_caller_s_exception_through_as_it_is(database: str) -> None:
     """An exception of the block is not wrapped in the groups of the loop's nurseries."""
-    with trio.fail_after(30), pytest.raises(ZeroDivisionError):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(ZeroDivisionError):
         async with open_connection(url(database), application="test"):
             _ = 1 / 0

@@ -15,6 +15,7 @@ from test_restored_database import write_when_possible
 from trio_asyncio import aio_as_trio
 
 from tests.contract.test_store import open_postgres_store
+from tests.patience import HANG_SECONDS
 from traksense.model import Delivery, Kind, Message, Point, Reason, Rejection, Route, Telemetry
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ async def test_change_under_a_running_service_is_noticed(
     migrated: Database, statements: list[str], left: list[tuple[Any, ...]]
 ) -> None:
     """What the device sends afterwards is stored under its own name, and what was there before is what was left."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0, meta=b'{"fw": 1}')])
             await act(migrated.dsn, *statements)
@@ -96,7 +97,7 @@ async def test_change_under_a_running_service_is_noticed(
 
 async def test_restored_in_place_is_noticed(migrated: Database) -> None:
     """The tables are dropped and made again, with the epoch of a dump and other series under the same numbers."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
             await act(
@@ -116,7 +117,7 @@ async def test_restored_in_place_is_noticed(migrated: Database) -> None:
 
 async def test_restored_rows_are_noticed(migrated: Database) -> None:
     """A dump of the data alone brings the old epoch back into the same tables; the number is another tenant's."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
             await act(
@@ -152,7 +153,7 @@ async def test_numbers_that_are_taken_are_not_given_out(migrated: Database) -> N
     )
     dead = delivery(2.0)
     dead.reject(Rejection(Reason.PARSE_ERROR, "no"))
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0, point="new", meta=b'{"fw": 1}'), dead])
 
@@ -163,7 +164,7 @@ async def test_numbers_that_are_taken_are_not_given_out(migrated: Database) -> N
 @pytest.mark.parametrize("novel", [{"meta": b'{"fw": 2}'}, {"point": "q"}])
 async def test_change_while_a_batch_waits_to_register(migrated: Database, novel: dict[str, Any]) -> None:
     """What was known when the batch found something else missing is not there any more: it begins anew, too."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store, trio.open_nursery() as nursery:
             await store.write([delivery(1.0)])
             registering = store._dictionary._registering
@@ -183,7 +184,7 @@ async def test_change_while_a_batch_waits_to_register(migrated: Database, novel:
 
 async def test_deleted_device_stays_out_with_strict_provisioning(migrated: Database) -> None:
     """What is not registered any more is refused, without a restart."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn, registered=[("acme", "site", "dev1")]) as store:
             await store.write([delivery(1.0)])
             await act(migrated.dsn, "DELETE FROM traksense.device WHERE device_id = 'dev1'")
@@ -231,7 +232,7 @@ def test_truncated_aggregates_become_nobody_elses(migrated: Database) -> None:
 
 async def test_deletion_waits_for_a_batch_and_a_batch_for_a_deletion(migrated: Database) -> None:
     """What makes the check more than a check: nothing can come between it and the COMMIT."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
             with psycopg.connect(migrated.dsn) as operator:
@@ -255,7 +256,7 @@ async def test_deletion_waits_for_a_roll_up(migrated: Database) -> None:
     """One that has read the points writes no aggregates that outlive their series; the writers do not wait with it."""
     if migrated.server.timescaledb:
         pytest.skip("TimescaleDB refreshes its own aggregates")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
             with psycopg.connect(migrated.dsn) as roll_up:
@@ -309,7 +310,7 @@ def test_writers_beside_an_operator(migrated: Database, acts: list[str], batch: 
     names = {"dev1", "dev2"}
 
     async def main() -> None:
-        with trio.fail_after(90):
+        with trio.fail_after(HANG_SECONDS):
             async with open_postgres_store(migrated.dsn) as store, trio.open_nursery() as nursery:
 
                 async def write(device: str) -> None:
@@ -383,7 +384,7 @@ def test_aggregates_do_not_outlive_their_names(migrated: Database) -> None:
 
 async def test_probe_that_meets_a_change_asks_again(migrated: Database) -> None:
     """A deletion that is under way says nothing about whether writes are taken."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             await store.write([delivery(1.0)])
             with psycopg.connect(migrated.dsn) as connection:

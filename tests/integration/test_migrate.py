@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from schema_servers import give_to_plain_owner, with_parts
 
+from tests.patience import HANG_SECONDS
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import migrate as module
 from traksense.store import migration_lock, sql_files
@@ -145,11 +146,11 @@ def test_migrate_tells_of_waiting(
         other.execute(b"CREATE SCHEMA traksense" if fresh else migration_lock.LOCK.encode())
         waiter = threading.Thread(target=bare.migrate)
         waiter.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_SECONDS
         while "migration_lock_waited_for" not in caplog.messages and time.monotonic() < deadline:
             time.sleep(0.01)
         other.rollback()
-    waiter.join(20)
+    waiter.join(HANG_SECONDS)
 
     assert ["migration_lock_waited_for", "migration_lock_taken", "migration_applied"] == caplog.messages[:3]
     assert bare.migrate().applied == ()
@@ -187,7 +188,7 @@ def test_migrate_lets_writers_go_on_beside_a_reader(
             time.sleep(0.01)
         bare.run("SET lock_timeout = '5s'", event)
         reader.rollback()
-    waiter.join(20)
+    waiter.join(HANG_SECONDS)
 
     assert LATEST == version_of(bare.dsn)
 

@@ -31,6 +31,7 @@ from test_upgrade import test_upgrade_from_the_first_schema as test_upgrade
 from walls_data import FOREIGN, MARK, OWN, READERS, fill
 
 from tests.contract.test_store import delivery
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.ingest.health import Health
 from traksense.model import CommandAck, Event, Point, Reason, Rejection, Telemetry
@@ -60,8 +61,6 @@ __all__ = [
     "test_upgrade",
 ]
 
-pytestmark = pytest.mark.timeout(240)
-
 HOUR: Final = timedelta(hours=1)
 
 
@@ -87,7 +86,7 @@ def store(dsn: str, *batches: Sequence[Delivery], between: Callable[[], None] = 
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(opened.run)
-            with trio.fail_after(30):
+            with trio.fail_after(HANG_SECONDS):
                 result = await opened.write(batch)
             nursery.cancel_scope.cancel()
         return result

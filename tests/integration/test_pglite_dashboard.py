@@ -26,8 +26,6 @@ __all__ = [
     "test_variables",
 ]
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 def tenant(database: Database) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from pglite_fixtures import pglite_directory, schema_server_module
 from test_reading import (
     database,
@@ -40,5 +39,3 @@ __all__ = [
     "test_question_10",
     "test_question_of_nobody",
 ]
-
-pytestmark = pytest.mark.timeout(240)

@@ -10,6 +10,7 @@ import trio
 
 from tests.acceptance.service_bench import query
 from tests.contract.test_store import open_postgres_store
+from tests.patience import HANG_SECONDS
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.batch import Batcher
 from traksense.ingest.health import Health
@@ -76,7 +77,7 @@ async def test_one_poison_message_in_ten_thousand(database: str) -> None:
             acknowledger=acknowledger,
             health=Health(["database"]),
         )
-        with trio.fail_after(50):
+        with trio.fail_after(HANG_SECONDS):
             await writer.run()
 
     assert [(COUNT - 1,)] == await query(database, "SELECT count(*) FROM cmd_ack")

@@ -13,6 +13,7 @@ import trio
 from fresh_messages import known_device, refusal
 
 from tests.contract.test_store import open_postgres_store
+from tests.patience import HANG_SECONDS
 from traksense.errors import StoreError
 from traksense.store import probe
 
@@ -94,7 +95,7 @@ def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_probe_misses_each_right_that_a_message_needs(database: str) -> None:
     """Whatever right is taken from the service's role: the probe fails if and only if some message needs it."""
     wrong = []
-    with trio.fail_after(300), psycopg.connect(database, autocommit=True) as owner:
+    with trio.fail_after(HANG_SECONDS), psycopg.connect(database, autocommit=True) as owner:
         rights = [str(row[0]) for row in owner.execute(_RIGHTS)]
         assert len(rights) > 25
         async with as_service(database, timeout="1") as store:
@@ -111,7 +112,7 @@ async def test_probe_misses_each_right_that_a_message_needs(database: str) -> No
 async def test_probe_misses_each_table_that_a_message_needs(database: str, how: str) -> None:
     """Whichever table is locked against writers, or renamed: as above."""
     wrong = []
-    with trio.fail_after(300), psycopg.connect(database) as owner:
+    with trio.fail_after(HANG_SECONDS), psycopg.connect(database) as owner:
         async with as_service(database, timeout="1") as store:
             for table in TABLES:
                 schema, name = table.split(".")
@@ -132,7 +133,7 @@ async def test_probe_leaves_nothing(database: str) -> None:
     """What it wrote is gone, and nothing of it is seen meanwhile."""
     tables = [table for table in TABLES if table not in ("traksense.dictionary_epoch", "traksense.ingest_session")]
     counts: list[Any] = []
-    with trio.fail_after(60), psycopg.connect(database, autocommit=True) as owner:
+    with trio.fail_after(HANG_SECONDS), psycopg.connect(database, autocommit=True) as owner:
         async with as_service(database) as store:
             owner.execute("DELETE FROM traksense.dirty")  # a roll-up may take the known device's at any time
             for _ in range(3):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.tools.proxy import Proxy
 from traksense.tools.stack import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-DEADLINE = 10
 MOMENT = 0.2
 
 
@@ -57,7 +57,7 @@ async def wire(recorder: Recorder | None = None) -> AsyncIterator[Wire]:
         await send.send(stream)
         await trio.sleep_forever()
 
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = free_port()
             await nursery.start(functools.partial(trio.serve_tcp, accept, port, host="127.0.0.1"))
@@ -129,7 +129,7 @@ async def test_reset_is_seen_by_both_sides() -> None:
 
 async def test_refused_upstream_is_a_reset() -> None:
     """Nobody behind the proxy: the client learns it at once."""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             proxy = Proxy(free_port())
             await proxy.listen()

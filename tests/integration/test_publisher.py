@@ -9,6 +9,7 @@ import attrs
 import pytest
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.config import Broker, Secret
 from traksense.errors import BrokerError, BrokerRefusedError
 from traksense.mqtt.connection import Connection
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from tests.conftest import OwnBroker
     from traksense.tools.stack import BrokerProcess
-
-DEADLINE = 30
 
 
 def where(broker: BrokerProcess) -> Broker:
@@ -84,7 +83,7 @@ async def test_publisher_confirms_what_was_delivered(
     """Every message is confirmed once, by its own tag, and a subscriber has each one once and in order."""
     confirmed: list[int] = []
     subscriber = Subscriber(broker, unique("subscriber"), f"traksense/{tenant}/#")
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             subscriber.connected(),
             open_publisher(where(broker), client_id=unique("publisher"), on_confirmed=confirmed.append) as publisher,
@@ -107,7 +106,7 @@ async def test_publisher_loses_nothing_over_broker_restarts(
     topic = f"traksense/{tenant}/s/d/telem"
     confirmed: list[int] = []
     subscriber = Subscriber(broker, unique("subscriber"), topic)
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with subscriber.connected():
             pass
         async with (
@@ -138,7 +137,7 @@ async def test_publisher_waits_for_the_window(own_broker: OwnBroker, tenant: str
     """With the broker away, as many messages are taken over as the window holds; the next one waits, none is lost."""
     broker = own_broker()
     taken: list[int] = []
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with open_publisher(where(broker), client_id=unique("publisher"), window=10) as publisher:
             await broker.stop()
             await until(lambda: publisher.fault is not None)
@@ -161,7 +160,7 @@ async def test_publisher_keeps_to_the_brokers_packet_size(
     """A message above the broker's Maximum Packet Size is refused here; sent, it would end the connection, for ever."""
     broker = own_broker(options=BrokerOptions(max_packet_bytes=10_000))
     refused: list[tuple[str, int]] = []
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with open_publisher(
             where(broker), client_id=unique("publisher"), on_refused=lambda tag, reason: refused.append((tag, reason))
         ) as publisher:
@@ -177,7 +176,7 @@ async def test_publisher_says_when_nobody_subscribes(
     broker: BrokerProcess, tenant: str, unique: Callable[[str], str]
 ) -> None:
     """A confirmed message without a subscriber is counted: nobody has it."""
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with open_publisher(where(broker), client_id=unique("publisher")) as publisher:
             # Other tests' sessions on this broker may be subscribed to traksense/.
             await publisher.publish(f"unread/{tenant}", b"x")
@@ -191,7 +190,7 @@ async def test_publisher_qos_0_is_bounded_and_arrives(
 ) -> None:
     """Many QoS 0 messages arrive in order although nothing acknowledges them, and none counts as confirmed."""
     subscriber = Subscriber(broker, unique("subscriber"), f"traksense/{tenant}/#")
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             subscriber.connected(),
             open_publisher(where(broker), client_id=unique("publisher")) as publisher,
@@ -207,7 +206,7 @@ async def test_publisher_qos_0_is_bounded_and_arrives(
 
 async def test_publisher_first_connection_must_succeed() -> None:
     """Without a broker, opening fails at once, with one plain error."""
-    with trio.fail_after(DEADLINE), pytest.raises(BrokerError, match="cannot connect"):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(BrokerError, match="cannot connect"):
         async with open_publisher(Broker("127.0.0.1", free_port(), tls=False), client_id="nobody"):
             pass
 
@@ -216,7 +215,7 @@ async def test_publisher_wrong_password_is_refused(own_broker: OwnBroker, unique
     """Credentials that the broker refuses are named as such; the right ones in the address are taken."""
     broker = own_broker(options=BrokerOptions(users={"fleet": "right"}))
     address = Broker(broker.host, broker.port, tls=False, username="fleet", password=Secret("right"))
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         with pytest.raises(BrokerRefusedError):
             async with open_publisher(address, client_id=unique("publisher"), password=Secret("wrong")):
                 pass
@@ -229,6 +228,6 @@ async def test_publisher_wrong_password_is_refused(own_broker: OwnBroker, unique
 
 async def test_publisher_callers_error_leaves_as_it_is(broker: BrokerProcess, unique: Callable[[str], str]) -> None:
     """What the block raises comes out of it unwrapped, and a topic with a wildcard is a ValueError."""
-    with trio.fail_after(DEADLINE), pytest.raises(ValueError, match="not a topic"):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(ValueError, match="not a topic"):
         async with open_publisher(where(broker), client_id=unique("publisher")) as publisher:
             await publisher.publish("traksense/+/s/d/telem", b"x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -138,10 +137,7 @@ def test_latest_of_one_device_is_quick(filled: Database, reader: str) -> None:
         row[0]
         for row in filled.rows("EXPLAIN SELECT * FROM latest WHERE device_id = 'pump-1'", dsn=reader, tenant="acme")
     )
-    started = time.monotonic()
-    filled.rows("SELECT * FROM latest WHERE device_id = 'pump-1'", dsn=reader, tenant="acme")
 
     assert "Limit" in plan
     assert re.search(r"Index.* on series s", plan)
     assert not re.search("Seq Scan on (measure|series)", plan), plan
-    assert time.monotonic() - started < 5

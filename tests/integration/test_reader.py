@@ -9,8 +9,9 @@ import attrs
 import pytest
 import trio
 import trustme
-from reader_bench import DEADLINE, Bench, publish, reading, settings_for
+from reader_bench import Bench, publish, reading, settings_for
 
+from tests.patience import HANG_SECONDS
 from traksense.config import Broker, Settings
 from traksense.errors import BrokerRefusedError, SessionTakenOverError
 from traksense.mqtt.connection import Connection
@@ -146,7 +147,7 @@ async def test_reader_takeover_ends_it(settings: Settings) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     bench = Bench(attrs.evolve(settings, broker=Broker("127.0.0.1", port, tls=False)))
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, broker_that_says_so, listeners)
             with pytest.raises(SessionTakenOverError, match="our client id"):
@@ -163,7 +164,7 @@ async def test_reader_silent_takeover_is_suspected(settings: Settings) -> None:
     """
     first, second = Bench(settings), Bench(settings)
     suspicion = f"is another client using the client id {settings.mqtt_client_id}?"
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.reader.run)
             nursery.start_soon(second.reader.run)
@@ -180,7 +181,7 @@ async def test_reader_wrong_password_is_a_wrong_configuration(
     settings = settings_for(
         broker, unique("reader"), tenant, MQTT_READER=kind, MQTT_USERNAME="ingest", MQTT_PASSWORD="wrong"
     )
-    with trio.fail_after(DEADLINE), pytest.raises(BrokerRefusedError, match="refuses the connection"):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(BrokerRefusedError, match="refuses the connection"):
         await Bench(settings).reader.run()
 
     right = settings_for(
@@ -240,7 +241,7 @@ async def subscription_fault(settings: Settings, handler: Callable[[trio.SocketS
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     bench = Bench(attrs.evolve(settings, broker=Broker("127.0.0.1", port, tls=False)))
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, handler, listeners)
             nursery.start_soon(bench.reader.run)
@@ -258,7 +259,7 @@ async def test_reader_lowered_qos_is_not_ready(
     """
     broker = own_broker(options=BrokerOptions(extra_config=("max_qos 0",)))
     bench = Bench(settings_for(broker, unique("reader"), tenant, MQTT_READER=kind))
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.reader.run)
             while not bench.health.holds("broker"):
@@ -319,7 +320,7 @@ async def test_reader_untrusted_certificate_is_said(
     broker = own_broker(options=BrokerOptions(tls=TlsFiles(ca=files["ca"], cert=files["cert"], key=files["key"])))
     settings = settings_for(broker, unique("reader"), tenant, MQTT_URL=broker.tls_url, MQTT_CA_FILE=str(files["ca"]))
     bench = Bench(settings)
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.reader.run)
             while bench.reader.failures.count == 0:
@@ -362,7 +363,7 @@ async def with_session(
         result.append(await body(connection))
         await connection.close()
 
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(HANG_SECONDS):
         await connection.run(run)
     return result[0]
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
-import pytest
 import trio
 from schema_servers import PUBLIC_RELATIONS
 
@@ -57,7 +56,6 @@ async def write_points(database: Database, *instants: datetime) -> None:
             await store.write([delivery(Telemetry(instant, [Point("a", 1.0)]))])
 
 
-@pytest.mark.timeout(120)
 def test_reader_that_holds_all_it_can(migrated: Database) -> None:
     """Late data get their partitions, aggregates follow, migrations run. Only a drop waits for who reads the table: for
     three seconds, then it says so and is tried again.

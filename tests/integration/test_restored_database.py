@@ -11,6 +11,7 @@ import trio
 from psycopg import sql
 
 from tests.contract.test_store import open_postgres_store
+from tests.patience import HANG_SECONDS
 from traksense.errors import StoreError
 from traksense.model import Delivery, Kind, Message, Point, Route, Telemetry
 
@@ -60,7 +61,7 @@ async def test_restored_database_gets_no_points_under_old_numbers(
 ) -> None:
     """Two tenants; after the restore the first number belongs to the other one."""
     name = str(psycopg.conninfo.conninfo_to_dict(database)["dbname"])
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(database) as store:
             await store.write([delivery("acme", 1.0, 0)])
 

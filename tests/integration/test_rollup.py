@@ -90,7 +90,6 @@ messages = st.builds(
 batches = st.lists(st.lists(messages, min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-@pytest.mark.timeout(900)  # 25 databases' worth of chunks to refresh and compress, beside the scheduler's own jobs
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches, st.integers(0, 5), st.booleans())
 def test_aggregates_equal_direct_computation(
@@ -346,7 +345,6 @@ def history(plain: Database) -> int:
     return series
 
 
-@pytest.mark.timeout(240)
 def test_history_of_one_holds_up_nobody(plain: Database, history: int) -> None:
     """What the fleet reports now is in the aggregates after the first piece, whatever history waits; and the history
     costs what it is, not the fleet for each day of it.

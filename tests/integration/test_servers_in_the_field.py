@@ -18,6 +18,7 @@ import trio
 from trio_asyncio import aio_as_trio
 
 from tests.contract.test_store import open_postgres_store
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.errors import ConfigError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.ingest.health import Health
@@ -98,7 +99,7 @@ async def test_nothing_is_stored_before_the_standby_has_it(own_database: str, wh
     """The standby is away: a cancelled wait is no success, and neither is a repeat that finds the row committed."""
     dsn, health = own_database, Health(["database"], ["maintenance"])
     timeout = "1" if how == "our time-out" else "60"
-    with trio.fail_after(180):
+    with trio.fail_after(HANG_SECONDS):
         async with store_with(health, DATABASE_URL=dsn, DB_STATEMENT_TIMEOUT=timeout) as store:
             await store.write([point(0)])
             run(dsn, "ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
@@ -152,7 +153,7 @@ async def test_no_default_of_a_server_weakens_a_session(database: str, name: str
     }.get(name, "off" if value == "on" else "on")
     base = urlsplit(database).path.removeprefix("/")
     run(database, f"ALTER DATABASE \"{base}\" SET {name} = '{other}'")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(database) as store:
             found = await store.call(_show, name)
             await store.write([point(1)])
@@ -181,7 +182,7 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(
         f'CREATE DATABASE "{parts.path.removeprefix("/")}"',
     )
     hosts = f"{login}@{other.host}:{other.port},{place}"
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(urlunsplit(parts._replace(netloc=hosts))) as store:
             await store.write([point(1)])
             await store.sessions.connected("client", "broker", NOON)
@@ -209,7 +210,7 @@ def let_write_again(database: str) -> None:
 async def test_read_only_for_a_while_ends_by_itself(database: str) -> None:
     """With only a new device's message waiting: each use of a connection can find it, and each can find its end."""
     health = Health(["database"], ["maintenance"])
-    with trio.fail_after(120):
+    with trio.fail_after(HANG_SECONDS):
         async with store_with(health, DATABASE_URL=database) as store:
             await store.write([point(0)])
             let_only_read(database)
@@ -267,7 +268,7 @@ def changing_pooler(request: pytest.FixtureRequest, own_pooler: OwnPooler) -> st
 
 async def test_pooler_in_session_mode_just_works(session_pooler: str, empty_database: str, database: str) -> None:
     """With its defaults, which refuse most parameters at connecting."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(session_pooler) as store:
             await store.write([point(1)])
             await store.write([point(1), point(2, device="new")])
@@ -297,7 +298,7 @@ async def test_read_only_for_a_while_ends_behind_a_pooler(session_pooler: str, d
             else:
                 return
 
-    with trio.fail_after(120):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(session_pooler) as store, trio.open_nursery() as nursery:
             await store.write([point(0)])
             let_only_read(database)
@@ -320,7 +321,7 @@ async def test_upkeep_goes_on_behind_a_pooler_that_kept_a_session_which_only_rea
     """As above, for the rounds, of which each has a connection of its own: the pooler has but one session to give."""
     settings = load({"DATABASE_URL": own_pooler(default_pool_size="1")})
     rounds = upkeep.Upkeep(settings, Health([], ["maintenance"]), no_check)
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_asyncio_loop():
             let_only_read(database)
             with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
@@ -338,7 +339,7 @@ async def test_pooler_that_drops_what_we_ask_for_weakens_nothing(careless_pooler
     """`synchronous_commit` is on all the same, whatever the database's default."""
     name = urlsplit(database).path.removeprefix("/")
     run(database, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(careless_pooler) as store:
             assert await store.call(_show, "synchronous_commit") == "on"
 
@@ -346,7 +347,7 @@ async def test_pooler_that_drops_what_we_ask_for_weakens_nothing(careless_pooler
 async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler: str) -> None:
     """At the start, with one sentence: no message becomes a dead letter of it."""
     with (
-        trio.fail_after(60),
+        trio.fail_after(HANG_SECONDS),
         pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="pool_mode to session"), flatten_subgroups=True),
     ):
         async with store_with(Health(["database"], ["maintenance"]), DATABASE_URL=changing_pooler) as store:
@@ -364,7 +365,7 @@ async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler
 )
 async def test_session_that_is_not_ours_any_more_condemns_no_message(database: str, statement: str) -> None:
     """What a pooler in transaction mode does to a single connection: the batch fails and waits, for a new session."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(database, DB_POOL_MIN="1", DB_POOL_MAX="1") as store:
             await store.write([point(1)])
             await store.write([point(1)])
@@ -387,7 +388,7 @@ async def test_another_server_is_followed_by_all_connections(
     monkeypatch.setattr(upkeep, "ROUND_EVERY_SECONDS", 0.1)
     health, parts = Health(["database"], ["maintenance"]), urlsplit(database)
     proxy = Proxy(parts.port or 0, upstream_host=str(parts.hostname))
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             await proxy.listen()
             nursery.start_soon(proxy.run)
@@ -416,7 +417,7 @@ async def test_connections_that_are_busy_say_nothing_of_the_database(
     monkeypatch.setattr(postgres, "PROBE_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 0.1)
     health = Health(["database"], ["maintenance"])
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with store_with(health, DATABASE_URL=database, DB_POOL_MIN="1", DB_POOL_MAX="1") as store:
             while not health.holds("database"):
                 await trio.sleep(0.01)
@@ -442,6 +443,9 @@ async def test_url_that_the_driver_can_never_use_is_refused() -> None:
 
 async def test_server_without_fsync_is_refused(unsafe_postgres: PostgresProcess) -> None:
     """At the start: a wrong configuration, in one line."""
-    with trio.fail_after(60), pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="fsync"), flatten_subgroups=True):
+    with (
+        trio.fail_after(HANG_SECONDS),
+        pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="fsync"), flatten_subgroups=True),
+    ):
         async with store_with(Health(["database"], ["maintenance"]), DATABASE_URL=unsafe_postgres.dsn) as store:
             await store.probe()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.errors import BrokerError
 from traksense.tools.shards.check import check
@@ -41,7 +42,7 @@ async def test_a_subscription_that_was_not_granted_is_no_all_clear(
             "DATABASE_URL": database,
         }
     )
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(trio.serve_listeners, broker_that_refuses, listeners))
             with pytest.raises(BrokerError, match="refuses" if answer else "did not answer"):

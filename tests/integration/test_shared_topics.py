@@ -9,14 +9,13 @@ import pytest
 import trio
 from reader_bench import Bench, publish, reading, settings_for
 
+from tests.patience import HANG_SECONDS
 from traksense.mqtt.subscriptions import FILTERS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from traksense.tools.stack import BrokerProcess
-
-PATIENCE_SECONDS = 20
 
 
 @pytest.fixture(params=["paho", "mqtt5"])
@@ -73,7 +72,7 @@ async def test_what_is_queued_for_a_filter_still_comes_after_it_is_given_up(
     queued = [b"%d" % number for number in range(backlog)]
     await publish(broker, topic, queued)
     async with reading(settings) as bench:
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 released: list[frozenset[str]] = []
 

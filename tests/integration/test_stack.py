@@ -24,6 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from tests.patience import HANG_SECONDS
 from traksense.tools.stack import (
     BrokerOptions,
     BrokerProcess,
@@ -120,7 +121,7 @@ class Peer:
     def _disconnected(self, *_: object) -> None:
         self.ended = True
 
-    def turn_until(self, done: Callable[[], bool], seconds: float = 10.0) -> bool:
+    def turn_until(self, done: Callable[[], bool], seconds: float = HANG_SECONDS) -> bool:
         """Do the client's work until then; whether it came to that in time."""
         deadline = time.monotonic() + seconds
         while not done() and time.monotonic() < deadline:
@@ -138,7 +139,7 @@ class Peer:
     def publish(self, topic: str, payloads: list[bytes]) -> None:
         """QoS 1, until all are confirmed."""
         sent = [self.client.publish(topic, payload, 1) for payload in payloads]
-        assert self.turn_until(lambda: all(each.is_published() for each in sent), 30.0)
+        assert self.turn_until(lambda: all(each.is_published() for each in sent))
 
     def acknowledge(self, message: paho.MQTTMessage) -> None:
         """PUBACK it."""
@@ -160,7 +161,7 @@ def numbers(first: int, last: int) -> list[bytes]:
     return [b"%d" % number for number in range(first, last)]
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = HANG_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
@@ -299,7 +300,7 @@ async def test_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 async def test_broker_starts_stops_and_starts_again(tmp_path: Path, kind: Any) -> None:
     """Under the same port, whatever ended it; and it is gone afterwards."""
-    with trio.fail_after(50):
+    with trio.fail_after(HANG_SECONDS):
         async with open_broker(tmp_path, kind=kind) as process:
             url, pids = process.url, [process.pid]
             await process.restart()
@@ -333,7 +334,7 @@ def test_broker_keeps_an_offline_queue_and_redelivers_in_order(tmp_path: Path, k
         reader = Peer(process, "reader", keep=True)
 
         assert reader.session_present
-        assert reader.turn_until(lambda: len(reader.messages) >= 2990, 30.0)
+        assert reader.turn_until(lambda: len(reader.messages) >= 2990)
         assert numbers(10, 3000) == reader.payloads
 
 
@@ -513,7 +514,7 @@ async def test_postgres_keeps_its_data_through_restart_kill_and_the_next_run(
 ) -> None:
     """Committed rows survive all of them; port, password and databases stay."""
     directory = stack_directory / unique("postgres")
-    with trio.fail_after(50):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres(directory) as server:
             dsn = await server.create_database("traksense")
             await trio.to_thread.run_sync(fetch, dsn, "CREATE TABLE t (n int)")
@@ -677,7 +678,7 @@ async def test_service_is_watched_from_start_to_end(tmp_path: Path, monkeypatch:
     """Not ready, ready, scraped, ended; and our own environment does not configure it."""
     monkeypatch.setenv("MQTT_CLIENT_ID", "someone-elses")
     command = [sys.executable, "-c", FAKE_SERVICE]
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with open_service({"METRICS_PORT": "0"}, tmp_path, command=command) as service:
             while (before := await service.readiness())[0] == 0:
                 await trio.sleep(0.02)
@@ -696,7 +697,7 @@ async def test_service_is_watched_from_start_to_end(tmp_path: Path, monkeypatch:
 async def test_service_that_ends_before_it_is_ready_is_told(tmp_path: Path) -> None:
     """With its exit status and its last words, not after the whole deadline."""
     command = [sys.executable, "-c", "print('MQTT_QOS: bad number'); raise SystemExit(2)"]
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with open_service({}, tmp_path, command=command) as service:
             with pytest.raises(StackError, match="traksense exited with status 2: MQTT_QOS: bad number"):
                 await service.wait_ready()
@@ -704,7 +705,7 @@ async def test_service_that_ends_before_it_is_ready_is_told(tmp_path: Path) -> N
 
 async def test_service_is_stopped_on_the_way_out(tmp_path: Path) -> None:
     """Whatever happens inside."""
-    with trio.fail_after(20), pytest.raises(LookupError):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(LookupError):
         async with open_service({}, tmp_path, command=SLEEP) as service:
             raise LookupError
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.tools.stack import open_service
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ while True:
 
 async def test_service_that_dies_while_it_answers_has_not_answered(tmp_path: Path) -> None:
     """Half an answer is none: status 0, whatever came before (urllib raises http.client.IncompleteRead then)."""
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with open_service({}, tmp_path, command=(sys.executable, "-c", DYING)) as service:
             while "answered" not in service.log_path.read_text():
                 assert (0, "") == await service.get("/metrics")

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.config import DatabaseUrl, Secret
 from traksense.store import tenant_probe
 from traksense.store.connection import open_connection
@@ -34,7 +35,7 @@ def superuser(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 async def look(dsn: str) -> Walls:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with open_connection(DatabaseUrl(Secret(dsn)), application="test") as connection:
             return await connection.call(tenant_probe.look, TENANTS)
 

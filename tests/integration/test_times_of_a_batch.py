@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.contract.test_store import open_postgres_store
+from tests.patience import HANG_SECONDS
 from traksense.errors import DataRefusedError, DeliveriesRefusedError
 from traksense.model import Delivery, Kind, Message, Point, Reason, Route, Telemetry
 from traksense.store.chunks import CHUNKS_MAX
@@ -32,7 +33,7 @@ def delivery(first: int, days: int) -> Delivery:
 async def test_message_of_more_days_than_a_transaction_can_write(migrated: Database) -> None:
     """On TimescaleDB it is refused, and a batch of it and others is divided; partitions, of years, take all of it."""
     half, whole = CHUNKS_MAX // 2 + 1, CHUNKS_MAX + 1
-    with trio.fail_after(120):
+    with trio.fail_after(HANG_SECONDS):
         async with open_postgres_store(migrated.dsn) as store:
             if not migrated.server.timescaledb:
                 assert whole == (await store.write([delivery(0, whole)])).points_stored

@@ -14,9 +14,11 @@ import trio
 from schema_servers import user_of
 from trio_asyncio import aio_as_trio
 
-# The whole contract again, for a login without rights of its own.
 from tests.contract.test_store import *  # noqa: F403
 from tests.contract.test_store import NOW, delivery, open_postgres_store, register, telemetry
+
+# The whole contract again, for a login without rights of its own.
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.errors import StoreMisconfiguredError
 from traksense.ingest.health import Health
@@ -76,7 +78,7 @@ def open_any_store(owned: Database, ingest: str) -> OpenStore:
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(store.run)
-            with trio.fail_after(30):
+            with trio.fail_after(HANG_SECONDS):
                 await store.probe()
             yield store
             nursery.cancel_scope.cancel()
@@ -234,7 +236,7 @@ async def test_operator_who_locks_a_device_holds_up_no_round(owned: Database, in
         await store.write(deliveries)
         with owned.connect() as session, session.transaction():
             session.execute("SELECT FROM traksense.device WHERE device_id = 'x' FOR UPDATE")
-            with trio.fail_after(20):
+            with trio.fail_after(HANG_SECONDS):
                 await store._call(store.upkeep.round)
                 # By this round, or by one that the store had begun itself.
                 while not (seen := owned.rows("SELECT device_id FROM traksense.device WHERE last_seen_at IS NOT NULL")):
@@ -276,7 +278,7 @@ def test_owner_who_no_longer_sees_is_noticed(owned: Database, ingest: str, monke
         settings, health = load({"DATABASE_URL": ingest}), Health(["database", "maintenance"])
         async with open_asyncio_loop(), open_store(settings, health) as store, trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
-            with trio.fail_after(60):
+            with trio.fail_after(HANG_SECONDS):
                 while not health.holds("database"):
                     await trio.sleep(0.05)
                 await store.write([delivery(Event("boot", NOW, "e1"))])
@@ -303,7 +305,7 @@ def test_owner_who_does_not_see_is_noticed(owned: Database, ingest: str) -> None
         settings, health = load({"DATABASE_URL": ingest}), Health(["database", "maintenance"])
         async with open_asyncio_loop(), open_store(settings, health) as store, trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
-            with trio.fail_after(30):
+            with trio.fail_after(HANG_SECONDS):
                 while (found := health.report()["database"]).get("reason") == "not started yet":
                     await trio.sleep(0.05)
             nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio_asyncio import aio_as_trio
 
+from tests.patience import HANG_SECONDS
 from traksense.store.asyncio_loop import open_asyncio_loop
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ async def test_complaint_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFix
         await asyncio.sleep(0)
         return "done"
 
-    with caplog.at_level(logging.WARNING), trio.fail_after(5):
+    with caplog.at_level(logging.WARNING), trio.fail_after(HANG_SECONDS):
         async with open_asyncio_loop():
             result = await aio_as_trio(complain)()
             # trio-asyncio's own handler would raise in the loop's nursery at the next checkpoint.

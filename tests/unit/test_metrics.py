@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from tests.patience import HANG_SECONDS
 from traksense.errors import ConfigError
 from traksense.ingest.health import Health
 from traksense.ingest.ports import WriteResult
@@ -80,7 +81,7 @@ async def test_endpoint_answers(nursery: trio.Nursery) -> None:
     listener = listen("127.0.0.1", 0)
     port: int = listener.getsockname()[1]
     nursery.start_soon(serve, listener, CollectorRegistry(), health)
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         assert 200 == (await get(port, b"GET /healthz"))[0]
         status, body = await get(port, b"GET /readyz")
         assert (503, False) == (status, json.loads(body)["ready"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import pytest
 
+from tests.patience import HANG_SECONDS
 from traksense import cli, config
 from traksense.config import Settings
 from traksense.store import policy
@@ -170,7 +171,7 @@ def run_healthcheck(port: int) -> int:
     command = [sys.executable, *healthcheck()[1:]]
     proxy = "http://127.0.0.1:9"  # nobody is there
     env = os.environ | {"METRICS_PORT": str(port), "http_proxy": proxy, "HTTP_PROXY": proxy, "no_proxy": ""}
-    return subprocess.run(command, env=env, capture_output=True, check=False, timeout=30).returncode
+    return subprocess.run(command, env=env, capture_output=True, check=False, timeout=HANG_SECONDS).returncode
 
 
 def test_healthcheck_judges_healthz(endpoint: tuple[int, list[int]]) -> None:
@@ -211,7 +212,7 @@ def seconds(text: str) -> float:
 def run(*command: str | Path, cwd: Path) -> str:
     """What a program said, if it succeeded."""
     done = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=150
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=HANG_SECONDS
     )
     assert 0 == done.returncode, done.stdout
     return done.stdout

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
+from tests.patience import HANG_SECONDS
 from traksense.signal_receiver import SignalReceiver
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def test_signal_in_the_middle_of_a_signal(monkeypatch: pytest.MonkeyPatch)
     """Both are received, and telling of the first is not begun again in the middle, which would use up the stack."""
     token = FloodedToken()
     monkeypatch.setattr(trio.lowlevel, "current_trio_token", lambda: token)
-    with trio.fail_after(60), SignalReceiver([signal.SIGUSR2], noted=list) as receiver:
+    with trio.fail_after(HANG_SECONDS), SignalReceiver([signal.SIGUSR2], noted=list) as receiver:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGUSR2)
         assert [signal.SIGUSR2] * 2 == [await receiver.receive(), await receiver.receive()]
@@ -46,7 +47,7 @@ async def test_signal_in_the_middle_of_a_signal(monkeypatch: pytest.MonkeyPatch)
 async def test_signal_is_awaited_and_each_counts() -> None:
     """What was noted comes first; what is handled afterwards is as it was before."""
     before = signal.getsignal(signal.SIGUSR2)
-    with trio.fail_after(60), SignalReceiver([signal.SIGUSR2], noted=lambda: [signal.SIGTERM]) as receiver:
+    with trio.fail_after(HANG_SECONDS), SignalReceiver([signal.SIGUSR2], noted=lambda: [signal.SIGTERM]) as receiver:
         assert signal.SIGTERM == await receiver.receive()
         async with trio.open_nursery() as nursery:
 

@@ -13,6 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.patience import HANG_SECONDS
 from traksense.adapters import load_registry
 from traksense.config import load
 from traksense.errors import StoreUnavailableError
@@ -266,7 +267,7 @@ async def test_intake_lets_a_message_larger_than_the_budget_pass_alone() -> None
     bench = Bench(max_bytes=100)
     large = message(b"x" * 1000)
     bench.intake.accept([large])
-    with trio.fail_after(1):
+    with trio.fail_after(HANG_SECONDS):
         await bench.intake.flush()
 
     assert large is bench.messages.receive_nowait()

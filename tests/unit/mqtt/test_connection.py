@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
+from tests.patience import HANG_SECONDS
 from traksense.errors import BrokerError, BrokerRefusedError
 from traksense.mqtt.connection import HANDSHAKE_TIMEOUT_SECONDS, Connection
 from traksense.mqtt.paho_codec import PahoCodec
@@ -156,7 +157,7 @@ async def test_connection_refusals_are_told_apart(reason: int, error: type[Broke
     async def body() -> None:
         await peer.connection.handshake()
 
-    with trio.fail_after(5), pytest.raises(BrokerError) as caught:
+    with trio.fail_after(HANG_SECONDS), pytest.raises(BrokerError) as caught:
         await peer.run(body, broker)
 
     assert error is type(caught.value)
@@ -182,7 +183,7 @@ async def test_connection_refusal_names_the_variable(reply: str, variable: str) 
     async def body() -> None:
         await peer.connection.handshake()
 
-    with trio.fail_after(5), pytest.raises(BrokerRefusedError) as caught:
+    with trio.fail_after(HANG_SECONDS), pytest.raises(BrokerRefusedError) as caught:
         await peer.run(body, broker)
 
     assert variable == caught.value.variable
@@ -198,7 +199,7 @@ async def test_connection_nonsense_ends_it(nonsense: bytes) -> None:
         await stream.send_all(CONNACK + nonsense)
         await stream.aclose()
 
-    with trio.fail_after(5), pytest.raises(BrokerError, match=r"protocol|closed"):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(BrokerError, match=r"protocol|closed"):
         await peer.run(lambda: read_for_ever(peer), broker)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import trio
 
+from tests.patience import HANG_SECONDS
 from traksense.mqtt.codec import ProtocolError, Subscribed, Unsubscribed
 from traksense.mqtt.subscriptions import FILTERS_MAX, Subscriptions
 
@@ -86,7 +87,7 @@ async def test_release_tells_what_the_broker_confirmed() -> None:
     assert release is not None
 
     subscriptions.handle(Unsubscribed(1, (0, 0x11, 0x87)))
-    with trio.fail_after(1):
+    with trio.fail_after(HANG_SECONDS):
         await release.ended.wait()
 
     assert {"a", "b"} == release.confirmed

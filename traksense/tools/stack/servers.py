@@ -92,8 +92,10 @@ class Server(ABC):
     the same.
     """
 
-    ready_seconds: float = 30.0
-    """From its start until it answers. Chosen by guess for a busy machine with a slow disk."""
+    ready_seconds: float = 120.0
+    """From its start until it answers. Chosen by guess for a machine on which sixteen others want the processors; one
+    that ends is noticed at once.
+    """
 
     def __init__(self, name: str, directory: Path, port: int) -> None:
         self.name = name

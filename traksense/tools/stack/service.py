@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted by name."""
 
-READY_SECONDS: Final = 30.0
-"""From the start until `/readyz` says 200. Chosen by guess for a busy machine."""
+READY_SECONDS: Final = 120.0
+"""From the start until `/readyz` says 200. Chosen by guess, as `Server.ready_seconds`."""
 _HTTP_SECONDS: Final = 5.0
 
 
