@@ -3,10 +3,12 @@
 # a root of debootstrap with python3 and git.
 #
 #   sh ops/bare.sh [demo] [test] [install]      all of them if none is named; as root, with debootstrap
+#   sh ops/bare.sh base                         the root alone: whether demo, test and install can run here
+#   sh ops/bare.sh clone                        the demo without such a root, as any user: in a new clone on this system,
+#                                               with an empty home and an empty environment
 #
-# What is committed here is cloned there; demo and test run as a user and as root, install as root. The demo is ended
-# after a minute and a half, as by Ctrl-C. Ports are those of this machine: stop what listens on 1883, 5432 and 9100
-# before install.
+# What is committed here is cloned there; demo and test run as a user and as root, install as root. Ports are those of
+# this machine: stop what listens on 1883, 5432 and 9100 before install.
 #
 #   TRAKSENSE_BARE      the folder for the roots (default /var/tmp/traksense-bare)
 #   TRAKSENSE_SUITE     Debian's release (default bookworm)
@@ -15,6 +17,7 @@ source=$(cd "$(dirname "$0")/.." && pwd)
 place=${TRAKSENSE_BARE:-/var/tmp/traksense-bare}
 suite=${TRAKSENSE_SUITE:-bookworm}
 base=$place/$suite root=$place/root
+demo='sh ops/demo.sh --seconds 20'
 
 say() {
     printf 'bare: %s\n' "$*" >&2
@@ -22,10 +25,17 @@ say() {
 
 # As this machine reaches the network, so does the root.
 make_base() {
+    [ "$(id -u)" = 0 ] || { say "a bare root takes root" && return 1; }
+    command -v debootstrap >/dev/null || { say "a bare root takes debootstrap" && return 1; }
+    mkdir -p "$place/proc"
+    mount -t proc proc "$place/proc" || { say "a bare root takes mounts, which are not allowed here" && return 1; }
+    umount "$place/proc"
     [ -e "$base/made" ] && return
     rm -rf "$base"
     mkdir -p "$base"
-    debootstrap --variant=minbase --include=python3,git,ca-certificates "$suite" "$base"
+    # A mirror that does not answer would take hours.
+    timeout 900 debootstrap --variant=minbase --include=python3,git,ca-certificates "$suite" "$base" ||
+        { say "debootstrap has made no root" && return 1; }
     for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/apt/apt.conf.d/*proxy* /usr/local/share/ca-certificates/*; do
         if [ -f "$file" ]; then cp -L "$file" "$base$file"; fi
     done
@@ -55,8 +65,16 @@ fresh_root() {
         mount --make-private "$root/$point"
     done
     mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
-    git clone -q --bare "$source" "$root/srv/traksense.git"
+    clone_to "$root/srv/traksense.git" --bare
     chroot "$root" git config --system safe.directory '*'
+}
+
+# clone_to FOLDER [OPTION]: whoever owns what is cloned.
+clone_to() {
+    settings=$(mktemp)
+    printf '[safe]\n\tdirectory = *\n' >"$settings"
+    GIT_CONFIG_GLOBAL=$settings git clone -q ${2:-} "$source" "$1"
+    rm "$settings"
 }
 
 # inside USER COMMAND: in a clone in that user's home, with nothing of this environment.
@@ -76,9 +94,31 @@ demo() {
     for user in engineer root; do
         fresh_root
         say "demo, as $user"
-        inside "$user" 'timeout --preserve-status --signal=INT 90 sh ops/demo.sh' | tee "$place/demo-$user.log"
+        inside "$user" "$demo" | tee "$place/demo-$user.log"
         grep -q 'It adds up' "$place/demo-$user.log"
     done
+}
+
+# The environment keeps only how this machine reaches a package index; the path, where its Python is.
+in_clone() {
+    python=$(cd "$source" && . ops/bootstrap.sh && "$(find_python)" -c 'import sys; print(sys.executable)')
+    new=$(mktemp -d "${TMPDIR:-/var/tmp}/traksense-bare.XXXXXX")
+    chmod 755 "$new"
+    clone_to "$new/traksense"
+    mkdir "$new/home"
+    say "demo, in a new clone as $(id -un)"
+    (
+        cd "$new/traksense"
+        HOME=$new/home PATH=${python%/*}:/usr/bin:/bin
+        for name in $(env | sed -n 's/^\([A-Za-z_][A-Za-z_0-9]*\)=.*/\1/p'); do
+            case $name in
+                HOME | PATH | PIP_* | *_proxy | *_PROXY | SSL_CERT_*) ;;
+                *) unset "$name" ;;
+            esac
+        done
+        exec $demo
+    ) | tee "$new/log"
+    grep -q 'It adds up' "$new/log"
 }
 
 tests() {
@@ -111,15 +151,18 @@ install_page() {
         { tail -n 50 "$place/uninstall.log" && exit 1; }
 }
 
-trap unmount EXIT
+new=
+trap 'unmount; rm -rf "$new"' EXIT
 if [ -n "$(git -C "$source" status --porcelain)" ]; then say "what is not committed is not tried"; fi
-make_base
+if [ "${*:-}" != clone ]; then make_base; fi
 for what in ${*:-demo test install}; do
     case $what in
+        base) ;;
+        clone) in_clone ;;
         demo) demo ;;
         test) tests ;;
         install) install_page ;;
-        *) say "demo, test or install, not $what" && exit 2 ;;
+        *) say "demo, test, install, base or clone, not $what" && exit 2 ;;
     esac
 done
 say "passed: ${*:-demo test install}"
