@@ -104,12 +104,21 @@ in_clone() {
     python=$(cd "$source" && . ops/bootstrap.sh && "$(find_python)" -c 'import sys; print(sys.executable)')
     new=$(mktemp -d "${TMPDIR:-/var/tmp}/traksense-bare.XXXXXX")
     chmod 755 "$new"
-    clone_to "$new/traksense"
-    mkdir "$new/home"
+    mkdir "$new/home" "$new/traksense"
+    if [ -e "$source/.git" ]; then
+        clone_to "$new/traksense"
+    else
+        say "this is no clone: a copy is tried"
+        tar -c -C "$source" --exclude=./.bootstrap --exclude=./.tox . | tar -x -C "$new/traksense"
+    fi
     say "demo, in a new clone as $(id -un)"
     (
         cd "$new/traksense"
-        HOME=$new/home PATH=${python%/*}:/usr/bin:/bin
+        for file in "${HOME:-}/.pip/pip.conf" "${HOME:-}/.config/pip/pip.conf"; do
+            if [ -f "$file" ]; then export PIP_CONFIG_FILE="$file"; fi
+        done
+        export HOME="$new/home"
+        PATH=${python%/*}:/usr/bin:/bin
         for name in $(env | sed -n 's/^\([A-Za-z_][A-Za-z_0-9]*\)=.*/\1/p'); do
             case $name in
                 HOME | PATH | PIP_* | *_proxy | *_PROXY | SSL_CERT_*) ;;
@@ -153,7 +162,7 @@ install_page() {
 
 new=
 trap 'unmount; rm -rf "$new"' EXIT
-if [ -n "$(git -C "$source" status --porcelain)" ]; then say "what is not committed is not tried"; fi
+if [ -n "$(git -c safe.directory='*' -C "$source" status --porcelain)" ]; then say "what is not committed is not tried"; fi
 if [ "${*:-}" != clone ]; then make_base; fi
 for what in ${*:-demo test install}; do
     case $what in
