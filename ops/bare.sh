@@ -162,7 +162,9 @@ install_page() {
 
 new=
 trap 'unmount; rm -rf "$new"' EXIT
-if [ -n "$(git -c safe.directory='*' -C "$source" status --porcelain)" ]; then say "what is not committed is not tried"; fi
+if [ -n "$(git -c safe.directory='*' -C "$source" status --porcelain 2>/dev/null)" ]; then
+    say "what is not committed is not tried"
+fi
 if [ "${*:-}" != clone ]; then make_base; fi
 for what in ${*:-demo test install}; do
     case $what in

@@ -22,6 +22,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -94,6 +95,14 @@ def unique() -> Callable[[str], str]:
 def tenant(unique: Callable[[str], str]) -> str:
     """A tenant of this test's own, for topics on the shared broker."""
     return unique("tenant")
+
+
+@pytest.fixture
+def hangup_has_its_meaning() -> Iterator[None]:
+    """Under nohup, what we start would ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 # --- the database

@@ -303,6 +303,7 @@ async def test_replay_says_how_far_it_has_got(database: str, monkeypatch: pytest
     assert ["published 2 of 3 so far", "published 3 of 3 so far", "looked at 1 of 1 so far"] == lines
 
 
+@pytest.mark.usefixtures("hangup_has_its_meaning")
 @pytest.mark.parametrize("number_of_signal", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 async def test_dlq_replay_interrupted_leaves_open(database: str, number_of_signal: signal.Signals) -> None:
     """Ctrl-C, a terminal that is closed, or worse, while the broker keeps silent: nothing was sent for certain."""

@@ -18,8 +18,6 @@ from tests.patience import HANG_SECONDS
 from traksense.tools.stack import open_service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from traksense.tools.stack import ServiceProcess
 
 NOBODY = {"MQTT_URL": "mqtt://127.0.0.1:1", "DATABASE_URL": "postgresql://127.0.0.1:1/x", "METRICS_HOST": "127.0.0.1"}
@@ -81,14 +79,6 @@ async def test_signals_until_the_end(tmp_path: Path) -> None:
             await trio.lowlevel.checkpoint()
 
         assert 0 == await service.wait()
-
-
-@pytest.fixture
-def hangup_has_its_meaning() -> Iterator[None]:
-    """Under nohup, what we start would ignore SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.usefixtures("hangup_has_its_meaning")
