@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from traksense import __version__, config, log, signals
 from traksense.errors import ConfigError, TraksenseError
 from traksense.names import printable
-from traksense.terminal import say
+from traksense.terminal import replace_closed, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ COMMANDS: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    replace_closed("stderr")
     try:
         arguments = _parser(list(sys.argv[1:] if argv is None else argv))
     except SystemExit:
@@ -60,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _disk_full(error)
     command = arguments.command or "run"
     if command != "run":
-        # The service keeps them to its end, the others take what they need.
+        # The service says that its log has no place to go.
+        replace_closed("stdout")
+        # The service keeps its signals to its end, the others take what they need.
         signals.release()
     try:
         status = _run(command, arguments)
@@ -198,11 +202,12 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        # Since Python 3.11.4 argparse hides every error of writing (python/cpython#101802).
+        # Since Python 3.11.4 argparse hides every error of writing (python/cpython#101802), before it hid none.
         if file is not None and file is sys.stdout:
             file.write(message)
         else:
-            super()._print_message(message, file)
+            with contextlib.suppress(OSError):
+                super()._print_message(message, file)
 
 
 def _parser(argv: list[str]) -> argparse.Namespace:

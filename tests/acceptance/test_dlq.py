@@ -129,6 +129,31 @@ async def test_dlq_list_does_not_mind_a_reader_that_goes_away(bench: ServiceBenc
     assert b"Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        ("list >&-", 0),
+        ("list --json >&-", 0),
+        ("show 4711 --raw >&-", 1),
+        ("replay --open --dry-run >&-", 0),
+        ("purge --open <&-", 2),
+    ],
+)
+async def test_dlq_does_not_mind_closed_streams(database: str, action: str, status: int) -> None:
+    """As a service manager or a careless script starts it: no traceback, and nothing is deleted unasked."""
+    number = insert(database, "traksense/acme/site/device/telem")
+    with trio.fail_after(DEADLINE_SECONDS):
+        done = await trio.run_process(
+            ["sh", "-c", f"{sys.executable} -m traksense dlq {action}"],
+            env=environment({"DATABASE_URL": database}),
+            capture_stderr=True,
+            check=False,
+        )
+
+    assert (status, True) == (done.returncode, done.stderr.count(b"\n") <= 1)
+    assert [number] == open_ids(database)
+
+
 # --- replaying --------------------------------------------------------------------------------------------------------
 
 

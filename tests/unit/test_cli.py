@@ -185,6 +185,18 @@ def test_validate_refuses_what_can_never_work(
     assert capsys.readouterr().err.startswith(f"traksense: {where}: ")
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("nonsense", 2), ("dlq purge", 2), ("decode /nowhere", 1), ("decode --help", 0)]
+)
+def test_status_does_not_depend_on_stderr(arguments: str, status: int, stderr: str) -> None:
+    """Closed or full: the status stays, and what belongs there does not go to stdout instead."""
+    line = f"{sys.executable} -m traksense {arguments} {stderr}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False, timeout=30)
+
+    assert (status, not status) == (done.returncode, bool(done.stdout))
+
+
 def test_help_is_quick() -> None:
     """Showing help loads neither drivers nor an event loop, and no command's own code."""
     code = (

@@ -93,7 +93,7 @@ def _purge(arguments: argparse.Namespace) -> bool:
     need_choice(arguments)
     count = _connected(arguments, actions.count)
     if count.total and not arguments.yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigError([f"dlq purge: would delete {actions.letters(count.total)}: confirm with --yes"])
         say(f"Delete {actions.letters(count.total)}? [y/N] ", end="", to=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
