@@ -133,6 +133,13 @@ def test_main_helps(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None
         ["dlq", "list", "--reason", "unknown"],
         ["dlq", "list", "--open", "--all"],
         ["dlq", "list", "--limit", "0"],
+        ["dlq", "list", "--tenant", "\udcff"],
+        ["shards", "retire", ""],
+        ["shards", "retire", "\udcff"],
+        ["shards", "retire", "a" * 65_536],
+        ["simulate", "--tenant-prefix", "\udcff"],
+        ["simulate", "--tenant-prefix", "\x1b[31m"],
+        ["simulate", "--points", "100001"],
         ["validate", "--points", "4999"],
         ["validate", "--points", "ten"],
         ["validate", "--patience", "0"],
@@ -146,6 +153,27 @@ def test_main_refuses_bad_arguments(capsys: pytest.CaptureFixture[str], argv: li
 
     assert 2 == ended.value.code
     assert ": error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["dlq", "show", "9" * 5_000], ["validate", "--points", "9" * 5_000]])
+def test_main_does_not_repeat_long_arguments(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    """Nor does it name a function of ours."""
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert len(error) < 150
+    assert "invalid" not in error
+
+
+@pytest.mark.parametrize("command", ["simulate", "demo"])
+@pytest.mark.usefixtures("bare_environment")
+def test_fleet_fits_into_memory(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """Devices that would take gigabytes are refused before anything is started."""
+    assert 2 == cli.main([command, "--tenants", "3", "--devices", "1000000000"])
+    assert (
+        "traksense: --tenants, --devices: 3 x 1000000000 devices are more than 100000\n" == capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("argv", [["run"], ["migrate"], ["validate"], ["dlq", "list"]])

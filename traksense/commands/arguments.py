@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
+from traksense.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LARGEST: Final = 1_000_000_000
+
+FLEET_MAX: Final = 100_000
+"""Devices of a simulated fleet, of all tenants together."""
 
 
 def count(text: str) -> int:
@@ -46,11 +51,37 @@ def hour(text: str) -> float:
     return _number(text, 0, 24, "an hour, 0-24")
 
 
+def points(text: str) -> int:
+    """Points of a message: ten times what the service takes by default."""
+    return int(_number(text, 1, 100_000, "a whole number, 1-100000", int))
+
+
 def topic_level(text: str) -> str:
     """The beginning of a topic level."""
-    if set(text) & set("/+#\x00") or len(text) > 100:
-        raise argparse.ArgumentTypeError(f"must be at most 100 characters without / + #, not {text!r}")
+    if set(text) & set("/+#") or len(text) > 100 or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"must be at most 100 characters that show, without / + #, not {text!r}")
     return text
+
+
+def client_id(text: str) -> str:
+    """What names a session at the broker. Source: MQTT 5.0 §1.5.4, but for names that nobody chooses."""
+    try:
+        fits = 1 <= len(text.encode()) <= 65_535
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise argparse.ArgumentTypeError(f"must have 1-65535 bytes of UTF-8, not {text[:40]!r}")
+    return text
+
+
+def need_small_fleet(tenants: int, devices: int) -> None:
+    """Refuse a fleet that takes minutes and gigabytes to make: some 4 kB and 0.1 ms a device.
+
+    Raises:
+        ConfigError: It has more than `FLEET_MAX` devices.
+    """
+    if tenants * devices > FLEET_MAX:
+        raise ConfigError([f"--tenants, --devices: {tenants} x {devices} devices are more than {FLEET_MAX}"])
 
 
 def _number(text: str, low: float, high: float, what: str, cast: Callable[[str], float] = float) -> float:

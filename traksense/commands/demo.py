@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from traksense.commands.arguments import count, percent, port, positive
+from traksense.commands.arguments import count, need_small_fleet, percent, port, positive
 
 DIRECTORY: Final = Path("traksense-demo")
 
@@ -76,6 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from datetime import datetime
 
+    need_small_fleet(arguments.tenants, arguments.devices)
     now = datetime.now()  # noqa: DTZ005  (the hour that people here see)
     options = DemoOptions(
         directory=arguments.directory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from traksense.commands.arguments import client_id
 from traksense.terminal import say
 
 
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not wait for other replicas: nothing needs to read its topics any more",
     )
-    retire.add_argument("client_id", metavar="CLIENT_ID", help="client id of a replica that has been stopped for good")
+    retire.add_argument(
+        "client_id", type=client_id, metavar="CLIENT_ID", help="client id of a replica that has been stopped for good"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

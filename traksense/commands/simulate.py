@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from traksense.commands.arguments import count, hour, percent, positive, rate, topic_level, window
+from traksense.commands.arguments import count, hour, need_small_fleet, percent, points, positive, rate, topic_level, window
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument("--devices", type=count, default=20, metavar="N", help="devices per tenant (default: 20)")
     fleet.add_argument(
         "--points",
-        type=count,
+        type=points,
         default=10,
         metavar="N",
         help="points per message; parsec always has 3, je02 8 (default: 10)",
@@ -95,4 +95,5 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense import config
     from traksense.tools.simulate import simulate
 
+    need_small_fleet(arguments.tenants, arguments.devices)
     return trio.run(simulate, arguments, config.load(os.environ))

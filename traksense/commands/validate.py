@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 
 POINTS_MIN = 5_000
 """A second's worth at the target: with fewer, the figure says how long one message takes, not how many go through."""
@@ -83,8 +84,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _points(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not POINTS_MIN <= int(text) <= POINTS_MAX:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {POINTS_MIN} to {POINTS_MAX}, not {text!r}")
+    if not re.fullmatch("[0-9]{1,8}", text) or not POINTS_MIN <= int(text) <= POINTS_MAX:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {POINTS_MIN} to {POINTS_MAX}, not {text[:40]!r}")
     return int(text)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
+from traksense.log import TextFormatter
 from traksense.mqtt.stream import tls_context
 from traksense.terminal import say
 from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, play
@@ -44,7 +45,9 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
 
     Trio-flavored.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     options = _options(arguments)
     run = _Run(options, Tally(), str(settings.broker), arguments.qos)
     limits = Limits(seconds=arguments.seconds, messages=arguments.messages)

@@ -22,7 +22,7 @@ _ID_MAX: Final = 2**63 - 1
 def add_filters(parser: argparse.ArgumentParser) -> None:
     """The filters; all that are given must hold."""
     group = parser.add_argument_group("which dead letters (those that match all of these)")
-    group.add_argument("--tenant", metavar="TENANT", help="of this tenant")
+    group.add_argument("--tenant", type=_name, metavar="TENANT", help="of this tenant")
     group.add_argument(
         "--reason", metavar="CODE", choices=[str(reason) for reason in Reason], help=f"one of: {', '.join(Reason)}"
     )
@@ -96,12 +96,22 @@ def dead_letter_id(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: It cannot be one.
     """
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _ID_MAX:
-        raise argparse.ArgumentTypeError(f"not the id of a dead letter: {text!r}")
-    return int(text)
+    return _number(text, "the id of a dead letter")
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _ID_MAX:
-        raise argparse.ArgumentTypeError(f"not a positive whole number: {text!r}")
+    return _number(text, "a positive whole number")
+
+
+def _number(text: str, what: str) -> int:
+    # Python reads no number of more than 4,300 digits.
+    if not re.fullmatch("[0-9]{1,19}", text) or not 0 < int(text) <= _ID_MAX:
+        raise argparse.ArgumentTypeError(f"not {what}: {text[:40]!r}")
     return int(text)
+
+
+def _name(text: str) -> str:
+    """Whatever PostgreSQL can compare with."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"not UTF-8: {text!r}")
+    return text
