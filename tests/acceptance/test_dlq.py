@@ -218,6 +218,18 @@ async def test_dlq_replay_leaves_what_cannot_be_published(bench: ServiceBench) -
     assert escaped in open_ids(bench.dsn)
 
 
+async def test_dlq_replay_is_not_stopped_by_a_topic_that_the_broker_hates(bench: ServiceBench) -> None:
+    """For a control character it would end the connection, each time, and take all others with it."""
+    hated = insert(bench.dsn, f"traksense/{bench.tenant}/a\x1b/device/telem")
+    good = insert(bench.dsn, bench.topic())
+
+    outcome = await dlq(bench.environ, "replay", "--open")
+
+    assert (1, "published 1 of 2 dead letters (1 unpublishable)\n") == (outcome.status, outcome.text)
+    assert hated in open_ids(bench.dsn)
+    assert good not in open_ids(bench.dsn)
+
+
 async def test_dlq_replay_without_a_subscriber_stays_open(database: str, own_broker: OwnBroker) -> None:
     """A broker that has nobody to give the message to says so in its PUBACK: the dead letter stays open, exit 1."""
     number = insert(database, "traksense/acme/site/device/telem")
@@ -286,7 +298,7 @@ async def odd_broker(puback: bytes | None) -> AsyncIterator[tuple[str, trio.Even
     ("puback", "expected", "said"),
     [
         (None, Counts(selected=2, unconfirmed=2), "stopped: no confirmation of 2 within 0 s (no answer)"),
-        (b"\x87", Counts(selected=2, refused=2), "the broker refuses it (reason code 0x87)"),
+        (b"\x87", Counts(selected=2, refused=2), "the broker refuses it (reason code 0x87 not authorized)"),
         (b"\x00", Counts(selected=2, published=2), None),
     ],
 )
@@ -339,10 +351,13 @@ async def test_dlq_replay_interrupted_leaves_open(database: str, number_of_signa
             process = await trio.lowlevel.open_process(
                 argv("dlq", "replay", "--open"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
+            assert process.stderr is not None  # it is a pipe
             await published.wait()
             process.send_signal(number_of_signal)
             status = await process.wait()
+            said = await process.stderr.receive_some()
 
+    assert (number_of_signal == signal.SIGINT) == (b"stopped before the end" in said)
     assert (130 if number_of_signal == signal.SIGINT else -number_of_signal) == status
     assert [number] == open_ids(database)
 

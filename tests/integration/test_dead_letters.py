@@ -229,6 +229,9 @@ async def test_purge_works_in_portions_and_stops_at_its_limit(
     assert [10, 20, 23] == done
 
 
+MALFORMED = "the topic has a control character or a noncharacter, for which brokers end the connection"
+
+
 @pytest.mark.parametrize(
     ("topic", "fault"),
     [
@@ -243,6 +246,11 @@ async def test_purge_works_in_portions_and_stops_at_its_limit(
         ("traksense/\\x00/site/device/telem", "the topic had bytes that are not UTF-8"),
         ("traksense/\\udcff/site/device/telem", "the topic had bytes that are not UTF-8"),
         ("x" * 65_536, "the topic is longer than 65535 bytes"),
+        *(
+            (f"traksense/a{character}/site/device/telem", MALFORMED)
+            for character in "\n\x1b\x7f\x9f\ufdd0\uffff\U0010fffe"
+        ),
+        ("traksense/a\u00a0\ufffd\U0010fffd/site/device/telem", None),
     ],
 )
 def test_topic_fault_names_why_a_topic_cannot_be_published_to(topic: str, fault: str | None) -> None:

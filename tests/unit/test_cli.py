@@ -171,9 +171,7 @@ def test_main_does_not_repeat_long_arguments(capsys: pytest.CaptureFixture[str],
 def test_fleet_fits_into_memory(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Devices that would take gigabytes are refused before anything is started."""
     assert 2 == cli.main([command, "--tenants", "3", "--devices", "1000000000"])
-    assert (
-        "traksense: --tenants, --devices: 3 x 1000000000 devices are more than 100000\n" == capsys.readouterr().err
-    )
+    assert "traksense: --tenants, --devices: 3 x 1000000000 devices are more than 100000\n" == capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["run"], ["migrate"], ["validate"], ["dlq", "list"]])

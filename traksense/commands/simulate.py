@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from traksense.commands.arguments import count, hour, need_small_fleet, percent, points, positive, rate, topic_level, window
+from traksense.commands.arguments import (
+    count,
+    hour,
+    need_small_fleet,
+    percent,
+    points,
+    positive,
+    rate,
+    topic_level,
+    window,
+)
 
 if TYPE_CHECKING:
     import argparse

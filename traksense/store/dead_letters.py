@@ -123,7 +123,8 @@ class Group:
 def topic_fault(topic: str) -> str | None:
     """Why a message cannot be published to this topic as it was, or None if it can.
 
-    Source: MQTT 5.0 §4.7.3 (at least one character, no NUL, at most 65,535 bytes), §3.3.2.1 (no wildcards), §4.7.2 ($).
+    Source: MQTT 5.0 §4.7.3 (at least one character, no NUL, at most 65,535 bytes), §3.3.2.1 (no wildcards), §4.7.2 ($),
+    §1.5.4 (what a server may treat as malformed).
     """
     if not topic:
         return "the topic is empty"
@@ -136,9 +137,16 @@ def topic_fault(topic: str) -> str | None:
         return "the topic had bytes that are not UTF-8"
     if len(topic.encode()) > 65_535:
         return "the topic is longer than 65535 bytes"
+    # What such a broker ends is the connection, and with it the replay of all others.
+    if _MALFORMED.search(topic):
+        return "the topic has a control character or a noncharacter, for which brokers end the connection"
     return None
 
 
+_MALFORMED: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef%s]"
+    % "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+)
 _ESCAPE: Final = re.compile(r"\\x[0-9a-f]{2}|\\ud[89a-f][0-9a-f]{2}")
 
 

@@ -23,11 +23,27 @@ WINDOW_MAX: Final = 65_534
 
 NO_MATCHING_SUBSCRIBERS: Final = 0x10
 FAILURE: Final = 0x80
+NOT_AUTHORIZED: Final = 0x87
 PACKET_TOO_LARGE: Final = 0x95
 """PUBACK reason codes. Source: MQTT 5.0 §3.4.2.1 and §2.4; the last one is our own use: the message was never sent."""
 
 _PACKET_OVERHEAD_BYTES: Final = 16
 """Of a PUBLISH, beside topic and payload: the fixed header, two lengths, the identifier, no properties."""
+
+_REFUSALS: Final = {
+    FAILURE: "unspecified error",
+    0x83: "implementation specific error",
+    NOT_AUTHORIZED: "not authorized",
+    0x90: "topic name invalid",
+    PACKET_TOO_LARGE: "packet too large",
+    0x97: "quota exceeded",
+    0x99: "payload format invalid",
+}
+
+
+def in_words(reason: int) -> str:
+    """A reason code of PUBACK, with its name."""
+    return f"0x{reason:02X} {_REFUSALS.get(reason, '')}".rstrip()
 
 
 @attrs.define

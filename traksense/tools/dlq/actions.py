@@ -81,6 +81,7 @@ async def replay(context: Context) -> bool:
     except BaseException:
         if run.counts.selected:
             _tell(run.counts, arguments)
+            say("stopped before the end: repeat the command for the rest")
         raise
     _tell(run.counts, arguments)
     return run.counts.complete

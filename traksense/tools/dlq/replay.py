@@ -14,6 +14,7 @@ import trio
 
 from traksense.mqtt.stream import tls_context
 from traksense.store import dead_letters
+from traksense.tools.outbox import in_words
 from traksense.tools.progress import Progress
 from traksense.tools.publisher import open_publisher
 
@@ -176,4 +177,4 @@ class Replay:
 
     def _on_refused(self, number: int, reason: int) -> None:
         self._refused.add(number)
-        self.say(f"{number}: the broker refuses it (reason code 0x{reason:02X})")
+        self.say(f"{number}: the broker refuses it (reason code {in_words(reason)})")

@@ -12,6 +12,7 @@ import trio
 from traksense.errors import TraksenseError
 from traksense.model import Kind
 from traksense.shards import covers
+from traksense.tools.outbox import NOT_AUTHORIZED, in_words
 from traksense.tools.validate import payloads
 
 if TYPE_CHECKING:
@@ -27,18 +28,6 @@ T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.01
 SITE: Final = "site"
-
-NOT_AUTHORIZED: Final = 0x87
-REFUSALS: Final = {
-    0x80: "unspecified error",
-    0x83: "implementation specific error",
-    NOT_AUTHORIZED: "not authorized",
-    0x90: "topic name invalid",
-    0x95: "packet too large",
-    0x97: "quota exceeded",
-    0x99: "payload format invalid",
-}
-"""Of PUBACK. Source: MQTT 5.0 §3.4.2.1; 0x95 is `outbox`'s own."""
 
 OPERATORS_USER: Final = (
     "MQTT_USERNAME of `validate` must be an operators' user, who may publish to traksense/+/+/+/telem, ack and event: "
@@ -160,7 +149,7 @@ class Target:
         if self.refusals:
             reasons = sorted(set(self.refusals))
             self.refusals.clear()  # the next check may publish what this user may
-            said = ", ".join(f"0x{reason:02X} {REFUSALS.get(reason, '')}".rstrip() for reason in reasons)
+            said = ", ".join(map(in_words, reasons))
             raise CheckFailedError(
                 f"the broker refuses what this user publishes to traksense/{self.tenant}/...: reason code {said}",
                 OPERATORS_USER if NOT_AUTHORIZED in reasons else "the limits and the log of the broker say why",
