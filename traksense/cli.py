@@ -90,11 +90,18 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     except TraksenseError as error:
         return report(error)
     except BaseExceptionGroup as group:
-        expected, rest = group.split(TraksenseError)
+        expected, rest = group.split((TraksenseError, BrokenPipeError, KeyboardInterrupt))
         if expected is None or rest is not None:
             raise
-        return max(report(error) for error in leaves(expected))
+        return max(map(_ended, leaves(expected)))
     return status
+
+
+def _ended(error: BaseException) -> int:
+    """As each of these does alone, above."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return FAILED if isinstance(error, BrokenPipeError) else report(error)
 
 
 def _disk_full(error: OSError) -> int:

@@ -190,6 +190,17 @@ def fetch(dsn: str, query: str) -> Any:
 # --- children -----------------------------------------------------------------------------------------------
 
 
+async def test_server_is_not_taken_for_another_one(tmp_path: Path, broker: BrokerProcess) -> None:
+    """On the port of somebody's broker it does not start: whoever started it would publish there."""
+    ours = BrokerProcess(tmp_path, port=broker.port)
+
+    with pytest.raises(StackError, match=f"cannot listen on 127.0.0.1:{broker.port}: something else does already"):
+        await ours.start()
+    with pytest.raises(StackError, match="something else does already"):
+        ours.start_sync()
+    assert not ours.running
+
+
 def test_child_that_ends_early_is_told_with_its_last_words(tmp_path: Path) -> None:
     """One line says how it ended, what it said last and where the log is."""
     log = tmp_path / "child.log"

@@ -84,6 +84,8 @@ def test_main_runs_the_service_by_default(monkeypatch: pytest.MonkeyPatch) -> No
             ["traksense: x", "traksense: A: y"],
         ),
         (KeyboardInterrupt(), 130, []),
+        (ExceptionGroup("", [ExceptionGroup("", [BrokenPipeError()])]), 1, []),
+        (BaseExceptionGroup("", [KeyboardInterrupt(), BrokerError("x")]), 130, ["traksense: x"]),
     ],
 )
 def test_main_tells_expected_errors_in_lines(

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traksense.errors import TraksenseError
+from traksense.errors import ConfigError, TraksenseError
 from traksense.metrics import LATENCY_BUCKETS, Histogram
 from traksense.model import Reason
 from traksense.tools.demo.observe import SHOWN, watched_points
-from traksense.tools.demo.place import Place
+from traksense.tools.demo.place import PORTS_FILE, Place
 from traksense.tools.demo.state import Addresses, Scrape, State, quantile
 from traksense.tools.demo.verdict import Line, Verdict, compare
 from traksense.tools.fleet import Fault, Fleet, FleetOptions, Tally
@@ -173,6 +173,37 @@ def test_place_keeps_its_ports(tmp_path: Path) -> None:
     assert ports == Place(tmp_path).ports({})
     assert (ports["postgres"], 9100) == (taken["postgres"], taken["metrics"])
     assert taken["mqtt"] != ports["mqtt"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "[" * 100_000, '{"mqtt": -5, "postgres": 99999999, "metrics": "x"}', '{"mqtt": true}']
+)
+def test_place_does_not_mind_what_became_of_its_ports(tmp_path: Path, text: str) -> None:
+    """Whatever is in the file: the demo starts, and psql finds no database."""
+    (tmp_path / PORTS_FILE).write_text(text)
+
+    assert all(1024 <= port <= 65535 for port in Place(tmp_path).ports({}).values())
+    assert not Place(tmp_path).database_runs()
+
+
+def test_place_gives_each_a_port_of_its_own(tmp_path: Path) -> None:
+    """The same one twice is refused, and one that was remembered gives way to one that is wanted."""
+    with pytest.raises(ConfigError, match="each needs a port of its own"):
+        Place(tmp_path).ports({"mqtt": 9100, "metrics": 9100})
+    (tmp_path / PORTS_FILE).write_text('{"mqtt": 18747, "postgres": 18747, "metrics": 18747}')
+    ports = Place(tmp_path).ports({"metrics": 18747})
+
+    assert 18747 == ports["metrics"]
+    assert 3 == len(set(ports.values()))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\udcff"])
+def test_place_has_a_name_that_files_can_hold(tmp_path: Path, name: str) -> None:
+    """A broker and a database read it in their configuration."""
+    with pytest.raises(TraksenseError, match="characters that do not show: take another --directory"):
+        Place(tmp_path / name)
+
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_place_service_file_is_private(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from traksense.errors import TraksenseError
+from traksense.errors import ConfigError, TraksenseError
 from traksense.tools.stack import embedded_bindir, free_port
+from traksense.urls import PORT_MAX
 
 if TYPE_CHECKING:
     from traksense.tools.stack import PostgresProcess
@@ -46,6 +47,9 @@ class Place:
     def __init__(self, directory: Path, *, make: bool = True) -> None:
         self.directory = directory.absolute()
         self._given = directory
+        if not str(self.directory).isprintable():
+            # Brokers and databases read it from their configuration, in lines of UTF-8.
+            raise TraksenseError(f"{str(self.directory)!r} has characters that do not show: take another --directory")
         self._ports: dict[str, int] | None = None
         if not make and not self._ports_file.exists():
             raise TraksenseError(
@@ -74,15 +78,26 @@ class Place:
         """A port for each of `PORTS`: the one wanted, else that of the last run if it is free, else any."""
         if self._ports is not None:
             return self._ports
-        known: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = {name: int(port) for name, port in json.loads(self._ports_file.read_text(encoding="utf-8")).items()}
-        ports = {}
+        known = self._known_ports()
+        given = {name: port for name in PORTS if (port := wanted.get(name))}
+        if len(set(given.values())) < len(given):
+            raise ConfigError([f"{', '.join(f'--port-{name}' for name in given)}: each needs a port of its own"])
+        ports: dict[str, int] = {}
         for name in PORTS:
             last = known.get(name)
-            ports[name] = wanted.get(name) or (last if last and _is_free(last) else free_port())
+            taken = {*given.values(), *ports.values()}
+            ports[name] = given.get(name) or (last if last and last not in taken and _is_free(last) else free_port())
         self._ports = ports
         return ports
+
+    def _known_ports(self) -> dict[str, int]:
+        """Those of the last run, as far as the file is what we wrote."""
+        known: object = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            known = json.loads(self._ports_file.read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            return {}
+        return {name: port for name in PORTS if type(port := known.get(name)) is int and 0 < port <= PORT_MAX}
 
     def remember_ports(self) -> None:
         """Keep the ports for the next run; to be called when the servers run, since another demo may own the place."""
@@ -106,10 +121,11 @@ class Place:
 
     def database_runs(self) -> bool:
         """Whether something listens where the database of the last run was."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            port = json.loads(self._ports_file.read_text(encoding="utf-8"))["postgres"]
-            with socket.create_connection(("127.0.0.1", int(port)), 1.0):
-                return True
+        with (
+            contextlib.suppress(OSError, KeyError),
+            socket.create_connection(("127.0.0.1", self._known_ports()["postgres"]), 1.0),
+        ):
+            return True
         return False
 
     def psql_line(self, postgres: PostgresProcess | None) -> str | None:

@@ -224,6 +224,10 @@ class Server(ABC):
                 await self.stop()
 
     def _begin(self) -> None:
+        # Whoever listens there would answer before ours has failed, and be taken for it: a broker of somebody's, to
+        # which a demo would then publish.
+        if listens(self.host, self.port):
+            raise StackError(f"{self.name} cannot listen on {self.host}:{self.port}: something else does already")
         self._child = self._launch()
         self._deadline = time.monotonic() + self.ready_seconds
 
