@@ -227,3 +227,30 @@ def test_demo_screenshot_without_a_place_is_refused_at_once(tmp_path: Path) -> N
     """A picture that could not be saved is said before anything starts, not after an hour."""
     with pytest.raises(StackError, match="no directory for the screenshot"):
         chosen_display(tmp_path / "nowhere" / "page.svg")
+
+
+async def test_demo_says_what_is_wrong_with_its_directory(directory: Path) -> None:
+    """A file where a directory belongs: one line, exit 1, and what had been started is stopped."""
+    directory.mkdir()
+    (directory / "broker").write_text("")
+    with trio.fail_after(DEADLINE):
+        outcome = await run_command({}, "demo", "--directory", str(directory))
+
+    assert 1 == outcome.status
+    assert f"traksense: cannot use {directory / 'broker'}: File exists; take another --directory\n" == outcome.stderr
+    assert not (directory / "cluster" / "postmaster.pid").exists()
+
+
+async def test_demo_ends_in_order_when_nobody_reads(directory: Path) -> None:
+    """`demo | head -1`: no traceback, exit 1, and what had been started is stopped."""
+    line = '"$@" | head -1; echo "${PIPESTATUS[0]}"'
+    with trio.fail_after(DEADLINE):
+        done = await trio.run_process(
+            ["bash", "-c", line, "bash", *argv("demo", "--directory", str(directory))],
+            env=environment({}),
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+
+    assert (b"", b"1") == (done.stderr, done.stdout.splitlines()[-1])
+    assert not (directory / "cluster" / "postmaster.pid").exists()

@@ -60,6 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the demo, or psql on its data."""
+    from traksense.errors import TraksenseError
+
+    try:
+        return _run(arguments)
+    except (OSError, BaseExceptionGroup) as error:
+        alone = _alone(error)
+        if not isinstance(alone, OSError) or isinstance(alone, ConnectionError | TimeoutError):
+            raise
+        # All files that the demo opens are in its directory.
+        where, what = alone.filename or arguments.directory, alone.strerror or alone
+        raise TraksenseError(f"cannot use {where}: {what}; take another --directory") from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
     import trio
 
     from traksense.errors import TraksenseError
@@ -98,3 +112,10 @@ def main(arguments: argparse.Namespace) -> int:
         screenshot=arguments.screenshot,
     )
     return trio.run(demo, options)
+
+
+def _alone(error: BaseException) -> BaseException:
+    """What the nurseries have around it is nobody's business, if it is one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
