@@ -143,6 +143,36 @@ async def test_validate_says_what_is_away(stack: Stack, variable: str, what: str
     assert {} == stack.rows()
 
 
+async def test_validate_publishes_nothing_that_it_could_not_remove(stack: Stack) -> None:
+    """On a standby it would see all that the service stores, and leave it there."""
+    outcome = await stack.validate("--json", DATABASE_URL=f"{stack.dsn}?default_transaction_read_only=on")
+
+    (failed,) = (finding for finding in findings(outcome, "connectivity") if finding["status"] == "fail")
+    assert 1 == outcome.status
+    assert "read-only, such as a standby" in failed["figure"]
+    assert {"connectivity": "fail"} | dict.fromkeys(NAMES[1:-1], "not_run") == statuses(outcome)
+    assert {} == stack.rows()
+
+
+async def test_validate_tells_of_what_a_killed_run_has_left(stack: Stack) -> None:
+    """With the way to remove it; the run itself is judged by its own."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        process = await trio.lowlevel.open_process(
+            argv("validate", "--points", "10000000"), env=environment(stack.env), stdout=subprocess.DEVNULL
+        )
+        await stack.wait_for_measures(1000)
+        process.kill()
+        await process.wait()
+    outcome = await stack.validate("--json")
+
+    own, earlier = findings(outcome, "cleanup")
+    assert ("ok", "skip") == (own["status"], earlier["status"])
+    assert earlier["figure"].startswith("left by runs that were killed, unless they are running now: validate-")
+    assert json.loads(outcome.stdout)["tenant"] not in earlier["figure"]
+    stack.change(re.findall('psql -1 -c "(.*)"', earlier["next_step"])[0])
+    assert {} == stack.rows()
+
+
 async def test_validate_fails_where_the_database_was_tampered_with(stack: Stack) -> None:
     """Dead letters that lose a byte, a wrong average, a hole in a tenant's wall: just these checks fail."""
     stack.change(

@@ -11,6 +11,8 @@ from traksense.store.connection import open_connection
 from traksense.tools.validate.target import SITE, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from traksense.store.connection import DatabaseConnection
     from traksense.tools.validate.report import Result
 
@@ -65,6 +67,11 @@ _BY_HAND: Final = (
 )
 
 
+_LEFT: Final = """
+SELECT tenant_id FROM traksense.tenant WHERE tenant_id ~ '^validate-[0-9a-f]{10}(-b)?$' ORDER BY 1 LIMIT 20
+"""
+
+
 async def register(database: DatabaseConnection, tenants: list[str], devices: list[str]) -> None:
     """Register devices beforehand, for a service that takes no others."""
     await database.fetch(REGISTER_TENANTS, tenants)
@@ -87,6 +94,7 @@ async def clean_up(target: Target, result: Result) -> None:
     try:
         async with open_connection(target.settings.database, application="traksense validate") as database:
             gone = await _sweep(database, target.tenants)
+            left = [tenant for (tenant,) in await database.fetch(_LEFT) if tenant not in target.tenants]
     except TraksenseError as error:
         remains = f"{error}; remains: {' and '.join(target.tenants)}"
         result.add("fail", "Clean-up", remains, next_step=by_hand(target))
@@ -96,12 +104,18 @@ async def clean_up(target: Target, result: Result) -> None:
         result.add("fail", "Clean-up", figure, next_step=by_hand(target), rows=gone)
     else:
         result.add("ok", "Clean-up", f"{gone} rows removed, tenants included", rows=gone)
+    if left:
+        figure = f"left by runs that were killed, unless they are running now: {', '.join(left)}"
+        result.add("skip", "Earlier runs", figure, next_step=_statements(_BY_HAND, left))
 
 
 def by_hand(target: Target) -> str:
     """How to remove what we could not."""
-    relations = _BY_HAND_FIRST if target.miswired else _BY_HAND
-    names = ", ".join(f"'{tenant}'" for tenant in target.tenants)
+    return _statements(_BY_HAND_FIRST if target.miswired else _BY_HAND, target.tenants)
+
+
+def _statements(relations: Sequence[tuple[str, str]], tenants: Sequence[str]) -> str:
+    names = ", ".join(f"'{tenant}'" for tenant in tenants)
     # To be read, and the names are ours.
     statements = "; ".join(f"DELETE FROM {relation} WHERE {column} IN ({names})" for relation, column in relations)  # noqa: S608
     return f'as the owner, in the database that has it: psql -1 -c "{statements}"'

@@ -96,6 +96,11 @@ async def validate(
         report.seconds = trio.current_time() - started
 
 
+_DATABASE: Final = """
+SELECT max(version), traksense.is_operator(), current_setting('transaction_read_only')::bool
+FROM traksense.schema_version
+"""
+
 _ENDPOINT: Final = "does the service run, and is this its endpoint? It is named by METRICS_PORT or --metrics-url"
 
 _NO_TENANT: Final = {
@@ -253,16 +258,19 @@ class _Run:
             database = await stack.enter_async_context(
                 open_connection(self.settings.database, application="traksense validate")
             )
-            rows = await database.fetch("SELECT max(version), traksense.is_operator() FROM traksense.schema_version")
+            rows = await database.fetch(_DATABASE)
         except TraksenseError as error:
             step = "DATABASE_URL must name the database of the service, and the login of its owner"
             result.add("fail", "Database", str(error), next_step=step)
             return None
-        version, operator = rows[0]
+        version, operator, read_only = rows[0]
         milliseconds = (trio.current_time() - started) * 1000
         faults = [] if version == LATEST else [f"schema version {version}, not {LATEST}: run `traksense migrate`"]
         if not operator:
             faults.append("not an operator: DATABASE_URL must be that of whoever ran `traksense migrate`")
+        if read_only:
+            # Replication would show what is published, and nothing of it could be removed.
+            faults.append("read-only, such as a standby: DATABASE_URL must name the server that the service writes to")
         figure = f"PostgreSQL {database.server_version}, schema version {version}, in {milliseconds:.0f} ms"
         result.judge("Database", figure, faults=faults, milliseconds=milliseconds, schema_version=version or 0)
         return None if faults else database
