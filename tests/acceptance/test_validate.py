@@ -156,7 +156,7 @@ async def test_validate_publishes_nothing_that_it_could_not_remove(stack: Stack)
 
 async def test_validate_tells_of_what_a_killed_run_has_left(stack: Stack) -> None:
     """With the way to remove it; the run itself is judged by its own."""
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         process = await trio.lowlevel.open_process(
             argv("validate", "--points", "10000000"), env=environment(stack.env), stdout=subprocess.DEVNULL
         )

@@ -143,10 +143,9 @@ def topic_fault(topic: str) -> str | None:
     return None
 
 
-_MALFORMED: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef%s]"
-    % "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
-)
+_LAST_OF_PLANES: Final = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_MALFORMED: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_LAST_OF_PLANES}]")
+"""What MQTT lets a receiver end the connection for. Source: MQTT 5.0 §1.5.4."""
 _ESCAPE: Final = re.compile(r"\\x[0-9a-f]{2}|\\ud[89a-f][0-9a-f]{2}")
 
 
