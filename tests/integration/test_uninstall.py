@@ -90,6 +90,27 @@ def test_not_under_a_running_service(migrated: Database) -> None:
     assert run_once(migrated.dsn, "test", look).present
 
 
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ("CREATE VIEW public.mine AS SELECT point_id FROM public.ts_measure", "public.mine"),
+        ("CREATE MATERIALIZED VIEW public.mine AS SELECT bucket FROM public.ts_measure_1h", "public.mine"),
+        ("CREATE TABLE public.tickets (letter bigint REFERENCES public.ingest_errors)", "public.tickets"),
+    ],
+)
+def test_not_under_what_others_made(migrated: Database, made: str, named: str) -> None:
+    """It would go as well, or keep the rest from going when the points are gone: it is named, and all stays."""
+    fill(migrated)
+    migrated.run(made)
+    before = made_here(migrated)
+
+    with pytest.raises(StoreMisconfiguredError, match=f"nothing is deleted: {named} depends on it"):
+        run_once(migrated.dsn, "test", uninstall)
+
+    assert before == made_here(migrated)
+    assert [(DAYS,)] == migrated.rows("SELECT count(*) FROM traksense.measure")
+
+
 async def test_it_has_to_be_meant(migrated: Database) -> None:
     """Without --yes it says what it would do, with the status of wrong arguments."""
     env = {"DATABASE_URL": migrated.dsn}

@@ -47,6 +47,24 @@ WHERE (ch.hypertable_schema, ch.hypertable_name) IN (
 LIMIT $1
 """
 
+PUBLIC_VIEWS: Final = ("ts_measure", "ts_measure_1m", "ts_measure_5m", "ts_measure_1h", "latest", "device_status")
+
+_DEPENDENT: Final = """
+WITH ours AS (
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'traksense' OR (n.nspname = 'public' AND c.relname = ANY ($1::text[]))
+), dependent (oid) AS (
+    SELECT r.ev_class FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+    WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+        AND d.refobjid IN (SELECT oid FROM ours)
+    UNION
+    SELECT conrelid FROM pg_constraint WHERE contype = 'f' AND confrelid IN (SELECT oid FROM ours)
+)
+SELECT c.oid::regclass::text FROM dependent JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid NOT IN (SELECT oid FROM ours) AND n.nspname !~ '^_timescaledb' ORDER BY 1 LIMIT 10
+"""
+"""Views that read ours, and tables that refer to ours by foreign key."""
+
 _JOBS: Final = "SELECT {}.delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_schema = 'traksense'"
 
 
@@ -79,7 +97,7 @@ async def uninstall(connection: Any) -> int:
     asyncio-flavored.
 
     Raises:
-        StoreMisconfiguredError: A service uses it.
+        StoreMisconfiguredError: A service uses it, or something that others made depends on it. Nothing is dropped.
     """
     found = await look(connection)
     for client_id, seconds in found.alive:
@@ -88,6 +106,10 @@ async def uninstall(connection: Any) -> int:
         )
     if not found.present:
         return 0
+    # What is dropped in pieces is gone when something at the end holds on to the rest; and CASCADE asks nobody.
+    if dependent := await connection.fetch(_DEPENDENT, [*PUBLIC_TABLES, *PUBLIC_VIEWS]):
+        names = ", ".join(name for (name,) in dependent)
+        raise StoreMisconfiguredError(f"nothing is deleted: {names} depends on it: drop or change that first")
     if found.timescaledb:
         await connection.execute(_JOBS.format(found.timescaledb))
     dropped = 0
