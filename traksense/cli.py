@@ -25,6 +25,9 @@ DONE: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2
 
+ENV_FILE_MAX: Final = 1024 * 1024
+"""Characters: what is longer is no file of variables, and may have no end."""
+
 COMMANDS: Final = {
     "run": "run the service until SIGTERM or SIGINT, then drain and exit (the default)",
     "check-config": "report every configuration error, or print the effective configuration; starts nothing",
@@ -129,7 +132,7 @@ def report(error: BaseException) -> int:
     """Tell the user, one line a fault; returns the exit status."""
     faults = error.faults if isinstance(error, ConfigError) else (str(error),)
     for fault in faults:
-        say(f"traksense: {fault}", to=sys.stderr)
+        say(f"traksense: {printable(fault)}", to=sys.stderr)
     return MISUSED if isinstance(error, ConfigError) else FAILED
 
 
@@ -156,16 +159,18 @@ def load_env_file(path: Path) -> None:
         ConfigError: The file cannot be read; or a line is not of that form, with all faults of the configuration.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            text = file.read(ENV_FILE_MAX + 1)
+        if len(text) > ENV_FILE_MAX:
+            raise ConfigError([f"{path}: it is longer than {ENV_FILE_MAX} characters"])
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8"
         raise ConfigError([f"{path}: cannot read it: {reason}"]) from None
     faults = []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
             continue
-        name, separator, value = text.removeprefix("export ").partition("=")
+        name, separator, value = line.removeprefix("export ").partition("=")
         if not separator or not name.strip().isidentifier() or "\x00" in value:
             faults.append(f"{path}:{number}: not NAME=value")
             continue

@@ -321,6 +321,16 @@ def test_run_finds_what_check_config_finds(capsys: pytest.CaptureFixture[str]) -
     assert 2 == len(said[0].splitlines())
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("a\nb", "a\\nb: cannot read it: No such file"), ("/dev/zero", "longer than 1048576 characters")]
+)
+def test_env_file_that_is_none_is_said_in_a_line(capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    """Whatever its name, and however much there is to read."""
+    assert 2 == cli.main(["--env-file", name, "run"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_env_file_that_is_missing_is_a_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file that cannot be read: exit 2 and one line."""
     assert 2 == cli.main(["--env-file", str(tmp_path / "none"), "migrate"])
