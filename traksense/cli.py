@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -193,13 +194,20 @@ def _module(command: str) -> Any:
     return import_module(f"traksense.commands.{command.replace('-', '_')}")
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves names with hyphens whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Parser(argparse.ArgumentParser):
     """Takes `--env-file` before a command, after it and after its action, escapes what it quotes of the arguments, and
     tells when its answer cannot be written.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
         # Without a default: one of a command's would take the place of what stands before the command.
         self.add_argument(
             "--env-file",
@@ -216,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         # Since Python 3.11.4 argparse hides every error of writing (python/cpython#101802), before it hid none.
         if file is not None and file is sys.stdout:
-            file.write(message)
+            say(message, end="")
         else:
             with contextlib.suppress(OSError):
                 super()._print_message(message, file)

@@ -20,12 +20,10 @@ import trio
 from tests.acceptance.service_bench import ServiceBench, envelope, running_service
 from tests.command_line import Outcome, argv, environment, run_command
 from tests.patience import HANG_SECONDS
-from traksense.cli import main
 from traksense.config import load
 from traksense.store import dead_letters
 from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
-from traksense.tools import progress
 from traksense.tools.dlq import replay
 from traksense.tools.dlq.replay import Counts, Replay
 from traksense.tools.stack import free_port
@@ -322,22 +320,20 @@ async def test_replay_leaves_open_what_the_broker_does_not_confirm(
 
 
 async def test_replay_says_how_far_it_has_got(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line after each page, once it takes long."""
+    """After each page; nothing of that is a remark."""
     monkeypatch.setattr(dead_letters, "PAGE_ROWS", 2)
     for _ in range(3):
         insert(database, "traksense/acme/site/device/telem")
     lines: list[str] = []
+    said: list[str] = []
     with trio.fail_after(HANG_SECONDS):
         async with odd_broker(b"\x00") as (url, _):
             settings = load({"DATABASE_URL": database, "MQTT_URL": url})
             async with open_connection(settings.database, application="test") as connection:
-                await Replay(settings, connection, Selection(), say=lines.append).run()
-                assert [] == lines
-                monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
-                await Replay(settings, connection, Selection(open_only=False), say=lines.append).run()
-                await Replay(settings, connection, Selection(open_only=False, limit=1), say=lines.append).run(dry=True)
+                for selection, dry in ((Selection(), False), (Selection(open_only=False, limit=1), True)):
+                    await Replay(settings, connection, selection, say=said.append, note=lines.append).run(dry=dry)
 
-    assert ["published 2 of 3 so far", "published 3 of 3 so far", "looked at 1 of 1 so far"] == lines
+    assert (["published 2 of 3", "published 3 of 3", "looked at 1 of 1"], []) == (lines, said)
 
 
 @pytest.mark.usefixtures("hangup_has_its_meaning")
@@ -382,22 +378,6 @@ async def test_dlq_purge_deletes_what_was_selected(database: str) -> None:
     rest = await dlq(env, "purge", "--open", "--yes", "--json")
     assert {"deleted": 2, "missing": 0} == json.loads(rest.stdout)
     assert [] == open_ids(database)
-
-
-def test_dlq_purge_says_how_far_it_has_got(
-    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Likewise, after each portion."""
-    monkeypatch.setenv("DATABASE_URL", database)
-    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(dead_letters, "PURGE_ROWS", 2)
-    for _ in range(3):
-        insert(database, "traksense/acme/site/device/telem")
-
-    assert 0 == main(["dlq", "purge", "--open", "--yes"])
-    said = capsys.readouterr()
-    assert ["traksense: deleted 2 of 3 so far", "traksense: deleted 3 of 3 so far"] == said.err.splitlines()
-    assert "deleted 3 dead letters" == said.out.strip()
 
 
 async def test_dlq_purge_says_what_was_not_there(database: str) -> None:

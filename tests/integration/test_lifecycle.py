@@ -15,6 +15,7 @@ from traksense.commands import lifecycle, maintain
 from traksense.commands.lifecycle import _status_text
 from traksense.errors import ConfigError, DeliveriesRefusedError
 from traksense.model import Point, Reason, Telemetry
+from traksense.store import maintenance
 from traksense.store.policy import Policy, load, read_duration, write_duration
 
 if TYPE_CHECKING:
@@ -98,8 +99,21 @@ def test_plan_apply_and_maintain(
         monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy
     )
     assert "nothing to change\n" == run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy)
-    run(monkeypatch, capsys, migrated.dsn, "maintain", "--jobs")
+    said: list[str] = []
+    maintenance.run_once(migrated.dsn, "test", lambda c: maintenance.maintain(c, jobs=True, at=said.append))
 
+    if migrated.server.timescaledb:
+        assert ["job 1 of 2", "job 2 of 2"] == [text[:10] for text in said]
+    else:
+        steps = [text.partition(":")[0] for text in said]
+        tables = ("", "_1m", "_5m", "_1h")
+        assert list(dict.fromkeys(steps)) == [
+            "aggregate",
+            "partitions ahead",
+            *(f"drop what has expired of ts_measure{table}" for table in tables),
+            "purge events, acks and dead letters",
+        ]
+        assert said[-1].endswith(" rows so far")
     assert days_of(migrated, "acme", "ts_measure", "ts") in (11, 12)
     assert days_of(migrated, "acme", "ts_measure_1h", "bucket") in (29, 30)
     assert (19, 4) == (
@@ -230,14 +244,20 @@ def test_status_says_why_a_job_failed() -> None:
         "behind": None,
     }
     jobs = [
-        {"job_id": 1000, "name": "a", "next_start": "soon", "last_run_status": "Failed", "last_error": "disk full"},
+        {
+            "job_id": 1000,
+            "name": "a",
+            "next_start": datetime(2026, 11, 20, 12, tzinfo=UTC),
+            "last_run_status": "Failed",
+            "last_error": "disk full",
+        },
         {"job_id": 1001, "name": "b", "next_start": None, "last_run_status": None, "last_error": None},
     ]
 
     told = _status_text(status | {"jobs": jobs})
 
     assert told[-2:] == [
-        "job 1000 a: next run soon, last run Failed: disk full",
+        "job 1000 a: next run 2026-11-20T12:00:00Z, last run Failed: disk full",
         "job 1001 b: next run never, last run never",
     ]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import re
@@ -19,10 +20,14 @@ import psycopg
 import pytest
 from schema_servers import give_to_plain_owner, with_parts
 
+from tests.command_line import argv, environment
 from tests.patience import HANG_SECONDS
+from tests.terminals import left, run_on_terminal
+from traksense.commands.migrate import WORDS, Words
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.log import fields
 from traksense.store import migrate as module
-from traksense.store import migration_lock, sql_files
+from traksense.store import migration_lock, roles, sql_files
 from traksense.store.migrate import migrate, read_version
 from traksense.store.sql_files import LATEST, Migration, migrations
 
@@ -191,6 +196,40 @@ def test_migrate_lets_writers_go_on_beside_a_reader(
     waiter.join(HANG_SECONDS)
 
     assert LATEST == version_of(bare.dsn)
+
+
+def test_migrate_waits_for_a_table_to_give_the_roles_their_rights(
+    migrated: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roles are tried again as the migrations are: a missing policy needs a table that a reader has open."""
+    migrated.run("DROP POLICY IF EXISTS ingest ON device_event")
+    monkeypatch.setattr(module, "TABLE_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(module, "BETWEEN_TRIES_SECONDS", 0.2)
+    caplog.set_level(logging.INFO)
+    with psycopg.connect(migrated.dsn) as reader:
+        reader.execute("SELECT count(*) FROM device_event")
+        waiter = threading.Thread(target=migrated.migrate)
+        waiter.start()
+        deadline = time.monotonic() + 20
+        while caplog.messages.count("migration_table_waited_for") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        reader.rollback()
+    waiter.join(20)
+
+    assert 1 == migrated.value(
+        "SELECT count(*) FROM pg_policies WHERE tablename = 'device_event' AND policyname = 'ingest'"
+    )
+    assert {"roles.sql"} == {fields(record)["migration"] for record in caplog.records}
+
+
+def test_migrate_says_which_migration_it_is_at(bare: Database) -> None:
+    """Before each, with how many there are; then the roles."""
+    said: list[str] = []
+    asyncio.run(migrate(bare.dsn, log=log, at=said.append))
+
+    assert said[0] == f"migration 1 of {LATEST}: first_schema; it may take long"
+    assert said[-2].startswith(f"migration {LATEST} of {LATEST}: ")
+    assert said[-1] == "the roles and their rights"
 
 
 @pytest.mark.parametrize("sqlstate", ["55P03", "57014", "57P01", "53300"])
@@ -386,3 +425,30 @@ def test_search_path_of_the_role_does_not_matter(bare: Database) -> None:
 
     assert bare.migrate().applied == NAMES
     assert bare.value("SELECT count(*) FROM traksense.ensure_partitions(now(), now())") == 1
+
+
+def test_migrate_on_a_terminal_is_for_people(bare: Database) -> None:
+    """Sentences instead of the log, whatever LOG_FORMAT says; nothing longer than the terminal is wide."""
+    env = environment({"DATABASE_URL": bare.dsn, "LOG_FORMAT": "json"})
+    status, text = run_on_terminal(argv("migrate"), env)
+    lines = left(text)
+
+    assert 0 == status
+    assert lines[0].startswith("0001_first_schema: applied in ")
+    assert f"schema 0 -> {LATEST} ({engine_of(bare)}): applied 0001_first_schema," in " ".join(lines)
+    assert all(len(line) <= 80 and not line.startswith("{") for line in lines)
+
+
+def test_every_event_of_a_migration_has_words() -> None:
+    """A terminal is shown no event names."""
+    names = {"migration_table_waited_for", "roles_missing"}
+    for source in (module, migration_lock, roles):
+        names |= set(re.findall(r'log\.\w+\(\s*"(\w+)"', inspect.getsource(source)))
+
+    assert names == set(WORDS)
+    for name in names:
+        record = logging.LogRecord("x", logging.INFO, "", 1, name, None, None)
+        record.__dict__.update(
+            {f"traksense_{field}": 1.0 for field in ("migration", "seconds", "waited_seconds", "roles")}
+        )
+        assert "_" not in Words().format(record).replace("migration_by_psql", "")

@@ -62,9 +62,12 @@ def test_nothing_stays(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     bare.migrate()
     fill(bare)
 
-    dropped = run_once(bare.dsn, "test", uninstall)
+    said: list[str] = []
+    dropped = run_once(bare.dsn, "test", lambda connection: uninstall(connection, said.append))
 
     assert dropped >= DAYS
+    assert said[0].startswith(f"dropped 5 of {dropped} ")
+    assert said[-1].startswith(f"dropped {dropped} of {dropped} ")
     assert before == made_here(bare)
     assert not run_once(bare.dsn, "test", look).present
     assert run_once(bare.dsn, "test", uninstall) == 0, "again, and in a database that never had it"

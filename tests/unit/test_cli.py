@@ -237,6 +237,22 @@ def test_help_is_quick() -> None:
     assert "\n" == done.stderr
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_fits_any_terminal(command: str) -> None:
+    """Of 80 columns and ASCII: no line is wrapped by the terminal, and nothing fails for want of a letter."""
+    done = subprocess.run(
+        [sys.executable, "-m", "traksense", command, "--help"],
+        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert "\\u" not in done.stdout
+    assert "" == done.stderr
+
+
 # --- .env files -------------------------------------------------------------------------------------------------------
 
 

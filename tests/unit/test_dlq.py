@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traksense.store.dead_letters import Letter, Selection, Summary
+from traksense.terminal import WHOLE, Screen
 from traksense.tools.dlq import text
 from traksense.tools.dlq.selection import add_filters, add_ids, point_in_time, selection
 
@@ -67,19 +68,32 @@ def test_selection_is_open_unless_named(argv: list[str], expected: Selection) ->
 
 def test_table_escapes_what_would_act_on_a_terminal() -> None:
     """Escape sequences, line breaks and direction marks of a device appear as escapes, each row on one line."""
-    lines = list(text.table([summary(topic="traksense/\x1b[2J/\u202e", detail="a\nb\x9b31m")], width=None))
+    lines = list(text.table([summary(topic="traksense/\x1b[2J/\u202e", detail="a\nb\x9b31m")], WHOLE))
 
     assert 2 == len(lines)
     assert lines[1].endswith("  traksense/\\x1b[2J/\\u202e  a\\nb\\x9b31m")
 
 
 def test_table_fits_the_terminal() -> None:
-    """On a terminal, long topics and details are cut."""
-    lines = list(text.table([summary(topic="t" * 500, detail="d" * 500)], width=200))
+    """On a terminal, long topics and details are cut, and on a narrow one columns are left out; the device is seen."""
+    letter = summary(topic=f"traksense/{'t' * 500}/d7/telem", detail="d" * 500)
+    for columns in (80, 100, 160):
+        heading, line = text.table([letter], Screen(columns))
 
-    assert [200] == [len(line) for line in lines[1:]]
-    assert lines[1].endswith("d...")
-    assert f"{'t' * 61}...  d" in lines[1]
+        assert len(line) == columns
+        assert line.endswith("d…")
+        assert "…" in line.split()[-2]
+        assert "/d7/telem  d" in line  # the end of a topic says most
+        assert ("TENANT" in heading, " acme " in line) == ((columns > 100,) * 2)
+        assert heading.split()[-2:] == ["TOPIC", "DETAIL"]
+
+
+def test_table_is_whole_in_a_pipe() -> None:
+    """Nothing is cut, and a long name widens nobody else's line."""
+    _, long, short = text.table([summary(topic="t" * 500), summary()], WHOLE)
+
+    assert f"  {'t' * 500}  why" in long
+    assert len(short) < 160
 
 
 @pytest.mark.parametrize(

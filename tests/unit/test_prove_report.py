@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from traksense.terminal import Screen
 from traksense.tools.prove.report import FIGURES, FINDINGS, table, verdict
 from traksense.tools.prove.results import Result, Total
 
@@ -53,6 +54,17 @@ def test_any_finding_fails_and_is_told(name: str) -> None:
     assert "95 %" not in text
     assert f"FAILED: {name} 5" == verdict(total.results[1])
     assert 1 == total.failed
+
+
+def test_table_fits_a_terminal() -> None:
+    """Of 80 columns; in a file, the figures of all lines stand below each other."""
+    total = Total([result()])
+
+    assert all(len(line) <= 80 for line in table(total, Screen(80)).splitlines()[:-1])
+    whole = table(total)
+    figures, _, _ = whole.partition("Faults by kind")
+    assert len({len(line) for line in figures.splitlines() if line}) == 1
+    assert "…" not in whole
 
 
 def test_json_has_the_schedule_and_the_verdict() -> None:

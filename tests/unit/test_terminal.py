@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import logging
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import traksense
+from tests.terminals import open_terminal
 from traksense import cli
 from traksense.config import load
 from traksense.log import JsonFormatter, TextFormatter
 from traksense.store.dead_letters import Letter, Summary
 from traksense.store.lifecycle import Change, Plan
-from traksense.terminal import say
+from traksense.terminal import WHOLE, say
+from traksense.tools.demo.display import chosen_display, show_lines, show_page
 from traksense.tools.demo.state import Addresses, DeadLetter, LatestValue, State
 from traksense.tools.fleet import Tally
 from traksense.tools.validate.report import Finding, Printer
@@ -34,8 +37,8 @@ EVIL = "acme\x1b[2J\x9b31m\u202egpj\u200b\x07"
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 PACKAGE = Path(traksense.__file__).parent
-MAY_PRINT = {"terminal.py", "tools/validate/report.py", "tools/simulate.py", "tools/demo/view.py", "tools/schema.py"}
-"""`say` itself, colours and the erasing of a line around what is said, rich's own console, and the schema's text."""
+MAY_PRINT = {"terminal.py", "tools/validate/report.py", "tools/progress.py", "tools/demo/view.py", "tools/schema.py"}
+"""`say` itself, colours around what is said, the line that is rewritten, rich's own console, and the schema's text."""
 
 
 def harmless(text: str) -> bool:
@@ -71,12 +74,48 @@ def test_say_escapes_what_acts(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_say_survives_a_terminal_of_few_letters() -> None:
-    """ASCII, as in a cron job or a bare container: no traceback."""
+    """ASCII, as in a cron job or a bare container: no traceback, and our own signs in the letters that there are."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    say("µg → \U0001f600", to=out)
+    say("3 × 2 → 5 µg… ° \U0001f600", to=out)
     out.flush()
 
-    assert b"\\xb5g \\u2192 \\U0001f600\n" == out.buffer.getvalue()
+    assert b"3 x 2 -> 5 ug... \\xb0 \\U0001f600\n" == out.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "term", "display"),
+    [("utf-8", "xterm", show_page), ("ascii", "xterm", show_lines), ("utf-8", "dumb", show_lines)],
+)
+def test_demo_draws_only_where_its_page_can_be_drawn(encoding: str, term: str, display: object) -> None:
+    """Elsewhere it prints lines, in ASCII."""
+    with (
+        open_terminal() as (_, written),
+        os.fdopen(os.dup(written), "w", encoding=encoding) as stream,
+        contextlib.redirect_stdout(stream),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TERM", term)
+
+        assert display is chosen_display(None)
+
+
+def test_lines_of_a_report_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, what is too long goes on below itself, coloured as far as it was; in a pipe it stays one line."""
+    finding = Finding("ok", "First message", "received by " + "http://localhost:9100 " * 4)
+    with open_terminal() as (seen, written), os.fdopen(os.dup(written), "w", encoding="utf-8") as stream:
+        with contextlib.redirect_stdout(stream):
+            monkeypatch.setenv("TERM", "xterm")
+            monkeypatch.delenv("NO_COLOR", raising=False)
+            Printer().finding(finding)
+        shown = os.read(seen, 4096).decode()
+    with contextlib.redirect_stdout(io.StringIO()) as piped:
+        Printer().finding(finding)
+
+    first, second, rest = shown.split("\r\n")
+    assert first.startswith("\x1b[32m[OK]\x1b[0m First message: received by http")
+    assert second.startswith("     http")
+    assert "" == rest
+    assert 1 == piped.getvalue().count("\n")
 
 
 def shards() -> int:
@@ -122,7 +161,7 @@ def dead_letters() -> int:
     from traksense.tools.dlq import text
 
     summary = Summary(7, datetime.now(UTC), None, None, EVIL, "parse_error", EVIL, 0, EVIL, 2)
-    for line in [*text.table([summary], width=None), *text.description(Letter(summary, EVIL.encode()))]:
+    for line in [*text.table([summary], WHOLE), *text.description(Letter(summary, EVIL.encode()))]:
         say(line)
     return 0
 

@@ -27,5 +27,5 @@ def main(_arguments: argparse.Namespace) -> int:
 
     settings = check(os.environ)
     for line in as_text(settings, os.environ):
-        say(line)
+        say(line, hanging=11)
     return DONE

@@ -33,11 +33,11 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense import config
     from traksense.adapters import load_registry
     from traksense.cli import DONE, FAILED
-    from traksense.terminal import say
+    from traksense.terminal import Screen, say
     from traksense.tools.decode import as_json, as_text, decode, read_payload
 
     settings = config.load(os.environ)
     delivery = decode(settings, load_registry(), arguments.topic, read_payload(arguments.file))
-    for line in as_json(delivery) if arguments.json else as_text(delivery):
-        say(line)
+    for line in as_json(delivery) if arguments.json else as_text(delivery, Screen.of()):
+        say(line, hanging=4)
     return DONE if delivery.rejection is None else FAILED

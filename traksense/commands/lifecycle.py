@@ -10,6 +10,7 @@ from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
     import argparse
+    from datetime import datetime
 
     from traksense.store.lifecycle import Change, Plan
 
@@ -39,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense import config
     from traksense.cli import DONE
     from traksense.store import lifecycle, maintenance, policy
+    from traksense.tools.progress import Progress
 
     wanted = policy.load(os.environ)
     dsn = config.load(os.environ).database.dsn.reveal()
@@ -46,7 +48,8 @@ def main(arguments: argparse.Namespace) -> int:
         plan = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.plan(c, wanted))
         _tell(_plan_json(plan), _plan_text(plan), as_json=arguments.json)
     elif arguments.action == "apply":
-        changes = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.apply(c, wanted))
+        with Progress() as progress:
+            changes = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.apply(c, wanted, progress.at))
         text = [f"changed {change}" for change in changes] or ["nothing to change"]
         _tell({"changed": _changes_json(changes)}, text, as_json=arguments.json)
     else:
@@ -56,7 +59,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _tell(document: dict[str, Any], text: list[str], *, as_json: bool) -> None:
-    say(ascii_json(json.dumps(document, indent=2, default=str)) if as_json else "\n".join(text))
+    if as_json:
+        say(ascii_json(json.dumps(document, indent=2, default=str)))
+    else:
+        say("\n".join(text), hanging=2)
 
 
 def _changes_json(changes: list[Change]) -> list[dict[str, str]]:
@@ -91,7 +97,7 @@ def _status_text(status: dict[str, Any]) -> list[str]:
     for relation in status["relations"]:
         lines.append(
             f"{relation['relation']}: {_size(relation['bytes'])} in {relation['parts']} {parts}, "
-            f"{relation['oldest'] or '-'} to {relation['newest'] or '-'}"
+            f"{_time(relation['oldest'])} to {_time(relation['newest'])}"
         )
     lines += [f"{table['relation']}: {_size(table['bytes'])}" for table in status["tables"]]
     for row in status["compression"]:
@@ -105,10 +111,14 @@ def _status_text(status: dict[str, Any]) -> list[str]:
     for job in status["jobs"]:
         error = f": {job['last_error']}" if job["last_error"] else ""
         lines.append(
-            f"job {job['job_id']} {job['name']}: next run {job['next_start'] or 'never'}, "
+            f"job {job['job_id']} {job['name']}: next run {_time(job['next_start'], 'never')}, "
             f"last run {job['last_run_status'] or 'never'}{error}"
         )
     return lines
+
+
+def _time(instant: datetime | None, none: str = "-") -> str:
+    return none if instant is None else instant.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _size(number: int) -> str:

@@ -32,12 +32,17 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.cli import DONE, FAILED
     from traksense.store import maintenance
     from traksense.store.fault_words import describe
+    from traksense.tools.progress import Progress
 
     dsn = config.load(os.environ).database.dsn.reveal()
-    report = maintenance.run_once(dsn, APPLICATION, lambda c: maintenance.maintain(c, jobs=arguments.jobs))
+    with Progress() as progress:
+        report = maintenance.run_once(
+            dsn, APPLICATION, lambda c: maintenance.maintain(c, jobs=arguments.jobs, at=progress.at)
+        )
     say(
         f"aggregated {report.marks} time ranges, dropped {report.dropped} partitions, deleted {report.purged} rows"
-        + (f", ran {report.jobs} jobs" if arguments.jobs else "")
+        + (f", ran {report.jobs} jobs" if arguments.jobs else ""),
+        hanging=2,
     )
     for name, error in report.failed.items():
         say(f"failed: {name}: {describe(error)}")

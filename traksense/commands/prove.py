@@ -25,6 +25,21 @@ REVEALING = {
 
 BREAKAGES = tuple(REVEALING)
 
+BROKEN = {
+    "ack-early": "a service that acknowledges before it has stored",
+    "not-replaced": "a replica that dies and is not replaced (with --replicas)",
+    "hasty-handover": "a replica that gives topics up before another reads them (with --replicas)",
+    "no-unique-key": "a table without its unique key",
+    "hasty-repeats": "a service that acknowledges repeats before the standby has them",
+    "no-dictionary-check": "writers that do not look whether names have changed",
+    "no-clock-check": "a clock that is believed",
+    "coarse-instants": "messages without a time that share one",
+    "whole-message": "good points that are lost with a bad one",
+    "lockable": "writers that wait for what a reader locks",
+    "unhealed": "faults that are not undone",
+}
+"""The same in words."""
+
 REPLICAS_MAX = 16
 """They share this machine."""
 
@@ -61,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of messages per second (default: 150)",
     )
-    parser.add_argument("--faults", metavar="A,B,…", help="inject only these faults; see --list-faults (default: all)")
+    parser.add_argument(
+        "--faults", metavar="A,B,...", help="inject only these faults; see --list-faults (default: all)"
+    )
     parser.add_argument(
         "--break",
         dest="breakage",

@@ -62,22 +62,30 @@ def main(arguments: argparse.Namespace) -> int:
 
     from traksense import config
     from traksense.cli import DONE, FAILED, load_settings
+    from traksense.log import TextFormatter
     from traksense.tools.json_text import ascii_json
+    from traksense.tools.progress import Progress, log_to_people
     from traksense.tools.shards import layout
     from traksense.tools.shards.check import check
     from traksense.tools.shards.retire import retire
 
     if arguments.action == "show":
         settings = config.load(os.environ)
-        document = ascii_json(json.dumps(layout.as_json(settings)))
-        say(document if arguments.json else "\n".join(layout.as_text(settings)))
+        if arguments.json:
+            say(ascii_json(json.dumps(layout.as_json(settings))))
+        else:
+            lines, hanging = layout.as_text(settings)
+            say("\n".join(lines), hanging=hanging)
         return DONE
     if arguments.action == "check":
         unread = trio.run(check, config.load(os.environ), arguments.listen)
         for name, where in sorted(unread.seen.items()):
-            say(f"in no shard: {name} ({where})")
+            say(f"in no shard: {name} ({where})", hanging=2)
         return FAILED if unread.seen else DONE
-    ended = trio.run(partial(retire, load_settings(), arguments.client_id, unread=arguments.unread))
+    settings, progress = load_settings(), Progress()
+    log_to_people(progress, TextFormatter())
+    with progress:
+        ended = trio.run(partial(retire, settings, arguments.client_id, progress=progress, unread=arguments.unread))
     say("session ended" if ended else "interrupted: the session still exists; what was read has been stored")
     sys.stdout.flush()
     return DONE if ended else FAILED

@@ -30,6 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.store.maintenance import run_once
     from traksense.store.uninstall import look, uninstall
     from traksense.terminal import say
+    from traksense.tools.progress import Progress
 
     database = config.load(os.environ).database
     dsn = database.dsn.reveal()
@@ -38,6 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
             raise ConfigError([f"uninstall: would delete all data in {database}: confirm with --yes"])
         say(f"nothing of traksense is in {database}")
         return DONE
-    dropped = run_once(dsn, APPLICATION, uninstall)
+    with Progress() as progress:
+        dropped = run_once(dsn, APPLICATION, lambda connection: uninstall(connection, progress.at))
     say(f"nothing of traksense is left in {database}" + (f"; it had {dropped} partitions" if dropped else ""))
     return DONE

@@ -16,6 +16,8 @@ from traksense.store.maintenance import call_when_free
 from traksense.store.policy import write_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from traksense.store.policy import Policy
 
 GRACE: Final = timedelta(days=1)
@@ -96,11 +98,19 @@ async def plan(connection: Any, policy: Policy) -> Plan:
     return Plan(engine, changes, compress, expired, purge)
 
 
-async def apply(connection: Any, policy: Policy) -> list[Change]:
-    """Make the database's policy the wanted one, in one transaction; returns what was changed."""
+async def apply(connection: Any, policy: Policy, at: Callable[[str], None] = lambda _text: None) -> list[Change]:
+    """Make the database's policy the wanted one, in one transaction; returns what was changed.
+
+    Args:
+        connection: The owner's.
+        policy: What is wanted.
+        at: Told in words what is being done, before it is done.
+    """
     engine = await migrate.read_engine(connection)
     if engine == "timescaledb":
+        at("aggregate ts_measure, before less of it is looked at")
         await _catch_up(connection, policy.retain_raw)
+    at("write the policy into the database")
     async with connection.transaction():
         changes = await _differences(connection, policy, engine)
         for name, value in policy.items().items():
@@ -112,6 +122,7 @@ async def apply(connection: Any, policy: Policy) -> list[Change]:
         )
         if engine == "timescaledb":
             schema = await connection.fetchval("SELECT quote_ident(traksense.timescaledb_schema())")
+            at("the length of the next chunks of ts_measure")
             await connection.execute(
                 f"SELECT {schema}.set_chunk_time_interval('traksense.measure', $1::interval)", policy.chunk_interval
             )

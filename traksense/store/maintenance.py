@@ -78,7 +78,7 @@ _RETAIN_RAW: Final = "SELECT nullif(value, '')::interval FROM traksense.setting 
 
 _JOBS: Final = ("CALL traksense.refresh_aggregates()", "CALL traksense.lifecycle_job(0, NULL)")
 
-_LEVELS: Final = ("raw", "1m", "5m", "1h")
+_LEVELS: Final = {"raw": "ts_measure", "1m": "ts_measure_1m", "5m": "ts_measure_5m", "1h": "ts_measure_1h"}
 
 _CONNECTION_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 
@@ -203,27 +203,40 @@ async def write_seen(connection: Any, seen: Seen) -> None:
 
 
 class Maintainer:
-    """Does the steps, on a connection that is given for a round. asyncio-flavored."""
+    """Does the steps, on a connection that is given for a round. asyncio-flavored.
 
-    def __init__(self) -> None:
+    Args:
+        at: Told in words which step it is at, and how far that has got.
+    """
+
+    def __init__(self, at: Callable[[str], None] = lambda _text: None) -> None:
         self._roll_up = RollUp()
+        self._at = at
 
     async def aggregate(self, connection: Any, report: Report, more: More = always) -> None:
         """Work marks into the aggregates, piece by piece (plain PostgreSQL)."""
+        self._at("aggregate")
         async with step("aggregate", connection, report):
-            report.marks += await self._roll_up.run(connection, more)
+            report.marks += await self._roll_up.run(
+                connection, more, lambda done: self._at(f"aggregate: {done:,} time ranges so far")
+            )
 
     async def expire(self, connection: Any, report: Report, more: More = always) -> None:
         """Partitions ahead, and what is no longer kept (plain PostgreSQL)."""
+        self._at("partitions ahead")
         async with step("partitions", connection, report):
             await Partitions().ensure_ahead(connection)
         async with step("drop", connection, report):
-            for level in _LEVELS:
+            for level, relation in _LEVELS.items():
+                self._at(f"drop what has expired of {relation}: {report.dropped:,} partitions so far")
                 while more() and (dropped := await connection.fetch("SELECT traksense.drop_expired($1)", level)):
                     report.dropped += len(dropped)
+                    self._at(f"drop what has expired of {relation}: {report.dropped:,} partitions so far")
+        self._at("purge events, acks and dead letters")
         async with step("purge", connection, report):
             while more() and (purged := await connection.fetchval("SELECT traksense.purge_expired()")):
                 report.purged += purged
+                self._at(f"purge events, acks and dead letters: {report.purged:,} rows so far")
 
 
 @asynccontextmanager
@@ -246,22 +259,24 @@ async def step(name: str, connection: Any, report: Report) -> AsyncIterator[None
         await connection.execute("SELECT traksense.end_step($1)", name)
 
 
-async def maintain(connection: Any, *, jobs: bool = False) -> Report:
+async def maintain(connection: Any, *, jobs: bool = False, at: Callable[[str], None] = lambda _text: None) -> Report:
     """One round of everything, until all is done.
 
     Args:
         connection: From `connect`.
         jobs: Whether to run TimescaleDB's jobs, for a server whose scheduler is switched off. The owner may.
+        at: Told in words which step it is at, and how far that has got.
 
     asyncio-flavored.
     """
     report = Report()
     if await migrate.read_engine(connection) == "timescaledb":
-        for job in _JOBS if jobs else ():
+        for number, job in enumerate(_JOBS if jobs else (), 1):
+            at(f"job {number} of {len(_JOBS)}: {job}")
             await call_when_free(connection, job)
             report.jobs += 1
         return report
-    maintainer = Maintainer()
+    maintainer = Maintainer(at)
     await maintainer.aggregate(connection, report)
     await maintainer.expire(connection, report)
     return report

@@ -12,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -27,7 +27,7 @@ from traksense.store.sqlstate import fault
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import timedelta
 
     from asyncpg.pool import PoolConnectionProxy
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
     Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+T = TypeVar("T")
 
 Engine: TypeAlias = Literal["postgresql", "timescaledb"]
 
@@ -84,13 +86,16 @@ class _Applied:
     checksum: str | None
 
 
-async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
+async def migrate(
+    dsn: str, *, log: Log, roles: bool = True, at: Callable[[str], None] = lambda _text: None
+) -> MigrationReport:
     """Bring the schema to `LATEST`; safe to run twice and from several replicas at once.
 
     Args:
         dsn: The connection string of a role that may create schemas and tables, and shall own them.
         log: Where each applied migration, and a wait for another replica, is told.
         roles: Whether to create the roles and give them their rights afterwards, as `sql/roles.sql` says.
+        at: Told in words what is being done, before it is done.
 
     Raises:
         SchemaNewerError: The database was migrated by a newer release.
@@ -104,10 +109,12 @@ async def migrate(dsn: str, *, log: Log, roles: bool = True) -> MigrationReport:
     connection = await _connect(dsn)
     try:
         await _check_server(connection)
-        report = await _apply(connection, wanted, log)
+        report = await _apply(connection, wanted, log, at)
         if roles:
-            async with take_turn(connection, log):
-                missing = await role_file.apply_roles(connection, roles_sql(), log=log)
+            at("the roles and their rights")
+            missing = await _in_turn(
+                connection, log, role_file.FILE, lambda: role_file.apply_roles(connection, roles_sql(), log=log)
+            )
             report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
@@ -162,6 +169,7 @@ async def _apply(
     connection: Connection,
     wanted: Sequence[Migration],
     log: Log,
+    at: Callable[[str], None],
 ) -> MigrationReport:
     applied = await _read_applied(connection)
     _check_history(applied, wanted)
@@ -171,6 +179,7 @@ async def _apply(
         known = applied.get(migration.version)
         if known is not None and known.checksum is not None:
             continue
+        at(f"migration {migration.version} of {wanted[-1].version}: {migration.name}; it may take long")
         try:
             started = time.monotonic()
             known = await _apply_in_turn(connection, migration, log)
@@ -201,19 +210,28 @@ async def _apply(
 
 async def _apply_in_turn(connection: Connection, migration: Migration, log: Log) -> _Applied | None:
     """Apply it, unless whoever had the turn before has done so: then what that was."""
+
+    async def apply() -> _Applied | None:
+        known = (await _read_applied(connection)).get(migration.version)
+        if known is None:
+            await connection.execute(migration.sql)
+        if known is None or known.checksum is None:
+            await _record_checksum(connection, migration)
+        return known
+
+    return await _in_turn(connection, log, str(migration), apply)
+
+
+async def _in_turn(connection: Connection, log: Log, name: str, function: Callable[[], Awaitable[T]]) -> T:
+    """Do it while no other session migrates; anew, if it needs a table that is in use."""
     for attempt in range(1, TABLE_TRIES + 1):
         try:
             async with take_turn(connection, log):
-                known = (await _read_applied(connection)).get(migration.version)
-                if known is None:
-                    await connection.execute(migration.sql)
-                if known is None or known.checksum is None:
-                    await _record_checksum(connection, migration)
-                return known
+                return await function()
         except asyncpg.LockNotAvailableError:
             if attempt == TABLE_TRIES:
                 raise
-            log.info("migration_table_waited_for", extra={"traksense_migration": str(migration)})
+            log.info("migration_table_waited_for", extra={"traksense_migration": name})
             await asyncio.sleep(BETWEEN_TRIES_SECONDS)
     raise AssertionError("unreachable")
 

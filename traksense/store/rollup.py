@@ -111,12 +111,18 @@ class RollUp:
     def __init__(self) -> None:
         self.piece = PIECE
 
-    async def run(self, connection: Any, more: Callable[[], bool] = lambda: True) -> int:
+    async def run(
+        self,
+        connection: Any,
+        more: Callable[[], bool] = lambda: True,
+        note: Callable[[int], None] = lambda _done: None,
+    ) -> int:
         """Work off the marks that there are now, or until no more may be done; returns how many. Each piece commits.
 
         Args:
             connection: From `maintenance.connect`.
             more: Whether to go on with another piece.
+            note: Told after each piece how many are worked off by now.
 
         Raises:
             asyncpg.PostgresError: A piece failed that cannot be made smaller; those before it stay.
@@ -139,6 +145,7 @@ class RollUp:
             if worked < 1:
                 return done
             done += worked
+            note(done)
             self.piece = min(PIECE, self.piece * 2)
             if not more():
                 return done

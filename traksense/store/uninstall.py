@@ -10,7 +10,7 @@ from traksense.errors import StoreMisconfiguredError
 from traksense.store.sessions import IN_USE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PIECE: Final = 50
 """Tables that one transaction drops. PostgreSQL has 64 locks for each connection by default, and a table with its
@@ -92,9 +92,13 @@ async def look(connection: Any) -> Installed:
     return Installed(present=True, timescaledb=seen["timescaledb"], alive=alive)
 
 
-async def uninstall(connection: Any) -> int:
+async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: None) -> int:
     """Drop all of it, the data included; how many partitions or chunks there were. Interrupted, it can be repeated.
     asyncio-flavored.
+
+    Args:
+        connection: The owner's, or a superuser's.
+        at: Told in words how far it has got.
 
     Raises:
         StoreMisconfiguredError: A service uses it, or something that others made depends on it. Nothing is dropped.
@@ -113,9 +117,12 @@ async def uninstall(connection: Any) -> int:
     if found.timescaledb:
         await connection.execute(_JOBS.format(found.timescaledb))
     dropped = 0
-    while tables := await connection.fetch(_CHUNKS if found.timescaledb else _PARTITIONS, PIECE):
+    parts, name = (_CHUNKS, "chunks") if found.timescaledb else (_PARTITIONS, "partitions")
+    total = await connection.fetchval(f"SELECT count(*) FROM ({parts}) AS p", None)  # noqa: S608  (constants)
+    while tables := await connection.fetch(parts, PIECE):
         await connection.execute(f"DROP TABLE {', '.join(table for (table,) in tables)}")
         dropped += len(tables)
+        at(f"dropped {dropped:,} of {total:,} {name}")
     async with connection.transaction():
         await connection.execute("DROP SCHEMA traksense CASCADE")
         await connection.execute(f"DROP TABLE IF EXISTS {', '.join(f'public.{table}' for table in PUBLIC_TABLES)}")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import attrs
 import msgspec
 
+from traksense.cells import Column
 from traksense.errors import TraksenseError
 from traksense.ingest.decode import Decoder, read_topic
 from traksense.model import CommandAck, Event, Exact, Message, Point, Telemetry
 from traksense.names import canonical_point, canonical_unit, printable
 from traksense.store.conflicts import reject
 from traksense.store.duplicates import Conflict
-from traksense.terminal import say
+from traksense.terminal import WHOLE, say
 from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
     from traksense.model import Delivery, Item, Route
     from traksense.store.dictionary import Dictionary
     from traksense.store.duplicates import Comparable
+    from traksense.terminal import Screen
 
     Row = tuple[str, dict[str, Any]]
+
+POINTS: Final = (Column(), Column(least=16), Column(least=16), Column(least=8), Column())
+"""An indentation; name, value, unit and quality of a point."""
+
+COLUMNS: Final = (Column(), Column(), Column(least=24))
+"""An indentation; name and value."""
 
 MQTT_PAYLOAD_MAX: Final = 268_435_455
 """Bytes; the longest packet. Source: MQTT 3.1.1, 2.2.3, "Remaining Length"."""
@@ -158,8 +166,8 @@ def as_json(delivery: Delivery) -> Iterator[str]:
         yield ascii_json(msgspec.json.encode({"table": table, **columns}).decode())
 
 
-def as_text(delivery: Delivery) -> Iterator[str]:
-    """The same for people; what all points share is said once."""
+def as_text(delivery: Delivery, screen: Screen = WHOLE) -> Iterator[str]:
+    """The same for people, on this screen; what all points share is said once."""
     if not delivery.message.payload:
         yield "nothing: an empty payload, by which MQTT clears a retained topic"
     for item in delivery.items:
@@ -169,11 +177,12 @@ def as_text(delivery: Delivery) -> Iterator[str]:
             yield f"{_count(item)} at {_stamp(item.ts)}, to ts_measure"
             if item.meta is not None:
                 yield f"  meta {_shown(_raw(item.meta))}"
-            yield from _table([_cells(point) for point in item.points])
+            yield from screen.table(POINTS, [("", *_cells(point)) for point in item.points])
         else:
             table, row = _other(item, {})
             yield f"1 row, to {table}"
-            yield from _table([(name, _shown(value)) for name, value in row.items() if value is not None])
+            columns = [("", name, _shown(value)) for name, value in row.items() if value is not None]
+            yield from screen.table(COLUMNS, columns)
     if delivery.rejection is not None:
         yield f"dead letter, {delivery.rejection.reason}: {printable(delivery.rejection.detail)}"
     elif delivery.message.payload and not delivery.items:
@@ -269,10 +278,3 @@ def _raw(document: bytes | None) -> msgspec.Raw | None:
 
 def _stamp(value: datetime) -> str:
     return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """In columns as wide as what is in them; one long name does not widen all others."""
-    widths = [min(max(map(len, column)), 40) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -6,7 +6,6 @@ import json
 import logging
 import secrets
 import signal
-import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, pl
 from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS
 from traksense.tools.json_text import ascii_json
 from traksense.tools.outbox import PACKET_TOO_LARGE
+from traksense.tools.progress import Progress
 from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ DRAIN_SECONDS: Final = 30.0
 """How long the broker may take for the last confirmations before they count as missing."""
 
 SEEDED_START_HOUR: Final = 10.0
-PROGRESS_SECONDS: Final = 1.0
 
 
 async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -64,9 +63,14 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
         ) as publisher:
             run.publisher = publisher
             if not arguments.json:
-                say(run.announcement(), flush=True)
+                say(run.announcement(), flush=True, hanging=2)
             await run.go(limits, signals)
-    say(ascii_json(json.dumps(run.as_dict())) if arguments.json else run.summary())
+    if arguments.json:
+        say(ascii_json(json.dumps(run.as_dict())))
+    else:
+        say(run.summary(), hanging=4)
+        if run.qos:
+            say(run.comparison())
     return 0 if run.complete else 1
 
 
@@ -88,27 +92,20 @@ class _Run:
         async with trio.open_nursery() as nursery:
             playing, draining = trio.CancelScope(), trio.CancelScope()
             nursery.start_soon(_cancel_on_signals, signals, (playing, draining))
-            if sys.stderr.isatty():
-                nursery.start_soon(self._show_progress)
-            with playing:
-                await play(fleet, self.publisher, self.tally, limits=limits, qos=self.qos)
-            self.seconds = trio.current_time() - begun
-            draining.deadline = trio.current_time() + DRAIN_SECONDS
-            with draining:
-                await self.publisher.drain()
+            with Progress() as progress:
+                progress.at(self._so_far)
+                with playing:
+                    await play(fleet, self.publisher, self.tally, limits=limits, qos=self.qos)
+                self.seconds = trio.current_time() - begun
+                draining.deadline = trio.current_time() + DRAIN_SECONDS
+                with draining:
+                    await self.publisher.drain()
             nursery.cancel_scope.cancel()
 
-    async def _show_progress(self) -> None:
-        try:
-            while True:
-                await trio.sleep(PROGRESS_SECONDS)
-                tally, fault = self.tally, self.publisher.fault if self.publisher else None
-                state = f"; no connection: {fault}" if fault else ""
-                line = f"{tally.published:,} published, {tally.confirmed:,} confirmed{state}"
-                print("\r\033[K", end="", file=sys.stderr)
-                say(line, to=sys.stderr, end="", flush=True)
-        finally:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+    def _so_far(self) -> str:
+        tally, fault = self.tally, self.publisher.fault if self.publisher else None
+        state = f"; no connection: {fault}" if fault else ""
+        return f"{tally.published:,} published, {tally.confirmed:,} confirmed{state}"
 
     @property
     def complete(self) -> bool:
@@ -126,7 +123,7 @@ class _Run:
         )
 
     def summary(self) -> str:
-        """The counts for people, and how to compare them."""
+        """The counts for people."""
         t, seconds = self.tally, max(self.seconds, 1e-9)
         if self.qos == 0:
             return (
@@ -145,7 +142,7 @@ class _Run:
             _line("repeated", t.repeats.messages, t.repeats.points, "sent twice on purpose; they store nothing"),
             _line("late", t.late.messages, t.late.points, "of the telemetry, sent after later ones"),
         ]
-        return "\n".join([*lines, *self._troubles(), *self._comparison()])
+        return "\n".join([*lines, *self._troubles()])
 
     def _troubles(self) -> list[str]:
         t, counters = self.tally, self._counters()
@@ -167,7 +164,8 @@ class _Run:
         ]
         return [f"  {count:,} {what}" for count, what in said if count]
 
-    def _comparison(self) -> list[str]:
+    def comparison(self) -> str:
+        """How to compare, for a person to paste: each statement stays on one line."""
         since = f"'{datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec='seconds')}'"
         prefix = self.options.tenant_prefix.replace("'", "''")
         ours = f"starts_with(tenant_id, '{prefix}')"
@@ -178,8 +176,8 @@ class _Run:
             (f"cmd_ack WHERE {ours} AND ts_exec >= {since}", self.tally.acknowledgements),
             (f"ingest_errors WHERE starts_with(topic, 'traksense/{prefix}') AND ts >= {since}", dead),
         ]
-        # For a person to paste; nobody executes it here.
-        return ["Compare:", *(f"  SELECT count(*) FROM {where};  -- {count}" for where, count in rows)]  # noqa: S608
+        statements = (f"  SELECT count(*) FROM {where};  -- {count}" for where, count in rows)  # noqa: S608  (not ours to run)
+        return "\n".join(["Compare:", *statements])
 
     def as_dict(self) -> dict[str, Any]:
         """The same for machines."""

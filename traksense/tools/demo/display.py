@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from traksense.terminal import say
+from traksense.terminal import Screen, say
 from traksense.tools.demo.lines import LINE_SECONDS, status_line
 from traksense.tools.stack import StackError
 
@@ -32,7 +31,7 @@ def chosen_display(screenshot: Path | None) -> Callable[[State], Awaitable[None]
     """
     if screenshot and not screenshot.absolute().parent.is_dir():
         raise StackError(f"no directory for the screenshot: {screenshot.absolute().parent}")
-    terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    terminal = Screen.of(sys.stdout).draws
     if terminal or screenshot:
         try:
             import rich  # noqa: F401

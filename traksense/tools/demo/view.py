@@ -114,13 +114,13 @@ def _figures(state: State, width: int, *, wide: bool) -> RenderableType:
             "Throughput",
             _big(f"{state.rate:,.0f}", "points/s stored"),
             Text(sparkline(history, width * 5 // 13 - 4), ACCENT, no_wrap=True),
-            Text(f"last minute{peak}", DIM),
+            Text(f"last minute{peak}", DIM, no_wrap=True, overflow="ellipsis"),
         ),
         _panel(
             "Latency, device to COMMIT" if wide else "Latency to COMMIT",
             _row("p50", duration(state.latency(0.50))),
             _row("p99", duration(state.latency(0.99))),
-            Text("last 10 seconds", DIM),
+            Text("last 10 seconds", DIM, no_wrap=True, overflow="ellipsis"),
         ),
         _panel("In memory", *_memory(state)),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from traksense.store import dead_letters
+from traksense.terminal import Screen
 from traksense.terminal import say as tell
 from traksense.tools.dlq import text
 from traksense.tools.dlq.replay import Replay
@@ -45,7 +47,7 @@ async def list_letters(context: Context) -> bool:
         print_json([text.as_json(summary) for summary in found])
         return True
     if found:
-        for line in text.table(found, width=text.terminal_width()):
+        for line in text.table(found, Screen.of()):
             tell(line)
     if len(found) == wanted.limit:
         count = await context.database.call(dead_letters.count, wanted)
@@ -75,9 +77,12 @@ async def show(context: Context) -> bool:
 async def replay(context: Context) -> bool:
     """Publish them again; what was done until then is also said after a failure. Trio-flavored."""
     arguments = context.arguments
-    run = Replay(context.settings, context.database, selection(arguments), say=say)
+    progress = Progress()
+    told = partial(say, progress=progress)
+    run = Replay(context.settings, context.database, selection(arguments), say=told, note=progress.at)
     try:
-        await run.run(dry=arguments.dry_run)
+        with progress:
+            await run.run(dry=arguments.dry_run)
     except BaseException:
         if run.counts.selected:
             _tell(run.counts, arguments)
@@ -106,7 +111,7 @@ async def summary(context: Context) -> bool:
     if context.arguments.json:
         print_json([text.group_as_json(group) for group in groups])
         return True
-    for line in text.group_table(groups) if groups else ():
+    for line in text.group_table(groups, Screen.of()) if groups else ():
         tell(line)
     shown = f"the first {len(groups)} groups: " if len(groups) == context.arguments.limit else ""
     beside = "" if context.arguments.state == "all" else " (open ones; --all: replayed ones too)"
@@ -124,8 +129,12 @@ async def count(context: Context) -> Count:
 async def purge(context: Context, counted: Count) -> bool:
     """Delete those that were counted. Trio-flavored."""
     wanted = selection(context.arguments)
-    note = Progress("deleted", counted.total, say).note
-    deleted = await context.database.call(dead_letters.purge, wanted, newest=counted.newest, note=note)
+    with Progress() as progress:
+
+        def note(deleted: int) -> None:
+            progress.at(f"deleted {deleted:,} of {counted.total:,}")
+
+        deleted = await context.database.call(dead_letters.purge, wanted, newest=counted.newest, note=note)
     missing = len(set(wanted.ids or ())) - deleted if wanted.ids and wanted.limit is None else 0
     if context.arguments.json:
         print_json({"deleted": deleted, "missing": missing})
@@ -139,6 +148,6 @@ def letters(number: int) -> str:
     return f"{number} dead letter{'' if number == 1 else 's'}"
 
 
-def say(line: str) -> None:
-    """To stderr, where it does not mix with the answer."""
-    tell(f"traksense: {line}", to=sys.stderr)
+def say(line: str, *, progress: Progress | None = None) -> None:
+    """To stderr, where it does not mix with the answer; above the line that says how far it has got."""
+    (tell if progress is None else progress.say)(f"traksense: {line}", to=sys.stderr)

@@ -15,7 +15,6 @@ import trio
 from traksense.mqtt.stream import tls_context
 from traksense.store import dead_letters
 from traksense.tools.outbox import in_words
-from traksense.tools.progress import Progress
 from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
@@ -63,12 +62,14 @@ class Replay:
     Attributes:
         counts: What became of them so far.
         say: Told, in one line each, what could not be published and why.
+        note: Told after each page how far it has got.
     """
 
     settings: Settings
     database: DatabaseConnection
     selection: Selection
     say: Callable[[str], None]
+    note: Callable[[str], None] = lambda _text: None
     counts: Counts = attrs.field(factory=Counts)
     _confirmed: set[int] = attrs.field(factory=set)
     _refused: set[int] = attrs.field(factory=set)
@@ -108,7 +109,6 @@ class Replay:
         # What is dead-lettered from now on, be it for our own sake, is not part of the question.
         count = await self.database.call(dead_letters.count, selection)
         total = count.total if selection.limit is None else min(count.total, selection.limit)
-        progress = Progress("published" if publish else "looked at", total, self.say)
         while selection.limit is None or selection.limit > 0:
             page = await self.database.call(dead_letters.next_page, selection, after=after, newest=count.newest)
             if not page:
@@ -129,7 +129,8 @@ class Replay:
                 self.counts.published += len(ids)
             elif not await self._publish(ids):
                 return
-            progress.note(self.counts.published if publish else self.counts.selected)
+            did, done = ("published", self.counts.published) if publish else ("looked at", self.counts.selected)
+            self.note(f"{did} {done:,} of {total:,}")
 
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""

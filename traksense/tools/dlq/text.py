@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from traksense.cells import Column
 from traksense.names import printable
 
 if TYPE_CHECKING:
@@ -14,58 +13,74 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from traksense.store.dead_letters import Group, Letter, Summary
+    from traksense.terminal import Screen
 
 SHOWN_BYTES: Final = 16 * 1024
 """Of a payload on a screen; `--raw` has all of it."""
 
-CELL_MAX: Final = 64
-"""Characters of a topic or a tenant in a table on a terminal."""
+LIST: Final = (
+    Column("ID"),
+    Column("TS"),
+    Column("LAST_TS"),
+    Column("REPLAYED_AT"),
+    Column("TENANT", least=10),
+    Column("REASON"),
+    Column("REPEATS"),
+    Column("BYTES"),
+    Column("TOPIC", least=40, ends=True),
+    Column("DETAIL", least=40),
+)
+LIST_WITHOUT: Final = ("TS", "BYTES", "REPEATS", "TENANT", "REPLAYED_AT")
+"""What a narrow terminal leaves out first: the tenant is in the topic, as a rule, and `show` has everything."""
 
-_DETAIL_MIN: Final = 20
+GROUPS: Final = (
+    Column("LETTERS", right=True),
+    Column("MESSAGES", right=True),
+    Column("FIRST_TS"),
+    Column("LAST_TS"),
+    Column("REASON"),
+    Column("TENANT", least=20),
+)
 
 
-def table(summaries: Sequence[Summary], *, width: int | None) -> Iterator[str]:
-    """A line for each, below a line of headings.
-
-    Args:
-        summaries: What to show.
-        width: Characters on a line, or None for as many as it takes.
-    """
-    headings = ("ID", "TS", "LAST_TS", "REPLAYED_AT", "TENANT", "REASON", "REPEATS", "BYTES", "TOPIC", "DETAIL")
-    rows = [headings, *(_cells(summary) for summary in summaries)]
-    if width is not None:
-        rows = [(*(_cut(cell, CELL_MAX) for cell in row[:-1]), row[-1]) for row in rows]
+def table(summaries: Sequence[Summary], screen: Screen) -> Iterator[str]:
+    """A line for each, below a line of headings. On a terminal LAST_TS is when it came, also if it came once."""
+    rows: list[tuple[str, ...]] = [
+        (
+            str(summary.id),
+            _time(summary.ts),
+            _time(summary.last_ts or (summary.ts if screen.columns else None)),
+            _time(summary.replayed_at),
+            _or_dash(summary.tenant_id),
+            summary.reason,
+            str(summary.repeats),
+            str(summary.size),
+            summary.topic,
+            _or_dash(summary.detail),
+        )
+        for summary in summaries
+    ]
+    columns: Sequence[Column] = LIST
     if all(summary.replayed_at is None for summary in summaries):
         rows = [(*row[:3], *row[4:]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        # Detail comes last: it is cut, the rest is padded.
-        line = "  ".join(cell.ljust(size) for cell, size in zip(row[:-1], widths, strict=False))
-        room = len(row[-1]) if width is None else max(_DETAIL_MIN, width - len(line) - 2)
-        yield f"{line}  {_cut(row[-1], room)}".rstrip()
+        columns = (*LIST[:3], *LIST[4:])
+    return screen.table(columns, rows, dispensable=LIST_WITHOUT)
 
 
-def group_table(groups: Sequence[Group]) -> Iterator[str]:
+def group_table(groups: Sequence[Group], screen: Screen) -> Iterator[str]:
     """A line for each, below a line of headings."""
-    rows = [("LETTERS", "MESSAGES", "FIRST_TS", "LAST_TS", "REASON", "TENANT")]
-    rows += [
+    rows = [
         (
             str(group.letters),
             str(group.messages),
             _time(group.first),
             _time(group.last),
             group.reason,
-            _printable(group.tenant_id),
+            _or_dash(group.tenant_id),
         )
         for group in groups
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        cells = [
-            cell.rjust(size) if number and place < 2 else cell.ljust(size)
-            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    return screen.table(GROUPS, rows, dispensable=("FIRST_TS",))
 
 
 def group_as_json(group: Group) -> dict[str, Any]:
@@ -85,10 +100,10 @@ def description(letter: Letter) -> Iterator[str]:
     summary = letter.summary
     fields = {
         "id": str(summary.id),
-        "tenant_id": _printable(summary.tenant_id),
-        "topic": _printable(summary.topic),
+        "tenant_id": printable(_or_dash(summary.tenant_id)),
+        "topic": printable(summary.topic),
         "reason": summary.reason,
-        "detail": _printable(summary.detail),
+        "detail": printable(_or_dash(summary.detail)),
         "ts": _time(summary.ts),
         "repeats": str(summary.repeats),
         "last_ts": _time(summary.last_ts),
@@ -151,33 +166,9 @@ def letter_as_json(letter: Letter) -> dict[str, Any]:
     }
 
 
-def terminal_width() -> int | None:
-    """The width of stdout if it is a terminal, else None."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _cells(summary: Summary) -> tuple[str, ...]:
-    return (
-        str(summary.id),
-        _time(summary.ts),
-        _time(summary.last_ts),
-        _time(summary.replayed_at),
-        _printable(summary.tenant_id),
-        summary.reason,
-        str(summary.repeats),
-        str(summary.size),
-        _printable(summary.topic),
-        _printable(summary.detail),
-    )
-
-
-def _cut(text: str, size: int) -> str:
-    return text if len(text) <= size else f"{text[: size - 3]}..."
-
-
 def _time(instant: datetime | None) -> str:
     return "-" if instant is None else instant.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _printable(text: str | None) -> str:
-    return "-" if text is None else printable(text)
+def _or_dash(text: str | None) -> str:
+    return "-" if text is None else text

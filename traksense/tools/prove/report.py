@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import trio
 
+from traksense.cells import Column
 from traksense.names import printable
-from traksense.terminal import say
+from traksense.terminal import WHOLE, Screen, say
 from traksense.tools.prove.schedule import CATALOGUE
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ FINDINGS: Final = {
     "sessions wiped": "sessions at the broker wiped",
     "false conflicts": "conflicts counted where there are none",
 }
+
+
+FAULTS: Final = (
+    Column("Faults by kind", least=20, pad=100),
+    Column("times", right=True),
+    Column("stop at most", right=True),
+)
 
 
 class Lines:
@@ -133,16 +141,19 @@ class Live(Lines):
             await trio.sleep(REFRESH_SECONDS)
 
     def _say(self, text: str) -> None:
+        from rich.table import Table
         from rich.text import Text
 
         seconds = trio.current_time() - self._began if self._run else 0.0
-        self._live.console.print(Text.assemble((f"{seconds:6.1f} s  ", "dim"), printable(text)))
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(Text(f"{seconds:6.1f} s", "dim", no_wrap=True), Text(printable(text)))
+        self._live.console.print(line)
 
 
 @contextmanager
 def open_progress() -> Iterator[Lines]:
     """Live on a terminal that can, lines elsewhere; on standard error, beside the result."""
-    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+    if not Screen.of(sys.stderr).draws or importlib.util.find_spec("rich") is None:
         yield Lines()
         return
     import rich.console
@@ -159,23 +170,19 @@ def verdict(result: Result) -> str:
     return "FAILED: " + ", ".join(f"{name} {f['count']}" for name, f in result.findings.items() if f["count"])
 
 
-def table(total: Total) -> str:
+def table(total: Total, screen: Screen = WHOLE) -> str:
     """What a manager reads."""
     figures, findings = total.figures(), total.findings()
-    rows: list[tuple[str, str]] = [(text, f"{figures[name]:,}") for name, text in FIGURES.items()]
-    rows += [("", "")]
-    rows += [(text, f"{findings[name]:,}") for name, text in FINDINGS.items()]
+    rows = [(text, f"{figures[name]:,}") for name, text in FIGURES.items()]
+    rows += [("", ""), *((text, f"{findings[name]:,}") for name, text in FINDINGS.items())]
     rows += [("", ""), ("lost by the broker itself when it was killed (not ours)", f"{figures['lost_by_broker']:,}")]
-    width = max(*(len(text) for text, _ in rows), *(len(f"{f.part}: {f.summary}") for f in CATALOGUE.values()))
-    lines = [f"  {text:<{width}}  {value:>12}".rstrip() for text, value in rows]
     faults = [
-        f"  {f'{fault.part}: {fault.summary}':<{width}}  {total.faults().get(name, 0):>12}  {_seconds(total, name):>12}"
+        (f"  {fault.part}: {fault.summary}", str(total.faults().get(name, 0)), _seconds(total, name))
         for name, fault in CATALOGUE.items()
         if name in total.planned()
     ]
-    faults = [line.rstrip() for line in faults]
-    head = f"{'Faults by kind':<{width + 2}}  {'times':>12}  {'stop at most':>12}"
-    return "\n".join(["", *lines, "", head, *faults, "", *_closing(total)])
+    lines = screen.table((Column(), Column(least=20, pad=100), Column(right=True)), [("", *row) for row in rows])
+    return "\n".join(["", *lines, "", *screen.table(FAULTS, faults), "", *_closing(total)])
 
 
 def _seconds(total: Total, fault: str) -> str:

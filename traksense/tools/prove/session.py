@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from traksense.terminal import say
+from traksense.terminal import Screen, say
 from traksense.tools.interrupt import INTERRUPTED, run_interruptible
 from traksense.tools.prove.report import open_progress, table
 from traksense.tools.prove.results import Total, result
@@ -162,7 +162,7 @@ def _tell(request: Request, total: Total, kept: Path | None) -> None:
         answer = asked | total.as_dict() | {"directory": None if kept is None else str(kept)}
         say(json.dumps(answer))
         return
-    say(table(total))
+    say(table(total, Screen.of()))
     if kept is not None and total.failed:
         say(f"Kept: {kept} (traksense.log under seed-* is the service's log)")
     sys.stdout.flush()

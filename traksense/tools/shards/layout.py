@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from traksense.cells import GAP, Column, table, width
 from traksense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,10 +40,16 @@ def as_json(settings: Settings) -> dict[str, Any]:
     }
 
 
-def as_text(settings: Settings) -> list[str]:
-    """A line a shard."""
-    lines = []
-    for shard in as_json(settings)["shards"]:
-        tenants = ", ".join(shard["tenants"]) or "no tenants: pin one to it, or use fewer shards"
-        lines.append(f"{shard['shard']} of {layout_of(settings).count}  {shard['client_id']}  {tenants}")
-    return lines
+def as_text(settings: Settings) -> tuple[list[str], int]:
+    """A line a shard, and at which cell of it the tenants begin."""
+    layout = as_json(settings)
+    rows = [
+        (
+            f"{shard['shard']} of {layout['count']}",
+            shard["client_id"],
+            ", ".join(shard["tenants"]) or "no tenants: pin one to it, or use fewer shards",
+        )
+        for shard in layout["shards"]
+    ]
+    before = sum(max(width(cell) for cell in column) + len(GAP) for column in list(zip(*rows, strict=True))[:2])
+    return list(table([Column()] * 3, rows, room=None)), before

@@ -27,7 +27,7 @@ from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.store.connection import open_connection
 from traksense.store.sessions import IN_USE_SECONDS
-from traksense.terminal import say
+from traksense.tools.progress import Progress
 
 if TYPE_CHECKING:
     from traksense.config import Settings
@@ -54,12 +54,13 @@ SELECT extract(epoch FROM now() - last_alive_at)::float8, held FROM traksense.in
 FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
 
 
-async def retire(settings: Settings, client_id: str, *, unread: bool = False) -> bool:
+async def retire(settings: Settings, client_id: str, *, progress: Progress, unread: bool = False) -> bool:
     """Do it; whether the session is ended (a signal comes before that).
 
     Args:
         settings: Where broker and database are.
         client_id: Which session.
+        progress: Where it is told how far it has got.
         unread: Give up also what no other replica reads.
 
     Raises:
@@ -85,13 +86,13 @@ async def retire(settings: Settings, client_id: str, *, unread: bool = False) ->
         held = {topic for _, topics in rows for topic in topics or ()}
         settings = attrs.evolve(settings, mqtt_unsubscribe=tuple(held | set(settings.mqtt_topics)))
     while True:
-        emptied = _Emptied()
+        emptied = _Emptied(progress)
         await service.run(settings, retire=emptied.watch)
         if not emptied.happened:
             return False
         if await is_empty(settings):
             break
-        say("the broker had more", to=sys.stderr)
+        progress.say("the broker had more", to=sys.stderr)
     await _end_session(settings)
     async with open_connection(settings.database, application=APPLICATION) as database:
         await database.fetch(FORGET, client_id)
@@ -102,13 +103,21 @@ async def retire(settings: Settings, client_id: str, *, unread: bool = False) ->
 class _Emptied:
     """Drains the pipeline once there is nothing more to come."""
 
+    progress: Progress = attrs.field(factory=Progress)
     happened: bool = False
 
     async def watch(self, pipeline: Pipeline) -> None:
         """Wait until everything is given up, then until nothing comes any more."""
-        await pipeline.handover.done.wait()
-        say("nothing is subscribed any more; reading what is queued", to=sys.stderr)
-        ledger = pipeline.ledger
+        handover, ledger = pipeline.handover, pipeline.ledger
+        self.progress.at(
+            lambda: (
+                f"waiting until other replicas read {len(handover.kept)} topic filters; "
+                f"{ledger.received_total:,} messages read meanwhile"
+            )
+        )
+        await handover.done.wait()
+        self.progress.say("nothing is subscribed any more; reading what is queued", to=sys.stderr)
+        self.progress.at(lambda: f"reading what is queued: {ledger.received_total:,} messages so far")
         received, since = -1, trio.current_time()
         while True:
             busy = ledger.in_flight or not pipeline.health.holds("broker")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import attrs
 
-from traksense.terminal import say
+from traksense.cells import wrapped
+from traksense.terminal import Screen, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -205,10 +206,13 @@ class Printer:
         if self._silent:
             return
         begin, end = (f"\x1b[{colour}m", "\x1b[0m") if self._colours and painted else ("", "")
+        screen = Screen.of()
+        painted = screen.shown(painted)
+        first, *rest = wrapped(painted + screen.shown(text), screen.columns or sys.maxsize, hanging=5)
         try:
             print(begin, end="")
-            say(painted, end=end)
-            say(text, flush=True)
+            say(first[: len(painted)], end=end)
+            say("\n".join([first[len(painted) :], *rest]), flush=True)
         except BrokenPipeError:
             # Nobody reads any more; what was begun is still to be cleaned up.
             self._silent = True
