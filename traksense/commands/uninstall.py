@@ -41,5 +41,6 @@ def main(arguments: argparse.Namespace) -> int:
         return DONE
     with Progress() as progress:
         dropped = run_once(dsn, APPLICATION, lambda connection: uninstall(connection, progress.at))
-    say(f"nothing of traksense is left in {database}" + (f"; it had {dropped} partitions" if dropped else ""))
+    had = f"; it had {dropped} partitions" if dropped else ""
+    say(f"nothing of traksense is left in {database}{had}", hanging=2)
     return DONE

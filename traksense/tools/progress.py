@@ -51,7 +51,7 @@ class Progress:
         """Print a line that stays, to stdout or to another stream."""
         with self._lock:
             self._erase()
-            terminal.say(line, to=to, flush=True)
+            terminal.say(line, to=to, flush=True, hanging=2)
 
     def __enter__(self) -> Self:
         if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in NO_TERMINAL:

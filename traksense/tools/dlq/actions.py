@@ -150,4 +150,7 @@ def letters(number: int) -> str:
 
 def say(line: str, *, progress: Progress | None = None) -> None:
     """To stderr, where it does not mix with the answer; above the line that says how far it has got."""
-    (tell if progress is None else progress.say)(f"traksense: {line}", to=sys.stderr)
+    if progress is None:
+        tell(f"traksense: {line}", to=sys.stderr, hanging=2)
+    else:
+        progress.say(f"traksense: {line}", to=sys.stderr)
