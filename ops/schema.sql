@@ -1,4 +1,4 @@
--- traksense: the whole schema, as migrations 1 to 15 and roles.sql make it, with TimescaleDB and without.
+-- traksense: the whole schema, as migrations 1 to 16 and roles.sql make it, with TimescaleDB and without.
 --
 -- For reading. `traksense migrate` applies the migrations in sql/, which say why things are as they are. On an empty
 -- database psql makes the same of this file, and `traksense migrate` goes on from there:
@@ -1549,7 +1549,11 @@ CREATE TABLE traksense.ingest_session (
     connected_at timestamp with time zone NOT NULL,
     last_alive_at timestamp with time zone NOT NULL,
     held text[] DEFAULT '{}'::text[] NOT NULL,
-    claimed text[] DEFAULT '{}'::text[] NOT NULL
+    claimed text[] DEFAULT '{}'::text[] NOT NULL,
+    left_at timestamp with time zone,
+    broker_started_at timestamp with time zone,
+    broker_dropped numeric(20,0),
+    broker_denies_session boolean DEFAULT false NOT NULL
 );
 
 COMMENT ON TABLE traksense.ingest_session IS 'The broker sessions that the service has had: if the broker no longer knows one, its queue is lost, and we can say so.';
@@ -1559,6 +1563,14 @@ COMMENT ON COLUMN traksense.ingest_session.broker IS 'host:port, without credent
 COMMENT ON COLUMN traksense.ingest_session.held IS 'Topic filters that the session may have at the broker: those of its configuration, and older ones until UNSUBACK.';
 
 COMMENT ON COLUMN traksense.ingest_session.claimed IS 'Topic filters of its configuration, granted by the broker: others may give these up.';
+
+COMMENT ON COLUMN traksense.ingest_session.left_at IS 'When the service ended its last connection in good order; nobody uses the session if last_alive_at is not later.';
+
+COMMENT ON COLUMN traksense.ingest_session.broker_started_at IS 'When the broker was started, at the latest; NULL if it has never told its uptime.';
+
+COMMENT ON COLUMN traksense.ingest_session.broker_dropped IS 'How many messages the broker had dropped since then, by its own count; NULL if it has never told.';
+
+COMMENT ON COLUMN traksense.ingest_session.broker_denies_session IS 'Whether the broker has said that it had no session for us, and delivered what was queued in it: its word is not taken.';
 
 ALTER TABLE traksense.meta ALTER COLUMN meta_id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME traksense.meta_meta_id_seq
@@ -1943,6 +1955,7 @@ INSERT INTO traksense.schema_version (version, name) VALUES (12, 'events_of_site
 INSERT INTO traksense.schema_version (version, name) VALUES (13, 'repeated_events');
 INSERT INTO traksense.schema_version (version, name) VALUES (14, 'points_of_a_device');
 INSERT INTO traksense.schema_version (version, name) VALUES (15, 'units_of_a_point');
+INSERT INTO traksense.schema_version (version, name) VALUES (16, 'what_a_session_left');
 INSERT INTO traksense.dictionary_epoch DEFAULT VALUES;
 
 -- traksense: the roles and what they may do.

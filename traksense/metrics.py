@@ -235,8 +235,14 @@ class ServiceCollector:
         )
         yield CounterMetricFamily(
             "ingest_broker_dropped_messages",
-            "Messages that the broker reports as dropped, for all its clients (Mosquitto only).",
-            self.reader.drops.total,
+            "Messages that the broker reports as dropped, for all its clients, since this session was last alive before "
+            "this process (Mosquitto only).",
+            self.session_watch.dropped,
+        )
+        yield CounterMetricFamily(
+            "ingest_broker_restarts",
+            "Times the broker restarted and still had our session, as it had last saved it (Mosquitto only).",
+            self.session_watch.restarts,
         )
         yield CounterMetricFamily(
             "ingest_session_takeovers", "Times another client took over our session.", session.takeovers

@@ -58,6 +58,10 @@ INFORMING: Final = ("maintenance",)
 """What somebody has to look at, although messages are taken and stored: no reason to take the service away."""
 
 
+LEAVE_SECONDS: Final = 1.0
+"""For so long the end waits until the database knows that we have left. Chosen by guess."""
+
+
 async def run(
     settings: Settings,
     *,
@@ -95,6 +99,11 @@ async def run(
             nursery.start_soon(_drain_on_signal, received, pipeline, store, settings.shutdown_deadline)
             _log_start(settings, listener)
             await pipeline.run()
+            if pipeline.failure is None and health.holds("database"):
+                left = trio.Event()
+                nursery.start_soon(_leave, pipeline.session_watch, left)
+                with trio.move_on_after(LEAVE_SECONDS):
+                    await left.wait()
             # A Trio deadline around asyncpg is soft; with its connections gone, nothing under way can hold us up.
             store.terminate()
             nursery.cancel_scope.cancel()
@@ -167,19 +176,19 @@ class Pipeline:
         batches_receive.close()
         topics = () if retiring else settings.topics
         watch = SessionWatch(
-            store.sessions, health, client_id=settings.client_id, broker=str(settings.broker), now=_now
+            store.sessions,
+            health,
+            client_id=settings.client_id,
+            broker=str(settings.broker),
+            now=_now,
+            on_connected=lambda session_present: handover.connected(session_present),  # noqa: PLW0108  (made below)
         )
-
-        def connected(session_present: bool) -> None:  # noqa: FBT001  (the flag of CONNACK)
-            watch.connected(session_present)
-            handover.connected(session_present)
-
         reader = Reader(
             settings,
             intake=intake,
             acknowledger=acknowledger,
             health=health,
-            on_connected=connected,
+            watch=watch,
             topics=topics,
         )
         handover = Handover(
@@ -255,6 +264,11 @@ class Pipeline:
             upkeep=self.upkeep,
             now=_now,
         )
+
+
+async def _leave(watch: SessionWatch, left: trio.Event) -> None:
+    await watch.leave()
+    left.set()
 
 
 async def _drain_on_signal(received: SignalReceiver, pipeline: Pipeline, store: PostgresStore, deadline: float) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 import trio
 
@@ -142,6 +143,28 @@ async def test_drain_gives_up_at_its_deadline(
             with trio.fail_after(HANG_SECONDS):
                 while await query(dsn, "SELECT count(*) FROM ts_measure") != [(50,)]:
                     await trio.sleep(0.05)
+
+
+IN_USE = "SELECT coalesce(left_at < last_alive_at, true) FROM traksense.ingest_session"
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_clean_exit_is_written_down_and_waits_for_nobody(
+    broker: BrokerProcess, database: str, tenant: str, tmp_path: Path, locked: bool
+) -> None:
+    """A session that was left is nobody's from the first moment on; if that cannot be recorded, the end is the same."""
+    async with running_service(broker, database, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="4") as bench:
+        with trio.fail_after(30):
+            while await query(database, IN_USE) != [(True,)]:
+                await trio.sleep(0.05)
+        with psycopg.connect(database) as owner:
+            if locked:
+                owner.execute("LOCK TABLE traksense.ingest_session")
+            assert 0 == await bench.service.stop()
+            owner.rollback()
+        assert [(locked,)] == await query(database, IN_USE)
+
+    assert "drain_abandoned" not in bench.service.log_path.read_text()
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])

@@ -198,6 +198,16 @@ def test_subscribe_asks_for_retained_messages_once(codec: Codec) -> None:
     ]
 
 
+def test_subscribe_asks_for_retained_messages_again_where_they_are_wanted(codec: Codec) -> None:
+    """What is published only when it changes would not be known after a reconnection."""
+    codec.subscribe(["a"], 0, retained=True)
+
+    packet, _ = mqtt5.read(memoryview(codec.take()))
+
+    assert isinstance(packet, mqtt5.SubscribePacket)
+    assert [0] == [f.retain_handling for f in packet.topic_filters]
+
+
 def test_suback_tells_each_filter(codec: Codec) -> None:
     """SUBACK is told with its packet identifier and one reason for each filter."""
     packet_id = codec.subscribe(["a", "b", "c"], 1)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from traksense.ingest.ack import Acknowledger
 from traksense.mqtt.codec import PACKET_MAX_BYTES, Connected, ProtocolError, Published, Subscribed, Unsubscribed
-from traksense.mqtt.drops import DROPPED_TOPIC, BrokerDrops
 from traksense.mqtt.mqtt5_codec import Mqtt5Codec
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.subscriptions import Subscriptions
+from traksense.mqtt.sys_topics import SYS_TOPICS, SysTopics
 
 if TYPE_CHECKING:
     from collections import deque
@@ -44,6 +44,22 @@ def one_input(data: bytes) -> None:
         require_printable(str(error))
 
 
+class Watch:
+    """What the broker says of itself is sane."""
+
+    def connected(self, session_present: bool) -> None:
+        pass
+
+    def delivered(self) -> None:
+        pass
+
+    def uptime(self, seconds: float) -> None:
+        assert 0 <= seconds < 10**10
+
+    def dropped_so_far(self, count: int) -> None:
+        assert 0 <= count < 10**20
+
+
 class Conversation:
     """What the reader does on one connection, without its tasks."""
 
@@ -51,7 +67,7 @@ class Conversation:
         self.codec = codec
         self.fed = 0
         self.accepted = False
-        self.drops = BrokerDrops()
+        self.sys_topics = SysTopics(Watch())
         self.subscriptions = Subscriptions(["a/#", "b/+"], 1)
         self.acknowledger = Acknowledger()
         codec.connect()
@@ -74,15 +90,15 @@ class Conversation:
     def accept(self, messages: deque[Message]) -> None:
         """Store them at once."""
         for message in messages:
-            if message.topic == DROPPED_TOPIC and not message.qos:
-                self.drops.note(message)
+            if message.topic in SYS_TOPICS and not message.qos:
+                self.sys_topics.note(message)
         self.acknowledger.received(messages)
         self.acknowledger.settle(messages)
         assert not self.acknowledger.unacknowledged
 
     def handle(self, event: Event) -> None:
         """As the reader does."""
-        self.drops.handle(event)
+        self.sys_topics.handle(event)
         self.subscriptions.handle(event)
         require_printable(getattr(event, "reason_text", ""))
         match event:
@@ -91,7 +107,7 @@ class Conversation:
                 self.acknowledger.connected(0, self.codec.acknowledge)
                 self.subscriptions.connected(self.codec, session_present=event.session_present)
                 self.subscriptions.release(["c"])
-                self.drops.ask(self.codec)
+                self.sys_topics.ask(self.codec)
                 self.codec.publish("a/b", b"", qos=1)
             case Subscribed() | Unsubscribed():
                 assert all(0 <= code <= 0xFF for code in event.reasons or ())

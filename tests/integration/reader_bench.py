@@ -27,6 +27,28 @@ if TYPE_CHECKING:
     from traksense.tools.stack import BrokerProcess
 
 
+class Watch:
+    """Notes what the reader tells it."""
+
+    def __init__(self) -> None:
+        self.present: list[bool] = []
+        self.deliveries = 0
+        self.uptimes: list[float] = []
+        self.counts: list[int] = []
+
+    def connected(self, session_present: bool) -> None:
+        self.present.append(session_present)
+
+    def delivered(self) -> None:
+        self.deliveries += 1
+
+    def uptime(self, seconds: float) -> None:
+        self.uptimes.append(seconds)
+
+    def dropped_so_far(self, count: int) -> None:
+        self.counts.append(count)
+
+
 class Bench:
     """A reader with a pipeline that a test plays by hand."""
 
@@ -34,7 +56,8 @@ class Bench:
         self.ledger = Ledger()
         self.acknowledger = Acknowledger()
         self.health = Health(["broker", "subscription"])
-        self.present: list[bool] = []
+        self.watch = Watch()
+        self.present = self.watch.present
         send, self.messages = trio.open_memory_channel[Message](queue_max)
         self.reader = Reader(
             settings,
@@ -43,7 +66,7 @@ class Bench:
             ),
             acknowledger=self.acknowledger,
             health=self.health,
-            on_connected=self.present.append,
+            watch=self.watch,
         )
 
     async def wait_subscribed(self) -> None:

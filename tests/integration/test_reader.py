@@ -438,8 +438,8 @@ async def test_reader_heartbeat_comes_back_and_goes_nowhere(
     async with reading(settings) as bench:
         assert bench.reader._heartbeat is not None
         heard_at: set[float] = set()
-        # One is the start, one the broker's count of drops.
-        while len(heard_at) < 5:
+        # One is the start, others what the broker says of itself.
+        while len(heard_at) < 7:
             heard_at.add(bench.reader._heartbeat._heard_at)
             await trio.sleep(0.05)
         assert bench.health.ready
@@ -448,6 +448,28 @@ async def test_reader_heartbeat_comes_back_and_goes_nowhere(
         (message,) = await bench.receive(1)
 
     assert b"1" == message.payload
+
+
+@pytest.mark.parametrize(("kind", "version"), [("paho", "5"), ("paho", "3.1.1"), ("mqtt5", "5")])
+async def test_reader_is_told_on_each_connection_what_the_broker_dropped(
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, kind: str, version: str
+) -> None:
+    """Mosquitto publishes the count when it changes, and the session is subscribed already; the uptime, however, comes
+    by itself.
+    """
+    broker = own_broker(options=BrokerOptions(max_queued_messages=10))
+    settings = settings_for(broker, unique("reader"), tenant, MQTT_READER=kind, MQTT_VERSION=version)
+    async with reading(settings) as bench:
+        while not (bench.watch.counts and bench.watch.uptimes):
+            await trio.sleep(0.05)
+    await publish(broker, topic_of(settings), [b"%d" % n for n in range(100)])
+    async with reading(settings) as again:
+        while 90 not in again.watch.counts or not again.watch.uptimes:
+            await trio.sleep(0.05)
+        assert 0 == again.ledger.received_total - len(await again.receive(10))
+
+    assert ([0], [True]) == (bench.watch.counts, again.present)
+    assert again.watch.uptimes > bench.watch.uptimes
 
 
 async def test_reader_asks_again_for_what_a_forgotten_session_kept(

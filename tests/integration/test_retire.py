@@ -9,7 +9,7 @@ import pytest
 import trio
 from reader_bench import publish, reading, settings_for
 
-from traksense.mqtt.drops import DROPPED_TOPIC
+from traksense.mqtt.sys_topics import SYS_TOPICS
 from traksense.tools.shards import retire
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ async def test_a_queue_is_seen_and_left(
         messages = await bench.receive(1)
         assert [b"left"] == [message.payload for message in messages]
         bench.settle(messages)
-        await bench.reader.unsubscribe([*settings.mqtt_topics, DROPPED_TOPIC])
+        await bench.reader.unsubscribe([*settings.mqtt_topics, *SYS_TOPICS])
         bench.reader.stop_reading()
         bench.reader.close()
         await trio.testing.wait_all_tasks_blocked(0.05)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from traksense.ingest.ports import Told
 from traksense.store import maintenance, sessions
 
 HOUR = timedelta(hours=1)
@@ -29,14 +30,14 @@ def test_a_replica_with_a_wrong_clock_lives_no_longer_and_no_shorter(database: s
     *_, claims = play(
         database,
         (sessions.connected, "one", "b", wrong),
-        (sessions.alive, "one"),
+        (sessions.alive, "one", Told()),
         (sessions.remember, "one", ["a"], ["a"]),
         (sessions.claims_of_others, "two", "b"),
     )
 
     assert frozenset({"a"}) == claims
     (later,) = play(database, (sessions.connected, "one", "b", datetime.now(UTC) + 2 * HOUR))
-    assert abs(later - datetime.now(UTC)) < timedelta(minutes=1)
+    assert abs(later.last_alive - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_a_loss_that_was_recorded_late_does_not_end_before_it_begins(database: str) -> None:
@@ -46,11 +47,11 @@ def test_a_loss_that_was_recorded_late_does_not_end_before_it_begins(database: s
     _, _, since = play(
         database,
         (sessions.connected, "one", "b", at),
-        (sessions.alive, "one"),
+        (sessions.alive, "one", Told()),
         (sessions.connected, "one", "b", at),
     )
 
-    assert since <= at
+    assert since.last_alive <= at
 
 
 def test_a_claim_is_of_one_broker(database: str) -> None:
@@ -69,3 +70,52 @@ def test_a_claim_is_of_one_broker(database: str) -> None:
 
     assert (frozenset("ab"), frozenset("a")) == played[3]
     assert (frozenset("ab"), frozenset()) == played[5]
+
+
+def test_a_session_that_was_left_is_nobodys(database: str) -> None:
+    """It claims nothing, until the next connection; and only who has the last connection can leave it."""
+    first, second = datetime.now(UTC) - HOUR, datetime.now(UTC)
+    claims = (sessions.claims_of_others, "two", "b")
+    steps = [
+        (sessions.connected, "one", "b", first),
+        (sessions.remember, "one", ["a"], ["a"]),
+        (sessions.connected, "one", "b", second),
+        (sessions.left, "one", first, Told()),
+        claims,
+        (sessions.left, "one", second, Told()),
+        # The last word of a task that was still under way.
+        (sessions.alive, "one", Told()),
+        claims,
+        (sessions.connected, "one", "b", datetime.now(UTC)),
+        claims,
+    ]
+
+    played = play(database, *steps)
+
+    assert [frozenset("a"), frozenset(), frozenset("a")] == [played[4], played[7], played[9]]
+
+
+def test_what_a_broker_told_is_remembered_of_that_broker(database: str) -> None:
+    """By the database's clock; what is not told again stays, and another broker begins anew."""
+    now = datetime.now(UTC)
+    huge = 2**64 - 1
+    steps = [
+        (sessions.connected, "one", "b", now),
+        (sessions.alive, "one", Told(100.0, huge, True)),
+        (sessions.alive, "one", Told()),
+        (sessions.connected, "one", "b", now),
+        (sessions.left, "one", now, Told(200.0, 3, False)),
+        (sessions.connected, "one", "b", now),
+        (sessions.connected, "one", "c", now),
+        (sessions.connected, "one", "c", now),
+    ]
+
+    played = play(database, *steps)
+
+    told = played[3].told
+    assert 100 <= told.started_seconds < 160
+    assert (huge, True) == (told.dropped, told.denies_session)
+    told = played[5].told
+    assert 200 <= told.started_seconds < 260
+    assert (3, False) == (told.dropped, told.denies_session)
+    assert (None, Told(None, None, False)) == (played[6], played[7].told)

@@ -81,10 +81,11 @@ def test_a_plain_owner_may(owned: Database) -> None:
 
 
 def test_not_under_a_running_service(migrated: Database) -> None:
-    """Whose client id is named; one that stopped a minute ago is no obstacle."""
+    """Whose client id is named; one that stopped a minute ago, or was left just now, is no obstacle."""
     migrated.run(
-        "INSERT INTO traksense.ingest_session (client_id, broker, connected_at, last_alive_at)"
-        " VALUES ('old', 'b', now(), now() - interval '1 minute'), ('traksense-ingest', 'b', now(), now())"
+        "INSERT INTO traksense.ingest_session (client_id, broker, connected_at, last_alive_at, left_at)"
+        " VALUES ('old', 'b', now(), now() - interval '1 minute', NULL), ('gone', 'b', now(), now(), now()),"
+        " ('traksense-ingest', 'b', now(), now(), NULL)"
     )
 
     with pytest.raises(StoreMisconfiguredError, match="traksense-ingest, 0 s ago: stop it first"):

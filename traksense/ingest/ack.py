@@ -72,6 +72,11 @@ class Acknowledger:
         return len(self._window)
 
     @property
+    def oldest(self) -> Message | None:
+        """The message at the head of the window: the first that the broker sends again on the next connection."""
+        return self._window[0] if self._window else None
+
+    @property
     def oldest_received_at(self) -> datetime | None:
         """When the message at the head of the window was received: the one that holds back all behind it."""
         return self._window[0].received_at if self._window else None

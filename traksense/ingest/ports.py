@@ -63,19 +63,78 @@ class Store(Protocol):
         ...
 
 
+class BrokerWatch(Protocol):
+    """Is told of connections to the broker, and of what it says of itself. No method blocks."""
+
+    def connected(self, session_present: bool) -> None:  # noqa: FBT001  (the flag of CONNACK)
+        """CONNACK came, and said whether the broker had our session."""
+        ...
+
+    def delivered(self) -> None:
+        """On this connection something came that was queued for us before it, whatever CONNACK said."""
+        ...
+
+    def uptime(self, seconds: float) -> None:
+        """For how long the broker has been running, at some time after CONNACK."""
+        ...
+
+    def dropped_so_far(self, count: int) -> None:
+        """How many messages the broker has dropped since it was started."""
+        ...
+
+
+@attrs.frozen
+class Told:
+    """What a broker has said of itself; None for what it has not.
+
+    Attributes:
+        started_seconds: For how long it has been running, at least.
+        dropped: How many messages it has dropped in that time.
+        denies_session: Whether it has said that it had no session for us, and delivered what was queued in it.
+    """
+
+    started_seconds: float | None = None
+    dropped: int | None = None
+    denies_session: bool | None = None
+
+
+@attrs.frozen
+class Remembered:
+    """What is known of a session, and of its broker, from before a connection.
+
+    Attributes:
+        last_alive: When the session was last known to be alive.
+        seconds: How long ago that is, by the store's clock.
+        told: What the broker had said by then; its `started_seconds` have gone on.
+    """
+
+    last_alive: datetime
+    seconds: float
+    told: Told
+
+
 class SessionLog(Protocol):
     """Remembers the broker sessions that we have had, across restarts."""
 
-    async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
-        """Record a connection; returns when this session was last known to be alive, or None if there was none.
+    async def connected(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
+        """Record a connection; returns what is known from before, or None if there was no session at this broker.
 
         Raises:
             StoreError: It was not recorded.
         """
         ...
 
-    async def alive(self, client_id: str) -> None:
-        """Record that the session is alive, by the store's clock.
+    async def alive(self, client_id: str, told: Told) -> None:
+        """Record that the session is alive, by the store's clock, and what its broker has said.
+
+        Raises:
+            StoreError: It was not recorded.
+        """
+        ...
+
+    async def left(self, client_id: str, connected_at: datetime, told: Told) -> None:
+        """Record that the session was alive until now and is not used any more, unless another process has connected to
+        it since `connected_at`.
 
         Raises:
             StoreError: It was not recorded.

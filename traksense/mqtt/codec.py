@@ -93,8 +93,12 @@ class Codec(Protocol):
         """Queue CONNECT."""
         ...
 
-    def subscribe(self, filters: Sequence[str], qos: int) -> int:
-        """Queue SUBSCRIBE; returns its packet identifier."""
+    def subscribe(self, filters: Sequence[str], qos: int, *, retained: bool = False) -> int:
+        """Queue SUBSCRIBE; returns its packet identifier.
+
+        With `retained`, retained messages are wanted although the session is subscribed already; otherwise not, where
+        the protocol lets one say so (MQTT 5): subscribing again on each connection must not bring them again.
+        """
         ...
 
     def unsubscribe(self, filters: Sequence[str]) -> int:

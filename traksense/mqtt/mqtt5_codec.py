@@ -40,6 +40,8 @@ RECEIVE_MAXIMUM_DEFAULT: Final = 65535
 
 PACKET_ID_MAX: Final = 65535
 
+SEND_IF_NEW: Final = mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
+
 _PUBCOMP: Final = b"\x70\x02"
 _OLD_REFUSAL: Final = b"\x20\x02\x00\x01"
 """CONNACK of a broker that knows MQTT 3.1.1 only. Source: MQTT 3.1.1 §3.2.2.3, "unacceptable protocol version"."""
@@ -100,19 +102,16 @@ class Mqtt5Codec:
         """Queue CONNECT."""
         self._outgoing += self._connect.write()
 
-    def subscribe(self, filters: Sequence[str], qos: int) -> int:
-        """Queue SUBSCRIBE; returns its packet identifier.
-
-        Retained messages are asked for only if the subscription is new: subscribing again on each connection must not
-        bring them again.
-        """
+    def subscribe(self, filters: Sequence[str], qos: int, *, retained: bool = False) -> int:
+        """Queue SUBSCRIBE; returns its packet identifier. For `retained` see `mqtt.codec.Codec`."""
+        handling = mqtt5.RetainHandling.SEND_ALWAYS if retained else SEND_IF_NEW
         packet_id = self._next_packet_id()
         wanted = [
             mqtt5.TopicFilter(
                 topic,
                 max_qos=mqtt5.QoS(qos),
                 retain_as_published=False,
-                retain_handling=mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS,
+                retain_handling=handling,
             )
             for topic in filters
         ]

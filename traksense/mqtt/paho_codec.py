@@ -134,15 +134,13 @@ class PahoCodec:
         # paho checks the address that it will not use.
         self._client.connect("broker", 1883, **arguments)
 
-    def subscribe(self, filters: Sequence[str], qos: int) -> int:
-        """Queue SUBSCRIBE; returns its packet identifier.
-
-        With MQTT 5, retained messages are asked for only if the subscription is new (Retain Handling 1): subscribing
-        again on each connection must not bring them again.
+    def subscribe(self, filters: Sequence[str], qos: int, *, retained: bool = False) -> int:
+        """Queue SUBSCRIBE; returns its packet identifier. For `retained` see `mqtt.codec.Codec` (Retain Handling 0 or
+        1).
         """
         if self._v5:
             _, packet_id = self._client.subscribe(
-                [(topic, SubscribeOptions(qos=qos, retainHandling=1)) for topic in filters]
+                [(topic, SubscribeOptions(qos=qos, retainHandling=int(not retained))) for topic in filters]
             )
         else:
             _, packet_id = self._client.subscribe([(topic, qos) for topic in filters])

@@ -16,7 +16,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import attrs
 import trio
 
 from traksense.errors import BrokerError, BrokerRefusedError, SessionTakenOverError
@@ -24,11 +23,13 @@ from traksense.ingest.backoff import Backoff
 from traksense.mqtt.codec import Connected, ProtocolError
 from traksense.mqtt.codecs import codec_factory
 from traksense.mqtt.connection import Connection
-from traksense.mqtt.drops import DROPPED_TOPIC, BrokerDrops
 from traksense.mqtt.failures import STABLE_SECONDS, Failures
 from traksense.mqtt.heartbeat import Heartbeat
+from traksense.mqtt.kept_session import KeptSession
+from traksense.mqtt.statistics import SessionStatistics
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.mqtt.subscriptions import Subscriptions
+from traksense.mqtt.sys_topics import SYS_TOPICS, SysTopics
 
 if TYPE_CHECKING:
     from collections import deque
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from traksense.ingest.ack import Acknowledger
     from traksense.ingest.health import Health
     from traksense.ingest.intake import Intake
+    from traksense.ingest.ports import BrokerWatch
     from traksense.model import Message
     from traksense.mqtt.codec import Event
     from traksense.mqtt.codecs import CodecFactory
@@ -58,27 +60,6 @@ UNSENT_MAX_BYTES: Final = 1024 * 1024
 that sends on and reads nothing would fill our memory with them."""
 
 
-@attrs.define
-class SessionStatistics:
-    """What happened to the session; exposed as metrics.
-
-    Attributes:
-        connections: How often CONNACK said success.
-        takeovers: How often another client took our client id, as far as the broker said so.
-        paused_at: Since when it is not read now, on Trio's clock, or None.
-        paused_seconds: How long the socket was not read because the pipeline was full.
-    """
-
-    connections: int = 0
-    takeovers: int = 0
-    paused_seconds: float = 0.0
-    paused_at: float | None = None
-
-    def paused_total(self) -> float:
-        """`paused_seconds`, with the pause that goes on now."""
-        return self.paused_seconds + (trio.current_time() - self.paused_at if self.paused_at is not None else 0.0)
-
-
 class Reader:
     """Owns the session. One task runs `run`; the other methods are for tasks of the same Trio run."""
 
@@ -90,7 +71,7 @@ class Reader:
         acknowledger: Acknowledger,
         health: Health,
         make_codec: CodecFactory | None = None,
-        on_connected: Callable[[bool], None] = lambda _session_present: None,
+        watch: BrokerWatch,
         topics: Sequence[str] | None = None,
     ) -> None:
         """Connect nothing yet.
@@ -101,7 +82,7 @@ class Reader:
             acknowledger: Whose PUBACKs to send.
             health: Where to say how the connection is.
             make_codec: Makes the codec of each connection. Default: the one that `MQTT_READER` names.
-            on_connected: Told after each CONNACK whether the broker had our session.
+            watch: Told of each connection, and what the broker says of itself.
             topics: What to subscribe to instead of what the settings say; may be empty.
         """
         self._settings = settings
@@ -109,7 +90,7 @@ class Reader:
         self._acknowledger = acknowledger
         self._health = health
         self._make_codec = make_codec or codec_factory(settings)
-        self._on_connected = on_connected
+        self._watch = watch
         self._tls = tls_context(settings)
         self._generation = 0
         self._connection: Connection | None = None
@@ -120,8 +101,9 @@ class Reader:
         self._stopping = trio.Event()
         self._closing = trio.Event()
         self._subscriptions = Subscriptions(settings.topics if topics is None else topics, settings.mqtt_qos)
-        self._own_topics = frozenset({DROPPED_TOPIC, settings.mqtt_heartbeat_topic or DROPPED_TOPIC})
-        self.drops = BrokerDrops()
+        self._own_topics = frozenset({*SYS_TOPICS, settings.mqtt_heartbeat_topic or SYS_TOPICS[0]})
+        self._sys_topics = SysTopics(watch)
+        self._kept_session = KeptSession(watch.delivered)
         self.failures = Failures(settings)
         self.statistics = SessionStatistics()
 
@@ -236,9 +218,10 @@ class Reader:
             tell_unanswered = partial(self._subscriptions.tell_unanswered, self._health)
             await connection.run(lambda: self._session(connection, heartbeat), heartbeat.run, tell_unanswered)
         finally:
-            self._answered = self._subscriptions.answered and self.drops.answered
+            self._answered = self._subscriptions.answered and self._sys_topics.answered
             self._connection = self._heartbeat = None
             self._subscriptions.disconnected()
+            self._kept_session.disconnected(self._acknowledger.oldest)
             self._acknowledger.disconnected()
 
     async def _session(self, connection: Connection, heartbeat: Heartbeat) -> None:
@@ -247,12 +230,13 @@ class Reader:
         if connected is None:
             return
         self.statistics.connections += 1
-        self._on_connected(connected.session_present)
+        self._watch.connected(connected.session_present)
+        self._kept_session.connected(connection.codec.messages, session_present=connected.session_present)
         self._tell_expiry(connected.session_expiry)
         self._acknowledger.connected(self._generation, connection.acknowledge)
         self._connection, self._heartbeat = connection, heartbeat
         self._subscriptions.connected(connection.codec, session_present=connected.session_present)
-        self.drops.ask(connection.codec)
+        self._sys_topics.ask(connection.codec)
         heartbeat.subscribe()
         connection.wake()
         if self._subscriptions.answered:
@@ -295,20 +279,22 @@ class Reader:
     def _accept(self, messages: deque[Message]) -> None:
         if self._heartbeat is not None:
             self._heartbeat.heard()
+        if self._kept_session.open:
+            self._kept_session.look(messages)
         own = self._own_topics
         self._intake.accept([m for m in messages if m.topic not in own or m.qos or self._is_theirs(m)])
         messages.clear()
 
     def _is_theirs(self, message: Message) -> bool:
         """False, and it ends here, for what we have subscribed to for ourselves; that comes at QoS 0."""
-        if message.topic == DROPPED_TOPIC:
-            self.drops.note(message)
+        if message.topic in SYS_TOPICS:
+            self._sys_topics.note(message)
         return False
 
     def _handle(self, event: Event, *, session_present: bool) -> None:
         if isinstance(event, Connected):
             raise ProtocolError("a second CONNACK")
-        self.drops.handle(event)
+        self._sys_topics.handle(event)
         if self._heartbeat is not None:
             self._heartbeat.handle(event)
         if self._subscriptions.handle(event):

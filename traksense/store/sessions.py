@@ -1,12 +1,15 @@
 """The broker sessions that we have had, so that a lost one is noticed even across a restart.
 
 A broker that has forgotten our session has forgotten its queue: what was published since we were last connected is
-gone. We cannot get it back, but we can say from when to when.
+gone. We cannot get it back, but we can say from when to when. The same goes for what a broker dropped, and for one that
+was restarted.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from traksense.ingest.ports import Remembered, Told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -14,8 +17,11 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
-_LAST_ALIVE: Final = """
-SELECT least(last_alive_at, $3) FROM traksense.ingest_session WHERE client_id = $1 AND broker = $2
+_REMEMBERED: Final = """
+SELECT least(last_alive_at, $3) AS last_alive, extract(epoch FROM now() - least(last_alive_at, $3))::float8 AS seconds,
+    extract(epoch FROM now() - broker_started_at)::float8 AS started, broker_dropped AS dropped,
+    broker_denies_session AS denies
+FROM traksense.ingest_session WHERE client_id = $1 AND broker = $2
 """
 
 _CONNECTED: Final = """
@@ -23,20 +29,35 @@ INSERT INTO traksense.ingest_session AS known (client_id, broker, connected_at, 
 VALUES ($1, $2, $3, least($3, now()))
 ON CONFLICT (client_id) DO UPDATE
 SET broker = excluded.broker, connected_at = excluded.connected_at, last_alive_at = excluded.last_alive_at,
-    claimed = CASE WHEN known.broker = excluded.broker THEN known.claimed ELSE '{}' END
+    left_at = NULL,
+    claimed = CASE WHEN known.broker = excluded.broker THEN known.claimed ELSE '{}' END,
+    broker_started_at = CASE WHEN known.broker = excluded.broker THEN known.broker_started_at END,
+    broker_dropped = CASE WHEN known.broker = excluded.broker THEN known.broker_dropped END,
+    broker_denies_session = known.broker = excluded.broker AND known.broker_denies_session
 """
 # What was claimed at another broker is not granted here yet.
 
-_ALIVE: Final = "UPDATE traksense.ingest_session SET last_alive_at = now() WHERE client_id = $1"
+_ALIVE_NOW: Final = """
+UPDATE traksense.ingest_session SET last_alive_at = now(),
+    broker_started_at = coalesce(now() - make_interval(secs => $2), broker_started_at),
+    broker_dropped = coalesce($3, broker_dropped),
+    broker_denies_session = coalesce($4, broker_denies_session)
+"""
 # Others compare it with now(): the clock of the replica, which may be minutes off, must not make a session look dead,
 # or alive for longer. A connection is recorded late if the database was away, so that keeps its own time, up to now.
+
+_ALIVE: Final = f"{_ALIVE_NOW} WHERE client_id = $1 AND left_at IS NULL"
+_LEFT: Final = f"{_ALIVE_NOW}, left_at = now() WHERE client_id = $1 AND connected_at = $5"
+# Another process may have taken the session over, and connected since.
 
 _SUBSCRIPTIONS: Final = "SELECT held, claimed FROM traksense.ingest_session WHERE client_id = $1"
 
 _CLAIMS: Final = """
 SELECT DISTINCT unnest(claimed) FROM traksense.ingest_session
 WHERE client_id <> $1 AND broker = $2 AND last_alive_at > now() - make_interval(secs => $3)
+    AND coalesce(left_at < last_alive_at, true)
 """
+# A session that was left on purpose is queued for, but nobody knows whether anybody will read it again.
 
 _REMEMBER: Final = "UPDATE traksense.ingest_session SET held = $2, claimed = $3 WHERE client_id = $1"
 
@@ -44,9 +65,9 @@ CLAIM_SECONDS: Final = 60.0
 """A session that was not alive for so long claims nothing: six times the interval at which it says that it is
 (`ingest.session.ALIVE_EVERY_SECONDS`)."""
 
-
 IN_USE_SECONDS: Final = 30.0
-"""A session that was alive so lately has a service: three times that interval. For commands that must not meet one."""
+"""A session that was alive so lately, and not left since, has a service: three times that interval. For commands that
+must not meet one."""
 
 
 class Call(Protocol):
@@ -63,14 +84,18 @@ class SessionLog:
     def __init__(self, call: Call) -> None:
         self._call = call
 
-    async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
+    async def connected(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
         """See `ingest.ports.SessionLog.connected`."""
-        last_alive: datetime | None = await self._call(connected, client_id, broker, at)
-        return last_alive
+        remembered: Remembered | None = await self._call(connected, client_id, broker, at)
+        return remembered
 
-    async def alive(self, client_id: str) -> None:
+    async def alive(self, client_id: str, told: Told) -> None:
         """See `ingest.ports.SessionLog.alive`."""
-        await self._call(alive, client_id)
+        await self._call(alive, client_id, told)
+
+    async def left(self, client_id: str, connected_at: datetime, told: Told) -> None:
+        """See `ingest.ports.SessionLog.left`."""
+        await self._call(left, client_id, connected_at, told)
 
     async def subscriptions(self, client_id: str) -> tuple[frozenset[str], frozenset[str]]:
         """See `ingest.handover.SubscriptionLog.subscriptions`."""
@@ -87,19 +112,27 @@ class SessionLog:
         await self._call(remember, client_id, held, claimed)
 
 
-async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> datetime | None:
-    """Record a connection; returns when the session was last known to be alive, or None if there was none.
+async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> Remembered | None:
+    """Record a connection; returns what is known from before, or None if there was no session at this broker.
     asyncio-flavored.
     """
     async with connection.transaction():
-        last_alive: datetime | None = await connection.fetchval(_LAST_ALIVE, client_id, broker, at)
+        row = await connection.fetchrow(_REMEMBERED, client_id, broker, at)
         await connection.execute(_CONNECTED, client_id, broker, at)
-    return last_alive
+    if row is None:
+        return None
+    dropped = None if row["dropped"] is None else int(row["dropped"])
+    return Remembered(row["last_alive"], row["seconds"], Told(row["started"], dropped, row["denies"]))
 
 
-async def alive(connection: PoolConnectionProxy, client_id: str) -> None:
+async def alive(connection: PoolConnectionProxy, client_id: str, told: Told) -> None:
     """Record that the session is alive now, by the database's clock. asyncio-flavored."""
-    await connection.execute(_ALIVE, client_id)
+    await connection.execute(_ALIVE, client_id, told.started_seconds, told.dropped, told.denies_session)
+
+
+async def left(connection: PoolConnectionProxy, client_id: str, connected_at: datetime, told: Told) -> None:
+    """Record that the session was alive until now and is not used any more. asyncio-flavored."""
+    await connection.execute(_LEFT, client_id, told.started_seconds, told.dropped, told.denies_session, connected_at)
 
 
 async def subscriptions(connection: PoolConnectionProxy, client_id: str) -> tuple[frozenset[str], frozenset[str]]:

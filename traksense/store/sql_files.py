@@ -16,7 +16,7 @@ from traksense.store import roles
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-LATEST: Final = 15
+LATEST: Final = 16
 """The schema version that this release works with; a test holds it to the newest file in `sql/`."""
 
 _FILE_NAME: Final = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)\.sql")

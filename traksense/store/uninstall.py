@@ -26,9 +26,11 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
 """
 
 _ALIVE: Final = """
-SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session
+SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session session
 WHERE last_alive_at > now() - make_interval(secs => $1)
+    AND coalesce((to_jsonb(session) ->> 'left_at')::timestamptz < last_alive_at, true)
 """
+# As text, since an older schema, which can be taken away too, has no such column.
 
 _PARTITIONS: Final = """
 SELECT c.oid::regclass::text FROM pg_class c

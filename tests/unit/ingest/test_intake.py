@@ -1,4 +1,4 @@
-"""Topics, limits, the ledger, the intake's bounds, health and lost sessions."""
+"""Topics, limits, the ledger, the intake's bounds, health."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import sys
 import tracemalloc
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 from tests.patience import HANG_SECONDS
 from traksense.adapters import load_registry
 from traksense.config import load
-from traksense.errors import StoreUnavailableError
 from traksense.ingest.ack import Acknowledger
 from traksense.ingest.decode import ROUTES_MAX, Decoder, Router, read_topic
 from traksense.ingest.health import STALLED_AFTER_SECONDS, Health, watch_progress
 from traksense.ingest.intake import Intake
 from traksense.ingest.ledger import MESSAGE_OVERHEAD_BYTES, Ledger, cost_bytes
-from traksense.ingest.session import SessionWatch
 from traksense.model import Kind, Message, Reason, Route
 
 if TYPE_CHECKING:
@@ -313,7 +311,7 @@ def test_intake_never_exceeds_its_bounds(sizes: list[int], queue_max: int, max_b
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-# --- health and sessions --------------------------------------------------------------------------------------------
+# --- health ---------------------------------------------------------------------------------------------------------
 
 
 async def test_health_is_ready_when_everything_holds() -> None:
@@ -409,65 +407,3 @@ async def test_watchdog_is_calm_while_commits_happen(autojump_clock: MockClock, 
         ledger.stored += 1
         ledger.settle([message()])
         assert health.holds("progress")
-
-
-class MemorySessionLog:
-    """Remembers one session; fails as often as it is told to."""
-
-    def __init__(self, last_alive: datetime | None, failures: int = 0) -> None:
-        self.last_alive = last_alive
-        self.failures = failures
-        self.times_alive = 0
-
-    async def connected(self, client_id: str, broker: str, at: datetime) -> datetime | None:
-        await trio.lowlevel.checkpoint()
-        if self.failures:
-            self.failures -= 1
-            raise StoreUnavailableError("away")
-        last, self.last_alive = self.last_alive, at
-        return last
-
-    async def alive(self, client_id: str) -> None:
-        await trio.lowlevel.checkpoint()
-        self.times_alive += 1
-
-
-@pytest.mark.parametrize(
-    ("last_alive", "present", "lost"),
-    [(NOON - timedelta(hours=2), False, 1), (NOON - timedelta(hours=2), True, 0), (None, False, 0), (None, True, 0)],
-)
-async def test_session_lost_is_noticed(
-    autojump_clock: MockClock,
-    nursery: trio.Nursery,
-    caplog: pytest.LogCaptureFixture,
-    last_alive: datetime | None,
-    present: bool,
-    lost: int,
-) -> None:
-    """A session that we had and the broker no longer has is lost: counted, and logged with the interval at risk."""
-    log = MemorySessionLog(last_alive, failures=2)
-    watch = SessionWatch(log, Health(["broker"]), client_id="c", broker="mqtt://h", now=lambda: NOON)
-    nursery.start_soon(watch.run)
-    watch.connected(present)
-    with caplog.at_level("INFO"):
-        await trio.sleep(60)
-
-    assert lost == watch.lost
-    assert 7200.0 * lost == watch.lost_seconds
-    fields = [cast("dict[str, str]", r.__dict__) for r in caplog.records if r.message == "session_lost"]
-    assert [("2026-11-20T10:00:00+00:00", "2026-11-20T12:00:00+00:00")] * lost == [
-        (f["traksense_at_risk_from"], f["traksense_at_risk_until"]) for f in fields
-    ]
-
-
-async def test_session_alive_is_recorded_while_connected(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """Only while the broker is there, so that the interval at risk begins when it went away."""
-    log, health = MemorySessionLog(None), Health(["broker"])
-    watch = SessionWatch(log, health, client_id="c", broker="mqtt://h", now=lambda: NOON)
-    nursery.start_soon(watch.run)
-    await trio.sleep(35)
-    assert 0 == log.times_alive
-    health.set("broker")
-    await trio.sleep(35)
-
-    assert log.times_alive in (3, 4)

@@ -22,9 +22,9 @@ from traksense import service
 from traksense.errors import BrokerError, ConfigError
 from traksense.mqtt.codec import Unsubscribed
 from traksense.mqtt.connection import Connection
-from traksense.mqtt.drops import DROPPED_TOPIC
 from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
+from traksense.mqtt.sys_topics import SYS_TOPICS
 from traksense.store.connection import open_connection
 from traksense.store.sessions import IN_USE_SECONDS
 from traksense.tools.progress import Progress
@@ -48,8 +48,11 @@ NOTHING: Final = "traksense/-/-/-/retired"
 POLL_SECONDS: Final = 0.1
 
 SESSION: Final = """
-SELECT extract(epoch FROM now() - last_alive_at)::float8, held FROM traksense.ingest_session WHERE client_id = $1
+SELECT CASE WHEN coalesce(left_at < last_alive_at, true) THEN extract(epoch FROM now() - last_alive_at)::float8 END,
+    held
+FROM traksense.ingest_session WHERE client_id = $1
 """
+"""Seconds since a service used it, unless that has left it."""
 
 FORGET: Final = "DELETE FROM traksense.ingest_session WHERE client_id = $1"
 
@@ -163,8 +166,8 @@ async def is_empty(settings: Settings) -> bool:
     connection = await _connect(settings)
 
     def something() -> bool:
-        # The broker's own count and heartbeats come at QoS 0: they are never queued.
-        own = (DROPPED_TOPIC, settings.mqtt_heartbeat_topic)
+        # What the broker says of itself, and heartbeats, come at QoS 0: they are never queued.
+        own = (*SYS_TOPICS, settings.mqtt_heartbeat_topic)
         return any(message.topic not in own for message in connection.codec.messages)
 
     async def look() -> None:

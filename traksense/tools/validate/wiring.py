@@ -41,8 +41,9 @@ SURE_SECONDS: Final = 3.0
 """How much longer a row is waited for that should be there already. Chosen by guess."""
 
 _SESSION: Final = """
-SELECT client_id, broker, extract(epoch FROM now() - last_alive_at)::float8
-FROM traksense.ingest_session ORDER BY last_alive_at DESC LIMIT 1
+SELECT client_id, broker, extract(epoch FROM now() - last_alive_at)::float8,
+    coalesce(left_at < last_alive_at, true) AND last_alive_at > now() - make_interval(secs => $1)
+FROM traksense.ingest_session ORDER BY 4 DESC, last_alive_at DESC LIMIT 1
 """
 
 _DEAD: Final = "SELECT reason, detail FROM public.ingest_errors WHERE tenant_id = $1 AND payload = $2"
@@ -105,9 +106,9 @@ async def _find_session(target: Target) -> tuple[str, str]:
     A service that is ready says every ten seconds in its database that it lives; without that, nothing need be
     published to know that it has another one.
     """
-    rows, _ = await target.until(target.rows(_SESSION), lambda found: bool(found) and found[0][2] < IN_USE_SECONDS)
-    client_id, broker, age = rows[0] if rows else ("", "", None)
-    if age is None or age >= IN_USE_SECONDS:
+    rows, _ = await target.until(target.rows(_SESSION, IN_USE_SECONDS), lambda found: bool(found) and found[0][3])
+    client_id, broker, age, in_use = rows[0] if rows else ("", "", None, False)
+    if not in_use:
         last = "none ever was" if age is None else f"the last one, {client_id}, {age:.0f} s ago"
         raise CheckFailedError(
             f"the service at {target.endpoint.url} is ready, but no service is at work in {target.settings.database} "
