@@ -467,8 +467,11 @@ async def test_reader_is_told_on_each_connection_what_the_broker_dropped(
         while 90 not in again.watch.counts or not again.watch.uptimes:
             await trio.sleep(0.05)
         assert 0 == again.ledger.received_total - len(await again.receive(10))
+    async with reading(settings) as third:
+        while not third.watch.counts:
+            await trio.sleep(0.05)
 
-    assert ([0], [True]) == (bench.watch.counts, again.present)
+    assert ([0], [90], [True]) == (bench.watch.counts, third.watch.counts, third.present)
     assert again.watch.uptimes > bench.watch.uptimes
 
 
