@@ -40,7 +40,7 @@ class BrokerError(TraksenseError):
 class BrokerRefusedError(BrokerError):
     """The broker refuses what we are configured to do; `variable` says where to look."""
 
-    def __init__(self, message: str, variable: str = "MQTT_URL") -> None:
+    def __init__(self, message: str, variable: str) -> None:
         self.variable = variable
         super().__init__(message)
 

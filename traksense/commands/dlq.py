@@ -75,7 +75,7 @@ def main(arguments: argparse.Namespace) -> int:
             done = _connected(arguments, act)
         sys.stdout.flush()
     except BrokerRefusedError as error:
-        raise ConfigError([f"MQTT_URL: {error}"]) from error
+        raise ConfigError([f"{error.variable}: {error}"]) from error
     except _InterruptedError:
         return INTERRUPTED
     except BrokenPipeError:

@@ -79,9 +79,11 @@ class Codec(Protocol):
     """One connection's state. Methods that produce packets queue them for `take`.
 
     Attributes:
+        version: Of MQTT, as `MQTT_VERSION` names it.
         messages: PUBLISHes in receive order; the reader empties it after each `feed`.
     """
 
+    version: str
     messages: deque[Message]
 
     @property

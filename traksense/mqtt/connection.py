@@ -25,16 +25,22 @@ SILENCE: Final = 1.5
 gives the server the same measure for us."""
 
 SESSION_TAKEN_OVER: Final = 0x8E
-REFUSED_CONFIGURATION: Final = {
-    0x84: "MQTT_VERSION",
-    0x85: "MQTT_CLIENT_ID",
-    0x86: "MQTT_URL",
-    0x87: "MQTT_URL",
-    0x8A: "MQTT_URL",
-    0x8C: "MQTT_URL",
+OTHER_VERSION: Final = {
+    "5": "if it speaks MQTT 3.1.1 only, set MQTT_VERSION=3.1.1",
+    "3.1.1": "if it speaks MQTT 5 only, set MQTT_VERSION=5",
 }
-"""CONNACK reasons that no waiting mends, and the variable to look at: unsupported version, invalid client identifier,
-bad user name or password, not authorized, banned, bad authentication method. Source: MQTT 5.0 §3.2.2.2."""
+_CREDENTIALS: Final = "look at it and MQTT_PASSWORD, or at user and password in MQTT_URL where they are not set"
+REFUSED_CONFIGURATION: Final = {
+    0x84: ("MQTT_VERSION", ""),
+    0x85: ("MQTT_CLIENT_ID", "every broker takes up to 23 letters and digits"),
+    0x86: ("MQTT_USERNAME", _CREDENTIALS),
+    0x87: ("MQTT_USERNAME", f"{_CREDENTIALS}; this user may also be bound to another MQTT_CLIENT_ID"),
+    0x8A: ("MQTT_CLIENT_ID", "the broker's list of bans has it, or the user or address of this service"),
+    0x8C: ("MQTT_USERNAME", "traksense shows a user name with a password, and a certificate (MQTT_CERT_FILE)"),
+}
+"""CONNACK reasons that no waiting mends, the variable to look at, and what to do: unsupported version, invalid client
+identifier, bad user name or password, not authorized, banned, bad authentication method. Sources: MQTT 5.0 §3.2.2.2;
+[MQTT-3.1.3-5] for the client identifier."""
 
 
 class Connection:
@@ -96,15 +102,16 @@ class Connection:
                 try:
                     events = await self.receive()
                 except ConnectionLostError as error:
-                    # NATS 2.9 and aedes do that to MQTT 5.
-                    raise BrokerError(
-                        f"{error} instead of answering CONNECT: does it speak this MQTT_VERSION?"
-                    ) from error
+                    # Some do that to a version that they do not speak.
+                    hint = OTHER_VERSION[self.codec.version]
+                    raise BrokerError(f"{error} instead of answering CONNECT: {hint}") from error
                 for event in events:
                     if isinstance(event, Connected):
-                        if variable := REFUSED_CONFIGURATION.get(event.reason):
+                        if event.reason in REFUSED_CONFIGURATION:
+                            variable, hint = REFUSED_CONFIGURATION[event.reason]
+                            hint = hint or OTHER_VERSION[self.codec.version]
                             raise BrokerRefusedError(
-                                f"the broker refuses the connection: {event.reason_text}", variable
+                                f"the broker refuses the connection: {event.reason_text}: {hint}", variable
                             )
                         if event.reason:
                             raise BrokerError(f"the broker refuses the connection for now: {event.reason_text}")

@@ -77,6 +77,7 @@ class Mqtt5Codec:
         username: str | None = None,
         password: Secret | None = None,
     ) -> None:
+        self.version = "5"
         self.messages: deque[Message] = deque()
         self._connect = mqtt5.ConnectPacket(
             client_id,

@@ -89,6 +89,7 @@ class PahoCodec:
         username: str | None = None,
         password: Secret | None = None,
     ) -> None:
+        self.version = version
         self.messages: deque[Message] = deque()
         self._keepalive = keepalive
         self._receive_maximum = receive_maximum

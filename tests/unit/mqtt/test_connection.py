@@ -29,9 +29,9 @@ KEEPALIVE = 30.0
 class Peer:
     """A connection, and the broker's end of it in the test's hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "5") -> None:
         ours, self.stream = memory_stream_pair()
-        self.codec = PahoCodec(client_id="c")
+        self.codec = PahoCodec(client_id="c", version=version)
         self.connection = Connection(cast("Stream", ours), self.codec, keepalive=KEEPALIVE)
 
     async def run(self, body: Callable[[], Awaitable[None]], broker: Callable[[Broker], Awaitable[None]]) -> None:
@@ -164,17 +164,24 @@ async def test_connection_refusals_are_told_apart(reason: int, error: type[Broke
 
 
 @pytest.mark.parametrize(
-    ("reply", "variable"),
+    ("version", "reply", "variable", "advice"),
     [
-        ("2003008400", "MQTT_VERSION"),
-        ("20020001", "MQTT_VERSION"),
-        ("2003008500", "MQTT_CLIENT_ID"),
-        ("2003008600", "MQTT_URL"),
+        ("5", "2003008400", "MQTT_VERSION", "set MQTT_VERSION=3.1.1"),
+        ("5", "20020001", "MQTT_VERSION", "set MQTT_VERSION=3.1.1"),
+        ("3.1.1", "20020001", "MQTT_VERSION", "set MQTT_VERSION=5"),
+        ("5", "2003008500", "MQTT_CLIENT_ID", "23 letters and digits"),
+        ("3.1.1", "20020002", "MQTT_CLIENT_ID", "23 letters and digits"),
+        ("5", "2003008600", "MQTT_USERNAME", "MQTT_PASSWORD, or at user and password in MQTT_URL"),
+        ("3.1.1", "20020004", "MQTT_USERNAME", "MQTT_PASSWORD"),
+        ("5", "2003008700", "MQTT_USERNAME", "MQTT_CLIENT_ID"),
+        ("3.1.1", "20020005", "MQTT_USERNAME", "MQTT_CLIENT_ID"),
+        ("5", "2003008a00", "MQTT_CLIENT_ID", "list of bans"),
+        ("5", "2003008c00", "MQTT_USERNAME", "MQTT_CERT_FILE"),
     ],
 )
-async def test_connection_refusal_names_the_variable(reply: str, variable: str) -> None:
-    """What ends the start says where to look: a broker without MQTT 5 is no fault of MQTT_URL."""
-    peer = Peer()
+async def test_connection_refusal_names_the_variable(version: str, reply: str, variable: str, advice: str) -> None:
+    """What ends the start says where to look, and what would be right."""
+    peer = Peer(version)
 
     async def broker(stream: Broker) -> None:
         await stream.receive_some()
@@ -187,6 +194,7 @@ async def test_connection_refusal_names_the_variable(reply: str, variable: str) 
         await peer.run(body, broker)
 
     assert variable == caught.value.variable
+    assert advice in str(caught.value)
 
 
 @pytest.mark.parametrize("nonsense", [b"\xff\xff\xff\xff\xff\xff", b"\x30\x02\x00\x05", b"\x00" * 40])
