@@ -19,7 +19,7 @@ from traksense.errors import ConfigError
 from traksense.log import JsonFormatter, TextFormatter
 from traksense.tools.validate.report import Printer
 from traksense.tools.validate.run import Options, new_report
-from traksense.urls import DATABASE_FORM, ENCODE, MQTT_FORM
+from traksense.urls import DATABASE_FORM, ENCODE, MQTT_FORM, ONE_BROKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,6 +112,27 @@ def test_url_that_cannot_be_is_a_fault(variable: str, url: str) -> None:
 
     assert f"traksense: {variable}: " in said
     assert "geheim" not in said
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        "h:1883,h:1884",
+        "a,b:1883",
+        "[::1],127.0.0.1:1883",
+        "127.0.0.1,[::1]:1883",
+        "[::1]:1883,[::2]:1883",
+        "h:1883,mqtt://h:1884",
+        "h,",
+        "i:geheim@a,b/",
+    ],
+)
+def test_list_of_brokers_is_told_what_does_work(hosts: str) -> None:
+    """A name with several addresses, or a proxy: nothing is dropped from the list in silence, nor waited for."""
+    with pytest.raises(ConfigError) as caught:
+        load({"MQTT_URL": f"mqtt://{hosts}"})
+
+    assert (f"MQTT_URL: {ONE_BROKER}",) == caught.value.faults
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,12 @@ above any payload limit that can be set (8 MiB): a payload over that limit must 
 its exact bytes. Not higher, since one packet on its way takes three times its size beside the queue's budget
 (measured)."""
 
+OLD_REFUSAL: Final = b"\x20\x02\x00\x01"
+"""CONNACK, "unacceptable protocol version" of MQTT 3.1.1 §3.2.2.3. Brokers without MQTT 5 answer it to that, too."""
+
+UNSUPPORTED_VERSION: Final = 0x84
+"""What MQTT 5 calls it. Source: MQTT 5.0 §3.2.2.2."""
+
 
 @attrs.frozen
 class Connected:

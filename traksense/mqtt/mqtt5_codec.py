@@ -18,7 +18,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from traksense.mqtt.codec import (
+    OLD_REFUSAL,
     PACKET_MAX_BYTES,
+    UNSUPPORTED_VERSION,
     Connected,
     Disconnected,
     Event,
@@ -43,10 +45,6 @@ PACKET_ID_MAX: Final = 65535
 SEND_IF_NEW: Final = mqtt5.RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
 
 _PUBCOMP: Final = b"\x70\x02"
-_OLD_REFUSAL: Final = b"\x20\x02\x00\x01"
-"""CONNACK of a broker that knows MQTT 3.1.1 only. Source: MQTT 3.1.1 §3.2.2.3, "unacceptable protocol version"."""
-
-_UNSUPPORTED_VERSION: Final = 0x84
 
 
 class Mqtt5Codec:
@@ -171,9 +169,9 @@ class Mqtt5Codec:
 
     def _event(self, raw: bytes) -> Event | None:
         """What a packet says, if it is an event."""
-        if raw == _OLD_REFUSAL:
+        if raw == OLD_REFUSAL:
             return Connected(
-                _UNSUPPORTED_VERSION, _text(PacketTypes.CONNACK, _UNSUPPORTED_VERSION), session_present=False
+                UNSUPPORTED_VERSION, _text(PacketTypes.CONNACK, UNSUPPORTED_VERSION), session_present=False
             )
         packet = _read(raw)
         match packet:

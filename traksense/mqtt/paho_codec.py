@@ -24,10 +24,13 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from traksense.mqtt.codec import (
+    OLD_REFUSAL,
     PACKET_MAX_BYTES,
+    UNSUPPORTED_VERSION,
     Connected,
     Disconnected,
     Event,
@@ -40,8 +43,6 @@ from traksense.mqtt.packets import PacketReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from paho.mqtt.reasoncodes import ReasonCode
 
     from traksense.config import Secret
     from traksense.model import Message
@@ -190,6 +191,11 @@ class PahoCodec:
             elif packet[0] >> 4 not in _ANSWERS:
                 # paho would answer some of them, and a broker that floods us with those would fill our memory.
                 raise ProtocolError(f"an unexpected packet of type {packet[0] >> 4}")
+            elif packet == OLD_REFUSAL:
+                # To the version that it asks for, paho takes it for a breach of the protocol (l.3865).
+                reason = ReasonCode(PacketTypes.CONNACK, identifier=UNSUPPORTED_VERSION)
+                self._events.append(Connected(reason.value, str(reason), session_present=False))
+                break
             elif self._hand_to_paho(packet):
                 break  # the peer said goodbye: what follows means nothing
         events, self._events = self._events, []
