@@ -235,8 +235,8 @@ class ServiceCollector:
         )
         yield CounterMetricFamily(
             "ingest_broker_dropped_messages",
-            "Messages that the broker reports as dropped, for all its clients, since this session was last alive before "
-            "this process (Mosquitto only).",
+            "Messages that the broker reports as dropped, for all its clients, since this session was last alive "
+            "before this process (Mosquitto only).",
             self.session_watch.dropped,
         )
         yield CounterMetricFamily(
