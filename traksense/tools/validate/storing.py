@@ -34,8 +34,6 @@ SELECT to_regproc('traksense.roll_up') IS NOT NULL,
     EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = to_regclass('traksense.rollup_1m') AND relkind = 'v')
 """
 
-_REFRESH: Final = "CALL refresh_continuous_aggregate('traksense.rollup_1m', $1::timestamptz, $2::timestamptz)"
-
 _MINUTES: Final = """
 SELECT bucket, v_avg, v_min, v_max, v_count FROM public.ts_measure_1m
 WHERE tenant_id = $1 AND site_id = $2 AND device_id = $3 AND point_id = $4 ORDER BY bucket
@@ -142,7 +140,7 @@ async def out_of_order(target: Target, result: Result) -> None:
     wanted = _by_minute(points.items())
 
     async def ask_minutes() -> list[tuple[Any, ...]]:
-        await _bring_up_to_date(target, order)
+        await _bring_up_to_date(target)
         return await target.database.fetch(_MINUTES, target.tenant, SITE, "disorder", "p")
 
     minutes, _ = await target.until(ask_minutes, lambda found: _same(found, wanted))
@@ -153,15 +151,15 @@ async def out_of_order(target: Target, result: Result) -> None:
     result.judge("Aggregates in ts_measure_1m", figure, faults=faults, next_step=step, minutes=len(minutes))
 
 
-async def _bring_up_to_date(target: Target, instants: list[datetime]) -> None:
+async def _bring_up_to_date(target: Target) -> None:
     """Where aggregates are stored they follow within a minute or so; we need not wait for that.
 
-    The schema's own way: nothing for aggregates computed as they are read, else `roll_up` or TimescaleDB's refresh.
+    The schema's own way: nothing for aggregates computed as they are read, else `roll_up` or, with TimescaleDB, the
+    procedure that its scheduler runs.
     """
     ((rolls_up, refreshes),) = await target.database.fetch(_STORED_AGGREGATES)
     if refreshes:
-        first, last = min(instants) - timedelta(hours=1), max(instants) + timedelta(hours=1)
-        await target.database.fetch(_REFRESH, first, last)
+        await target.database.fetch("CALL traksense.refresh_aggregates()")
     elif rolls_up:
         await target.database.fetch("SELECT traksense.roll_up()")
 
