@@ -10,7 +10,7 @@ import pytest
 
 from traksense.tools.stack import StackError, free_port, servers
 
-TAKE_PORTS = """
+TAKE_PORTS = r"""
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
 from traksense.tools.stack import free_port
@@ -20,11 +20,12 @@ os.fork()
 sys.setswitchinterval(1e-6)
 try:
     with ThreadPoolExecutor(8) as pool:
-        for _ in range(5):  # lines so short that a pipe takes them whole
-            print(*pool.map(lambda _: free_port(), range(600)), flush=True)
+        for _ in range(5):
+            line = " ".join(str(port) for port in pool.map(lambda _: free_port(), range(600)))
+            os.write(1, f"{line}\n".encode())  # so short that a pipe takes it whole
 finally:
-    print("done", flush=True)
-    input()
+    os.write(1, b"done\n")
+    sys.stdin.read()
 """
 
 
