@@ -165,6 +165,9 @@ def _without_descriptors(scene: Scene) -> Iterator[None]:
         # Below this are those that are open always.
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        # One that is being opened has its descriptor, and is no session yet.
+        connection.execute(f"ALTER ROLE {SERVICE} NOLOGIN".encode())
+        stack.callback(connection.execute, f"ALTER ROLE {SERVICE} LOGIN".encode())
         sessions = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{SERVICE}'"
         connection.execute(sessions.encode())
         yield
