@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # As in `_run`.
         return FAILED
-    except OSError as error:
-        return _disk_full(error)
+    except TraksenseError as error:
+        return report(error)
     command = arguments.command or "run"
     if command != "run":
         # The service says that its log has no place to go.
