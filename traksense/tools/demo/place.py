@@ -46,7 +46,6 @@ class Place:
 
     def __init__(self, directory: Path, *, make: bool = True) -> None:
         self.directory = directory.absolute()
-        self._given = directory
         if not str(self.directory).isprintable():
             # Brokers and databases read it from their configuration, in lines of UTF-8.
             raise TraksenseError(f"{str(self.directory)!r} has characters that do not show: take another --directory")
@@ -134,12 +133,11 @@ class Place:
         if psql is None:
             return None
         program = "psql" if shutil.which("psql") == str(psql) else shlex.quote(str(psql))
-        return f"PGSERVICEFILE={shlex.quote(_short(self.service_file))} {program} service={SERVICE_NAME}"
+        return f"PGSERVICEFILE={shlex.quote(str(self.service_file))} {program} service={SERVICE_NAME}"
 
     def command(self, *arguments: str) -> str:
-        """The line that runs the demo in this directory."""
-        place = [] if self._given == default_directory() else ["--directory", shlex.quote(str(self._given))]
-        return " ".join([_program(), "demo", *place, *arguments])
+        """The line that runs the demo in this directory, from whatever folder."""
+        return " ".join([_program(), "demo", "--directory", shlex.quote(str(self.directory)), *arguments])
 
 
 def default_directory() -> Path:
@@ -158,27 +156,20 @@ def find_psql(postgres: PostgresProcess | None = None) -> Path | None:
     return next((path for path in candidates if os.access(path, os.X_OK)), None)
 
 
-def _short(path: Path) -> str:
-    """Relative to the working directory if that is shorter."""
-    with contextlib.suppress(ValueError):
-        relative = path.relative_to(Path.cwd())
-        return str(relative)
-    return str(path)
-
-
 def _program() -> str:
-    """How we were called, in a form that works in the same shell."""
+    """How we were called, in a form that works in the same shell, from whatever folder."""
     script = Path(sys.argv[0])
     if script.name == "traksense":
-        return _called(script)
-    return f"{_called(Path(sys.executable))} -m traksense"
+        return called(script)
+    # -P: or a folder named traksense there, such as a clone, would hide the package.
+    return f"{called(Path(sys.executable))} -P -m traksense"
 
 
-def _called(program: Path) -> str:
+def called(program: Path) -> str:
     """Its name if the shell finds it by that, else its place."""
     found = shutil.which(program.name)
     same = found is not None and Path(found).absolute() == program.absolute()
-    return program.name if same else shlex.quote(_short(program.absolute()))
+    return program.name if same else shlex.quote(str(program.absolute()))
 
 
 def _is_free(port: int) -> bool:

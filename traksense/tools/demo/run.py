@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator  # noqa: TC003  (attrs resolves the annotations)
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path  # noqa: TC003
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
@@ -41,7 +41,7 @@ from traksense.tools.demo.observe import (
     watch_processes,
     watched_points,
 )
-from traksense.tools.demo.place import DATABASE, Place
+from traksense.tools.demo.place import DATABASE, Place, called
 from traksense.tools.demo.state import Addresses, Phase, Scrape, State
 from traksense.tools.demo.verdict import LAST_DEAD, compare
 from traksense.tools.fleet import Fleet, FleetOptions, Limits, Tally, play
@@ -62,11 +62,11 @@ CLIENT_ID: Final = "traksense-demo"
 TOPICS: Final = "traksense/#"
 """More than the service's default: a message on a topic that is none of ours shall become a dead letter."""
 
-OWN_MESSAGE: Final = (
-    "-q 1 -t traksense/mine/here/device-1/telem "
-    """-m '{"schema": "v1", "ts": "'$(date -u +%FT%TZ)'", "points": [{"name": "t", "v": 7.3}]}'"""
-)
-"""For a shell; a tenant of its own, so that the comparison at the end is not disturbed."""
+OWN_TOPIC: Final = "traksense/mine/here/device-1/telem"
+"""A tenant of its own, so that the comparison at the end is not disturbed."""
+
+OWN_MESSAGE: Final = """'{"schema": "v1", "ts": "'$(date -u +%FT%TZ)'", "points": [{"name": "t", "v": 7.3}]}'"""
+"""For a shell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -216,8 +216,7 @@ class Demo:
     def _state(self, broker: BrokerProcess, postgres: PostgresProcess, service: ServiceProcess, fleet: Fleet) -> State:
         if psql := self._place.psql_line(postgres):
             self._say(f"  look at the data from another terminal:\n    {psql}")
-        if shutil.which("mosquitto_pub"):
-            self._say(f"  send a message of your own:\n    mosquitto_pub -p {broker.port} {OWN_MESSAGE}")
+        self._say(f"  send a message of your own:\n    {_own_publish(broker)}")
         o = self._options.fleet
         described = f"{o.tenants} tenants, {fleet.devices} devices, {o.rate:,.0f} points/s"
         if o.speed != 1:
@@ -270,6 +269,18 @@ class Demo:
     @staticmethod
     def _say(text: str) -> None:
         say(text, flush=True)
+
+
+def _own_publish(broker: BrokerProcess) -> str:
+    """The line that publishes a message of one's own, with what there is on this machine."""
+    if shutil.which("mosquitto_pub"):
+        # The embedded broker speaks nothing else.
+        version = "-V 5 " if broker.kind == "iotcore" else ""
+        return f"mosquitto_pub {version}-p {broker.port} -q 1 -t {OWN_TOPIC} -m {OWN_MESSAGE}"
+    # What it logs of a connection that it has ended itself looks like a failure, and failures are raised.
+    quiet = "import logging, sys; logging.disable(); from paho.mqtt.publish import single"
+    code = f"{quiet}; single(*sys.argv[1:], qos=1, port={broker.port}, protocol=5)"
+    return f"{called(Path(sys.executable))} -P -c '{code}' {OWN_TOPIC} {OWN_MESSAGE}"
 
 
 def _log_to(path: Path) -> None:
