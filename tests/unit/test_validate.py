@@ -135,9 +135,23 @@ def test_printer_says_why_and_how_it_can_be_checked(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert ["[SKIP] Walls: no right", "    next step: GRANT it"] == lines[:2]
     assert (
-        "PASSED, BUT 1 CHECK COULD NOT BE MADE (1 ok, 1 skip; 0.0 s): Check: no right (next step: GRANT it)"
+        "PASSED, BUT 1 CHECK COULD NOT BE MADE (1 check ok, 1 skipped; 0.0 s): Check: no right (next step: GRANT it)"
         == lines[-2]
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (report(("fail",), ("not run",), ()), "CHECKS FAILED (1 check failed, 2 not run; "),
+        (report(("ok",), ("ok",)), "ALL CHECKS PASSED (2 checks ok; "),
+    ],
+)
+def test_verdict_counts_checks(found: Report, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers say what they count."""
+    Printer().end(found)
+
+    assert capsys.readouterr().out.splitlines()[-2].startswith(said)
 
 
 def test_judge_has_a_next_step_only_if_it_failed() -> None:

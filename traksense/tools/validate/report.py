@@ -185,11 +185,7 @@ class Printer:
 
     def end(self, report: Report) -> None:
         """The verdict."""
-        counts = {
-            status: sum(result.status == status for result in report.results)
-            for status in ("ok", "fail", "skip", "not run")
-        }
-        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        said = _counted([result.status for result in report.results])
         missing = report.not_checked
         why = "; ".join(
             f"{result.title}: {finding.figure}" + (f" (next step: {finding.next_step})" if finding.next_step else "")
@@ -217,3 +213,12 @@ class Printer:
             # Nobody reads any more; what was begun is still to be cleaned up.
             self._silent = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _counted(found: list[Status]) -> str:
+    """How many checks ended how, such as `1 check failed, 12 not run`."""
+    words: dict[Status, str] = {"fail": "failed", "ok": "ok", "skip": "skipped", "not run": "not run"}
+    counts = [(found.count(status), word) for status, word in words.items() if status in found]
+    first, *others = counts or [(0, "run")]
+    checks = "check" if first[0] == 1 else "checks"
+    return ", ".join([f"{first[0]} {checks} {first[1]}", *(f"{count} {word}" for count, word in others)])

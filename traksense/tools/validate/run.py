@@ -260,7 +260,9 @@ class _Run:
             )
             rows = await database.fetch(_DATABASE)
         except TraksenseError as error:
-            step = "DATABASE_URL must name the database of the service, and the login of its owner"
+            step = (
+                "is PostgreSQL running? DATABASE_URL must name the database of the service, and the login of its owner"
+            )
             result.add("fail", "Database", str(error), next_step=step)
             return None
         version, operator, read_only = rows[0]
