@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.manuals import blocks_of
+from tests.manuals import block_of, blocks_of
 from traksense.adapters import Context, load_registry
+from traksense.cli import main
 from traksense.model import Kind, Point, Reason, Telemetry
 
 MANUAL = (Path(__file__).parents[3] / "ops" / "adapters.md").read_text("utf-8")
@@ -31,7 +34,7 @@ NOT_OF_ADAPTERS = {
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The example, installed as pip would: its module, and metadata with the entry points of its setup.cfg."""
     config = configparser.ConfigParser()
-    module, setup_cfg, test_module = blocks_of("adapters.md")
+    module, setup_cfg, _, _, test_module = blocks_of("adapters.md")
     config.read_string(setup_cfg.text)
     (tmp_path / f"{config['options']['py_modules']}.py").write_text(module.text, "utf-8")
     (tmp_path / "test_acme_meter.py").write_text(test_module.text, "utf-8")
@@ -54,6 +57,25 @@ def test_manual_example_is_found(installed: Path) -> None:
     assert [Telemetry(ts, [Point("temp", 23.5), Point("hum", 61.0)])] == load_registry().decode(
         Kind.TELEM, b"1759937445;temp=23.5;hum=61", context
     )
+
+
+def test_manual_example_can_be_built() -> None:
+    """What pip is told to build it with exists, and needs nothing else."""
+    build = tomllib.loads(block_of("adapters.md [build-system]").text)["build-system"]
+
+    assert ["setuptools"] == build["requires"]
+    assert callable(importlib.import_module(build["build-backend"]).build_wheel)
+
+
+def test_manual_commands_decode_the_example(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The check behind the installation shows the two points."""
+    commands = block_of("adapters.md /opt/traksense/bin/pip").text.splitlines()
+    subprocess.run(commands[2], shell=True, cwd=installed, check=True)
+    program, *arguments, file = commands[3].split()
+    assert "traksense" == program
+
+    assert 0 == main([*arguments, str(installed / file)])
+    assert "2 points at 2025-10-08T15:30:45Z" in capsys.readouterr().out
 
 
 def test_manual_example_tests_pass(installed: Path) -> None:
