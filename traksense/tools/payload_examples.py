@@ -98,7 +98,11 @@ EXAMPLES: Final = (
         "SenML (RFC 8428)",
         "telem",
         """\
-* All of its rules: base name, time, unit, value, sum and version; relative times; `v`, `vs`, `vb`, `vd` and `s`.
+* All of its rules: base name, time, unit, value, sum and version; relative times; `v`, `vs`, `vb`, `vd` and `s`. The
+  base unit `bu` applies to texts and booleans, too.
+* If all measurements of a pack have one base name, a point has the plain `n` as its name, and `bn` goes into `meta`. In
+  a pack with several base names, or where two plain names would be one, it is `bn` and `n` joined. So give each device
+  behind a gateway a topic of its own.
 * As Khomp's LoRaWAN gateways send it, `model`, `gateway` and the like describe the device and go into `meta`. One name
   with two units is two points.
 """,
@@ -113,7 +117,7 @@ EXAMPLES: Final = (
         "telem",
         """\
 * Older firmware, by way of a broker's rule. Also wrapped as `{"client_id": …, "topic": …, "payload": …, "ts": …}`,
-  whose `ts` in milliseconds counts only if the payload has none.
+  whose `ts` in milliseconds since 1970 counts only if the payload has none.
 """,
         """\
 {"device_id": "GW-1760908415", "timestamp": "2025-10-20T14:30:00Z",
@@ -150,6 +154,11 @@ _ABOUT: Final = """\
 What a device may publish, and what becomes of it. The topic says whose it is and of which kind:
 `traksense/{tenant}/{site}/{device}/{telem|ack|event}`. All formats are JSON in UTF-8. What cannot be stored is a
 [dead letter](../operations.md#dead-letters) with a reason. Other formats are [adapters](../adapters.md) of your own.
+
+Each format has its own kind of time. The envelope, Parsec and the sensors' `timestamp` take text in ISO 8601: a number
+there is an `invalid_field`, such as ``Expected `str`, got `int` - at `$.ts` ``. JE02 and SenML take seconds since 1970,
+the wrapper with `client_id` and `payload` takes milliseconds. A bare number, such as `7.3`, has no time and cannot be
+stored.
 
 Try your own with `traksense decode --topic TOPIC FILE`; below each example is what it says.
 """
