@@ -23,6 +23,7 @@ case "$*" in
     daemon-reload) ;;
     "start postgresql") pg_ctlcluster "$(pg_lsclusters -h | cut -d ' ' -f 1)" main start ;;
     "restart mosquitto") stop mosquitto && start mosquitto mosquitto -c /etc/mosquitto/mosquitto.conf ;;
+    "reload mosquitto") kill -HUP "$(cat /run/mosquitto.pid)" ;;
     "enable --now traksense")
         # As the unit says: this file, this program, and a user without rights.
         file=$(sed -n 's/^EnvironmentFile=//p' "$unit")

@@ -157,6 +157,9 @@ install_page() {
     # Behind a pipe its exit status would be lost.
     inside root 'PATH=/usr/local/bin:$PATH sh -eux /uninstall.sh' >"$place/uninstall.log" 2>&1 ||
         { tail -n 50 "$place/uninstall.log" && exit 1; }
+    # Debian's own settings, which name no file that is gone.
+    grep -q '^include_dir' "$root/etc/mosquitto/mosquitto.conf"
+    [ -s "$root/root/traksense.dump" ]
 }
 
 new=
