@@ -10,7 +10,7 @@ import sys
 import textwrap
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from traksense import __version__, config, log, signals
 from traksense.errors import ConfigError, TraksenseError
@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # As in `_run`.
         return FAILED
     except TraksenseError as error:
-        return report(error)
+        status = report(error)
+        _flush()
+        return status
     command = arguments.command or "run"
     if command != "run":
         # The service says that its log has no place to go.
@@ -117,14 +119,20 @@ def _disk_full(error: OSError) -> int:
 
 
 def _flush() -> bool:
-    """Send off what was printed; whether it went. What stays would be tried again at the end, which then has exit
-    status 120.
+    """Send off what was printed; whether stdout took it. What stays would be tried again at the end, which then has
+    exit status 120.
     """
+    _sent(sys.stderr)
+    return _sent(sys.stdout)
+
+
+def _sent(stream: TextIO | None) -> bool:
+    if stream is None:
+        return True
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return False
     return True
 

@@ -214,12 +214,13 @@ def test_validate_refuses_what_can_never_work(
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("arguments", "status"), [("nonsense", 2), ("dlq purge", 2), ("decode /nowhere", 1), ("decode --help", 0)]
 )
-def test_status_does_not_depend_on_stderr(arguments: str, status: int, stderr: str) -> None:
+def test_status_does_not_depend_on_stderr(arguments: str, status: int, unbuffered: str, stderr: str) -> None:
     """Closed or full: the status stays, and what belongs there does not go to stdout instead."""
-    line = f"{sys.executable} -m traksense {arguments} {stderr}"
+    line = f"PYTHONUNBUFFERED={unbuffered} {sys.executable} -m traksense {arguments} {stderr}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, check=False, timeout=30)
 
     assert (status, not status) == (done.returncode, bool(done.stdout))
