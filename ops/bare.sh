@@ -159,7 +159,7 @@ install_page() {
         { tail -n 50 "$place/uninstall.log" && exit 1; }
     # Debian's own settings, which name no file that is gone.
     grep -q '^include_dir' "$root/etc/mosquitto/mosquitto.conf"
-    [ -s "$root/root/traksense.dump" ]
+    [ -s "$root/var/backups/traksense.dump" ]
 }
 
 new=
