@@ -86,36 +86,30 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
         if arguments.env_file is not None:
             load_env_file(arguments.env_file)
         status: int = _module(command).main(arguments)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`).
-        return FAILED
-    except OSError as error:
-        return _disk_full(error)
-    except TraksenseError as error:
-        return report(error)
-    except BaseExceptionGroup as group:
-        expected, rest = group.split((TraksenseError, BrokenPipeError, KeyboardInterrupt))
-        if expected is None or rest is not None:
+    except BaseException as error:
+        errors = list(leaves(error))
+        if not all(map(_is_expected, errors)):
             raise
-        return max(map(_ended, leaves(expected)))
+        return max(map(_ended, errors))
     return status
 
 
+def _is_expected(error: BaseException) -> bool:
+    """Whether it is nobody's mistake in the code; a full disk is met in a file or in our own output."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, TraksenseError | BrokenPipeError | KeyboardInterrupt)
+
+
 def _ended(error: BaseException) -> int:
-    """As each of these does alone, above."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return FAILED if isinstance(error, BrokenPipeError) else report(error)
-
-
-def _disk_full(error: OSError) -> int:
-    """Say it of a file or of our own output; any other error is raised again."""
-    if error.errno != errno.ENOSPC:
-        raise error
-    say(f"traksense: {error.strerror}: {error.filename or 'standard output'}", to=sys.stderr)
-    return FAILED
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough (`| head`).
+        return FAILED
+    if isinstance(error, OSError):
+        say(f"traksense: {error.strerror}: {error.filename or 'standard output'}", to=sys.stderr)
+        return FAILED
+    return report(error)
 
 
 def _flush() -> bool:
@@ -145,13 +139,13 @@ def report(error: BaseException) -> int:
     return MISUSED if isinstance(error, ConfigError) else FAILED
 
 
-def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """The exceptions in a group of groups."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group of groups, or the one that is none."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from leaves(part)
+    else:
+        yield error
 
 
 def load_settings(read: Callable[[Mapping[str, str]], config.Settings] = config.load) -> config.Settings:
@@ -186,7 +180,11 @@ def load_env_file(path: Path) -> None:
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
-        os.environ.setdefault(name.strip(), value)
+        try:
+            os.environ.setdefault(name.strip(), value)
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            faults.append(f"{path}:{number}: has a character that {encoding} lacks: set LC_ALL=C.UTF-8")
     if faults:
         # Whoever mends these lines should not have to come back for the variables.
         from traksense.tools.check_config import check
