@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import subprocess
 import sys
 from types import ModuleType
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import HANG_SECONDS
 from traksense import __version__, cli
 from traksense.errors import BrokerError, ConfigError, StoreUnavailableError
 
@@ -85,6 +88,8 @@ def test_main_runs_the_service_by_default(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         (KeyboardInterrupt(), 130, []),
         (ExceptionGroup("", [ExceptionGroup("", [BrokenPipeError()])]), 1, []),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, ["traksense: No space left on device: standard output"]),
+        (ExceptionGroup("", [OSError(errno.EDQUOT, "Quota exceeded", "/a")]), 1, ["traksense: Quota exceeded: /a"]),
         (BaseExceptionGroup("", [KeyboardInterrupt(), BrokerError("x")]), 130, ["traksense: x"]),
     ],
 )
@@ -157,15 +162,40 @@ def test_main_refuses_bad_arguments(capsys: pytest.CaptureFixture[str], argv: li
     assert ": error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["dlq", "show", "9" * 5_000], ["validate", "--points", "9" * 5_000]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["dlq", "show"],
+        ["validate", "--points"],
+        ["simulate", "--devices"],
+        ["prove", "--runs"],
+        ["prove", "--replicas"],
+    ],
+)
 def test_main_does_not_repeat_long_arguments(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     """Nor does it name a function of ours."""
     with pytest.raises(SystemExit):
-        cli.main(argv)
+        cli.main([*argv, "9" * 5_000])
 
     error = capsys.readouterr().err.splitlines()[-1]
     assert len(error) < 150
     assert "invalid" not in error
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        ("--devices", "2000000000", "a whole number, 1-1000000000"),
+        ("--rate", "1e10", "a number, 0-1000000000"),
+        ("--seconds", "0.0001", "a number, 0.001-1000000000"),
+    ],
+)
+def test_main_says_what_a_number_may_be(capsys: pytest.CaptureFixture[str], option: str, text: str, said: str) -> None:
+    """Both ends: what is refused is not within what is said."""
+    with pytest.raises(SystemExit):
+        cli.main(["simulate", option, text])
+
+    assert f"must be {said}, not '{text}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["simulate", "demo"])
@@ -220,8 +250,8 @@ def test_validate_refuses_what_can_never_work(
 )
 def test_status_does_not_depend_on_stderr(arguments: str, status: int, unbuffered: str, stderr: str) -> None:
     """Closed or full: the status stays, and what belongs there does not go to stdout instead."""
-    line = f"PYTHONUNBUFFERED={unbuffered} {sys.executable} -m traksense {arguments} {stderr}"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False, timeout=30)
+    line = f"PYTHONUNBUFFERED={unbuffered} {shlex.quote(sys.executable)} -m traksense {arguments} {stderr}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False, timeout=HANG_SECONDS)
 
     assert (status, not status) == (done.returncode, bool(done.stdout))
 
@@ -352,3 +382,16 @@ def test_env_file_that_is_missing_is_a_fault(capsys: pytest.CaptureFixture[str],
     """A file that cannot be read: exit 2 and one line."""
     assert 2 == cli.main(["--env-file", str(tmp_path / "none"), "migrate"])
     assert capsys.readouterr().err.startswith(f"traksense: {tmp_path / 'none'}: cannot read it: ")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has UTF-8 under every locale")
+def test_env_file_may_have_what_the_locale_lacks(tmp_path: Path) -> None:
+    """A character that no variable can have under this locale is a fault of its line, not a traceback."""
+    file = tmp_path / ".env"
+    file.write_text("MQTT_USERNAME=\u20ac\n", encoding="utf-8")
+    line = [sys.executable, "-m", "traksense", "--env-file", str(file), "check-config"]
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
+
+    said = f"traksense: {file}:1: has a character that {{}} lacks: set LC_ALL=C.UTF-8\n"
+    assert (2, said.format("ascii")) == (done.returncode, done.stderr)

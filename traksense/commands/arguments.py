@@ -18,7 +18,7 @@ FLEET_MAX: Final = 100_000
 
 def count(text: str) -> int:
     """A whole number from 1 up."""
-    return int(_number(text, 1, LARGEST, "a whole number from 1 up", int))
+    return int(_number(text, 1, LARGEST, f"a whole number, 1-{LARGEST}", int))
 
 
 def window(text: str) -> int:
@@ -33,12 +33,12 @@ def port(text: str) -> int:
 
 def rate(text: str) -> float:
     """A number, 0 or more."""
-    return _number(text, 0, LARGEST, "a number, 0 or more")
+    return _number(text, 0, LARGEST, f"a number, 0-{LARGEST}")
 
 
 def positive(text: str) -> float:
     """A number above 0."""
-    return _number(text, 1e-3, LARGEST, "a number above 0")
+    return _number(text, 1e-3, LARGEST, f"a number, 0.001-{LARGEST}")
 
 
 def percent(text: str) -> float:
@@ -90,5 +90,5 @@ def _number(text: str, low: float, high: float, what: str, cast: Callable[[str],
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text[:40]!r}")
     return value

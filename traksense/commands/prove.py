@@ -6,6 +6,7 @@ import argparse
 import secrets
 from pathlib import Path
 
+from traksense.commands.arguments import count, positive
 from traksense.terminal import say
 
 REVEALING = {
@@ -53,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit status: 0 if nothing was lost, duplicated or acknowledged out of order; 1 otherwise."
     parser.add_argument(
         "--seconds",
-        type=_positive,
+        type=positive,
         default=60.0,
         metavar="N",
         help="how long faults are injected in each run (default: 60)",
     )
     parser.add_argument(
-        "--runs", type=_count, default=1, metavar="R", help="number of runs, with the seeds S, S+1, … (default: 1)"
+        "--runs", type=count, default=1, metavar="R", help="number of runs, with the seeds S, S+1, … (default: 1)"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed breaks the same things (default: random)")
     parser.add_argument(
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rate",
-        type=_positive,
+        type=positive,
         default=150.0,
         metavar="N",
         help="maximum number of messages per second (default: 150)",
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--patience",
-        type=_positive,
+        type=positive,
         default=30.0,
         metavar="N",
         help="seconds within which new messages must be stored after a fault has ended (default: 30)",
@@ -143,24 +144,8 @@ def main(arguments: argparse.Namespace) -> int:
     )
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return value
-
-
 def _replicas(text: str) -> int:
-    count = _count(text)
-    if count > REPLICAS_MAX:
-        raise argparse.ArgumentTypeError(f"must be at most {REPLICAS_MAX}, not {text!r}")
-    return count
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, not {text!r}")
-    return int(text)
+    replicas = count(text)
+    if replicas > REPLICAS_MAX:
+        raise argparse.ArgumentTypeError(f"must be at most {REPLICAS_MAX}, not {replicas}")
+    return replicas
