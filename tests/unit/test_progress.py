@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import HANG_SECONDS
 from tests.terminals import left, open_terminal
 from traksense.tools.progress import ERASE, BesideProgress, Progress, log_to_people
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 READ_BYTES = 65_536
 
@@ -104,3 +107,45 @@ def test_log_lines_stay_above_it() -> None:
         text += read_until(seen, "2J\r\n")
 
     assert left(text)[0] == "a\\x1b[2J"
+
+
+def test_log_lines_may_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of `simulate`, whose stdout is the answer."""
+    record = logging.LogRecord("x", logging.INFO, "", 1, "happened", None, None)
+    BesideProgress(Progress(), logging.Formatter(), to=sys.stderr).emit(record)
+
+    assert ("", "happened\n") == capsys.readouterr()
+
+
+class Vanishing(io.StringIO):
+    """A terminal that somebody closes."""
+
+    gone = False
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().write(text)
+
+
+def test_work_goes_on_without_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a remark nor a log line nor the end says that nobody sees it any more."""
+    stream = Vanishing()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    record = logging.LogRecord("x", logging.INFO, "", 1, "happened", None, None)
+    with Progress(after=HANG_SECONDS) as progress:
+        acts: tuple[Callable[[], object], ...] = (
+            partial(progress.say, "left alone", to=stream),
+            partial(BesideProgress(progress, logging.Formatter()).emit, record),
+            lambda: None,
+        )
+        for act in acts:
+            stream.gone = False
+            progress._draw("waiting")
+            stream.gone = True
+            act()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self, TextIO
 
 from traksense import terminal
 from traksense.cells import cut
+from traksense.errors import TraksenseError
 from traksense.terminal import NO_TERMINAL, Screen
 
 if TYPE_CHECKING:
@@ -95,20 +97,23 @@ class Progress:
     def _erase(self) -> None:
         if self._shown:
             self._shown = False
-            print(ERASE, end="", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the terminal is gone; the work goes on
+                print(ERASE, end="", file=sys.stderr, flush=True)
 
 
 class BesideProgress(logging.Handler):
-    """Shows log lines above the line of a `Progress`, on stdout."""
+    """Shows log lines above the line of a `Progress`, on stdout or another stream."""
 
-    def __init__(self, progress: Progress, formatter: logging.Formatter) -> None:
+    def __init__(self, progress: Progress, formatter: logging.Formatter, *, to: TextIO | None = None) -> None:
         super().__init__()
         self._progress = progress
+        self._to = to
         self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
-        self._progress.say(self.format(record))
+        """One line; that it cannot be shown ends nothing."""
+        with contextlib.suppress(OSError, TraksenseError):
+            self._progress.say(self.format(record), to=self._to)
 
 
 def log_to_people(progress: Progress, formatter: logging.Formatter) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import signal
+import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from traksense.tools.fleet import Fleet, FleetOptions, Format, Limits, Tally, pl
 from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS
 from traksense.tools.json_text import ascii_json
 from traksense.tools.outbox import PACKET_TOO_LARGE
-from traksense.tools.progress import Progress
+from traksense.tools.progress import BesideProgress, Progress
 from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
 
     Trio-flavored.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(TextFormatter())
+    progress = Progress()
+    handler = BesideProgress(progress, TextFormatter(), to=sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     options = _options(arguments)
     run = _Run(options, Tally(), str(settings.broker), arguments.qos)
@@ -64,7 +65,7 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
             run.publisher = publisher
             if not arguments.json:
                 say(run.announcement(), flush=True, hanging=2)
-            await run.go(limits, signals)
+            await run.go(limits, signals, progress)
     if arguments.json:
         say(ascii_json(json.dumps(run.as_dict())))
     else:
@@ -84,7 +85,7 @@ class _Run:
     started_at: float = attrs.field(factory=time.time)
     seconds: float = 0.0
 
-    async def go(self, limits: Limits, signals: AsyncIterator[int]) -> None:
+    async def go(self, limits: Limits, signals: AsyncIterator[int], progress: Progress) -> None:
         """Publish until a limit or a signal, then wait for the confirmations until a deadline or another signal."""
         assert self.publisher is not None
         fleet = Fleet(self.options)
@@ -92,7 +93,7 @@ class _Run:
         async with trio.open_nursery() as nursery:
             playing, draining = trio.CancelScope(), trio.CancelScope()
             nursery.start_soon(_cancel_on_signals, signals, (playing, draining))
-            with Progress() as progress:
+            with progress:
                 progress.at(self._so_far)
                 with playing:
                     await play(fleet, self.publisher, self.tally, limits=limits, qos=self.qos)
