@@ -108,7 +108,7 @@ def test_not_under_what_others_made(migrated: Database, made: str, named: str) -
     migrated.run(made)
     before = made_here(migrated)
 
-    with pytest.raises(StoreMisconfiguredError, match=f"nothing is deleted: {named} depends on it"):
+    with pytest.raises(StoreMisconfiguredError, match=f"nothing is deleted: still needed by {named}"):
         run_once(migrated.dsn, "test", uninstall)
 
     assert before == made_here(migrated)

@@ -115,7 +115,7 @@ async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: N
     # What is dropped in pieces is gone when something at the end holds on to the rest; and CASCADE asks nobody.
     if dependent := await connection.fetch(_DEPENDENT, [*PUBLIC_TABLES, *PUBLIC_VIEWS]):
         names = ", ".join(name for (name,) in dependent)
-        raise StoreMisconfiguredError(f"nothing is deleted: {names} depends on it: drop or change that first")
+        raise StoreMisconfiguredError(f"nothing is deleted: still needed by {names}: drop or change that first")
     if found.timescaledb:
         await connection.execute(_JOBS.format(found.timescaledb))
     dropped = 0
