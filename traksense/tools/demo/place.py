@@ -140,11 +140,6 @@ class Place:
         return " ".join([_program(), "demo", "--directory", shlex.quote(str(self.directory)), *arguments])
 
 
-def default_directory() -> Path:
-    """Where the demo is unless told otherwise."""
-    return Path("traksense-demo")
-
-
 def find_psql(postgres: PostgresProcess | None = None) -> Path | None:
     """A psql that works here: the one of the server, of the embedded programs, or on the path."""
     bindirs = [postgres.bindir] if postgres else []
