@@ -138,7 +138,9 @@ async def test_demo_runs_on_the_embedded_broker(
     named = os.environ.get("TRAKSENSE_MOSQUITTO_PUB")
     programs |= {"mosquitto_pub": Path(named)} if named else {}
     if client == "paho":
-        del programs["mosquitto_pub"]
+        programs.pop("mosquitto_pub", None)
+    else:
+        assert client in programs, "mosquitto_pub is missing: run the tests with ops/test.sh"
     path = directory.with_name(f"{directory.name}-bin")  # where PostgreSQL's user can reach it
     path.mkdir()
     for name, program in programs.items():

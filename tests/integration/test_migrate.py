@@ -210,11 +210,11 @@ def test_migrate_waits_for_a_table_to_give_the_roles_their_rights(
         reader.execute("SELECT count(*) FROM device_event")
         waiter = threading.Thread(target=migrated.migrate)
         waiter.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_SECONDS
         while caplog.messages.count("migration_table_waited_for") < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         reader.rollback()
-    waiter.join(20)
+    waiter.join(HANG_SECONDS)
 
     assert 1 == migrated.value(
         "SELECT count(*) FROM pg_policies WHERE tablename = 'device_event' AND policyname = 'ingest'"
