@@ -245,6 +245,19 @@ async def test_validate_fails_where_the_database_was_tampered_with(stack: Stack)
     assert {} == stack.rows()
 
 
+async def test_validate_cleans_up_although_its_report_cannot_be_written(stack: Stack, tmp_path: Path) -> None:
+    """A disk that is full after the first kilobytes: one line, exit 1, and nothing of ours stays."""
+    command = ["sh", "-c", 'ulimit -f 2; exec "$@" >"$REPORT"', "sh", *argv("validate")]
+    with trio.fail_after(HANG_SECONDS):
+        done = await trio.run_process(
+            command, env=environment(stack.env) | {"REPORT": str(tmp_path / "report")}, capture_stderr=True, check=False
+        )
+
+    assert (1, b"traksense: cannot write the output: File too large\n") == (done.returncode, done.stderr)
+    assert "CHECK 2" in (tmp_path / "report").read_text()
+    assert {} == stack.rows()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_validate_interrupted_cleans_up(stack: Stack, number: signal.Signals) -> None:
     """A signal in the middle of the throughput test ends the checks; what is under way is waited for, then removed."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SHIPPED: Final = Path(__file__).parents[2] / "ops" / "mosquitto.conf"
 MESSAGES: Final = 1500
-END = b"end"
 """More than the 1000 that Mosquitto keeps for a session by default."""
+END: Final = b"end"
 
 
 class ShippedMosquitto:

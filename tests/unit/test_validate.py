@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,8 +164,19 @@ def test_judge_has_a_next_step_only_if_it_failed() -> None:
     assert ["", "mend it"] == [finding.next_step for finding in result.findings]
 
 
-def test_printer_survives_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """If nobody reads the report any more, it falls silent: what was begun is still to be cleaned up."""
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (BrokenPipeError(), "None"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write the output: No space left on device"),
+    ],
+)
+def test_printer_survives_a_reader_that_goes_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, error: OSError, fault: str
+) -> None:
+    """If nobody reads the report any more, or the disk is full, it falls silent: what was begun is still to be cleaned
+    up.
+    """
 
     class Broken:
         encoding = "ascii"
@@ -176,7 +188,7 @@ def test_printer_survives_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatc
             return False
 
         def write(self, _text: str) -> int:
-            raise BrokenPipeError
+            raise error
 
         def flush(self) -> None: ...
 
@@ -188,3 +200,5 @@ def test_printer_survives_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatc
         printer = Printer()
         for _ in range(2):
             printer.finding(Finding("ok", "what", "figure"))
+
+    assert fault == str(printer.fault)

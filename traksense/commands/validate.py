@@ -78,6 +78,8 @@ def main(arguments: argparse.Namespace) -> int:
     printer.end(report)
     if arguments.json:
         print_json(report.as_json())
+    if printer.fault is not None:
+        raise printer.fault
     if report.interrupted:
         return INTERRUPTED
     return DONE if report.passed else FAILED

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import attrs
 
 from traksense.cells import wrapped
+from traksense.errors import TraksenseError
 from traksense.terminal import Screen, say
 
 if TYPE_CHECKING:
@@ -151,21 +152,32 @@ class Report:
 
 
 class Printer:
-    """Writes the report as it comes. Plain ASCII but for what others named; colours only on a terminal."""
+    """Writes the report as it comes. Plain ASCII but for what others named; colours only on a terminal.
+
+    Attributes:
+        fault: Why the rest was not written, if stdout did not take it although somebody may read it.
+    """
 
     def __init__(self, *, silent: bool = False) -> None:
+        self.fault: TraksenseError | None = None
         self._silent = silent
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._checks = 0
 
     def begin(self, subject: Mapping[str, str]) -> None:
-        """The heading: what is validated."""
+        """The heading: what is validated.
+
+        Raises:
+            TraksenseError: It cannot be written.
+        """
         self._line("=" * WIDTH)
         self._line(f"VALIDATION traksense {subject['version']}")
         for name, value in subject.items():
             if name != "version":
                 self._line(f"  {name:<9} {value}")
         self._line("=" * WIDTH)
+        if self.fault is not None:
+            raise self.fault
 
     def heading(self, title: str, *, check: bool = True) -> None:
         """What comes next."""
@@ -206,12 +218,14 @@ class Printer:
         painted = screen.shown(painted)
         first, *rest = wrapped(painted + screen.shown(text), screen.columns or sys.maxsize, hanging=5)
         try:
-            print(begin, end="")
+            if begin:
+                print(begin, end="")
             say(first[: len(painted)], end=end)
             say("\n".join([first[len(painted) :], *rest]), flush=True)
-        except BrokenPipeError:
-            # Nobody reads any more; what was begun is still to be cleaned up.
+        except (OSError, TraksenseError) as error:
+            # Nobody reads any more, or the disk is full; what was begun is still to be cleaned up.
             self._silent = True
+            self.fault = error if isinstance(error, TraksenseError) else None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
