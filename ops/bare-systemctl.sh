@@ -21,10 +21,14 @@ stop() {
 
 case "$*" in
     daemon-reload) ;;
-    "start postgresql") pg_ctlcluster "$(pg_lsclusters -h | cut -d ' ' -f 1)" main start ;;
+    "start postgresql")
+        version=$(pg_lsclusters -h | cut -d ' ' -f 1)
+        pg_ctlcluster "$version" main status >/dev/null || pg_ctlcluster "$version" main start
+        ;;
     "restart mosquitto") stop mosquitto && start mosquitto mosquitto -c /etc/mosquitto/mosquitto.conf ;;
     "reload mosquitto") kill -HUP "$(cat /run/mosquitto.pid)" ;;
     "enable --now traksense")
+        if [ -e /run/traksense.pid ]; then exit; fi
         # As the unit says: this file, this program, and a user without rights.
         file=$(sed -n 's/^EnvironmentFile=//p' "$unit")
         program=$(sed -n 's/^ExecStart=//p' "$unit")

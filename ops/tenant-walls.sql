@@ -60,7 +60,7 @@ $$;
 
 COMMIT;
 
-SELECT datname AS "every login can still enter"
+SELECT datname AS "databases that every login can still enter"
 FROM pg_catalog.pg_database
 WHERE datallowconn AND datname <> current_database() AND has_database_privilege('public', oid, 'CONNECT')
 ORDER BY datname;
