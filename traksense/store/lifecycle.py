@@ -154,8 +154,8 @@ async def _differences(connection: Any, policy: Policy, engine: str) -> list[Cha
         for row in await connection.fetch("SELECT tenant_id, kind, keep FROM traksense.tenant_retention")
     }
     for key in sorted(own.keys() | policy.tenants.keys()):
-        now = write_duration(own[key]) if key in own else "as all"
-        wanted = write_duration(policy.tenants[key]) if key in policy.tenants else "as all"
+        now = write_duration(own[key]) if key in own else "as for all tenants"
+        wanted = write_duration(policy.tenants[key]) if key in policy.tenants else "as for all tenants"
         if now != wanted:
             changes.append(Change(f"retain_{key[1]} of {key[0]}", now, wanted))
     return changes
