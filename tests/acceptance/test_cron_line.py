@@ -77,7 +77,7 @@ def installed(folder: Path, tmp_path: Path) -> Callable[[str, str], tuple[int, s
     """Runs the line as cron would, with this DATABASE_URL in the operators' file."""
     (link,) = re.findall(r"^ln -sf \S+ (\S+)/traksense$", INSTALL, re.MULTILINE)
     (written,) = re.findall(
-        r"^cat >(\S+operator\.env) <<END\n(?:.*\n)*?DATABASE_URL=postgresql://traksense_owner:", INSTALL, re.MULTILINE
+        r"/dev/stdin (\S+operator\.env) <<END\n(?:.*\n)*?DATABASE_URL=postgresql://traksense_owner:", INSTALL
     )
 
     def run_line(command: str, dsn: str) -> tuple[int, str]:
