@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from traksense.adapters import Context, Registry
 from traksense.config import Settings
-from traksense.model import Kind
+from traksense.model import Kind, Reason, Telemetry
 from traksense.tools import reference
-from traksense.tools.payload_examples import EXAMPLES, RECEIVED_AT, payloads
+from traksense.tools.payload_examples import EXAMPLES, FOREIGN, RECEIVED_AT, RESHAPE, RESHAPED, made_of, payloads
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -41,3 +42,17 @@ def test_every_format_has_an_example_that_its_adapter_reads() -> None:
             delivery.items,
             delivery.rejection,
         )
+
+
+def test_what_something_else_is_reshaped_to_is_stored() -> None:
+    """The code of the page makes the envelope of the page; only that is stored, with the values and the time sent."""
+    code: dict[str, Any] = {}
+    exec(RESHAPE, code)
+    rejection = made_of(FOREIGN).rejection
+    (item,) = made_of(RESHAPED).items
+
+    assert json.loads(RESHAPED) == json.loads(code["reshape"](FOREIGN))
+    assert rejection is not None
+    assert Reason.UNKNOWN_FORMAT == rejection.reason
+    assert isinstance(item, Telemetry)
+    assert (1759851000, [7.3, 55.0]) == (item.ts.timestamp(), [point.v for point in item.points])

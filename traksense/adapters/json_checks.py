@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from traksense.adapters.timestamps import TIME_FORM
 from traksense.errors import DecodeError
 from traksense.model import Reason
 
@@ -60,6 +61,11 @@ JSON_FAULTS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What is raised for a payload that is not the JSON that was expected."""
 
 _OUT_OF_RANGE: Final = re.compile(r"(?:Number|Integer value) out of range")
+
+# What the formats call a time in text. Without any, null included, a message has another reason.
+_NO_TEXT_FOR_A_TIME: Final = re.compile(
+    r"Expected `str(?: \| null)?`, (?P<got>got `(?!null`)\w+` - at `\$\.(?:ts|ts_exec|timestamp)`)"
+)
 
 _SYNTAX: Final = msgspec.json.Decoder(msgspec.Raw)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -189,6 +195,8 @@ def _shape_fault(payload: bytes, detail: str) -> DecodeError:
     except RecursionError:
         return DecodeError(Reason.NESTED_TOO_DEEP, "nested deeper than the decoder goes")
     reason = Reason.NUMBER_OUT_OF_RANGE if _OUT_OF_RANGE.match(detail) else Reason.INVALID_FIELD
+    if no_text := _NO_TEXT_FOR_A_TIME.fullmatch(detail):
+        detail = f"Expected {TIME_FORM}, {no_text['got']}"
     return DecodeError(reason, detail)
 
 

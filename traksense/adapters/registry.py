@@ -36,6 +36,8 @@ for people."""
 
 _MEMBERS_NAMED: Final = 8
 
+_FORMATS: Final = "; known formats: ops/reference/payloads.md"
+
 _PADDING: Final = b"\0 \t\r\n"
 _PADDED: Final = frozenset(bytes([byte]) for byte in _PADDING)
 
@@ -98,7 +100,7 @@ class Registry:
         claimant = self._claimant(kind, payload, text, members)
         if claimant is None:
             said = refusal.reason in {Reason.PARSE_ERROR, Reason.NESTED_TOO_DEEP} or "schema" in (members or ())
-            raise refusal if said else DecodeError(Reason.UNKNOWN_FORMAT, _printable(_description(members)))
+            raise refusal if said else DecodeError(Reason.UNKNOWN_FORMAT, _description(members))
         return self._decoded(claimant, claimant.decode, payload, text, context)
 
     def salvage(self, kind: Kind, payload: bytes, context: Context) -> Partial | None:
@@ -244,6 +246,10 @@ def _said(exc: Exception) -> str:
 
 
 def _description(members: frozenset[str] | None) -> str:
+    return f"{_printable(_shape(members), MAX_DETAIL - len(_FORMATS))}{_FORMATS}"
+
+
+def _shape(members: frozenset[str] | None) -> str:
     if members is None:
         return "not an object, and no adapter claims it"
     named = ", ".join(repr(name[:40]) for name in nsmallest(_MEMBERS_NAMED, members))
@@ -251,12 +257,12 @@ def _description(members: frozenset[str] | None) -> str:
     return f"no adapter claims an object with {f'the members {named}{more}' if members else 'no members'}"
 
 
-def _printable(detail: object) -> str:
+def _printable(detail: object, longest: int = MAX_DETAIL) -> str:
     """The text in one line of visible characters: PostgreSQL takes it, and a terminal is not driven by it."""
     text = str(detail)
-    if len(text) > MAX_DETAIL:
-        text = text[: MAX_DETAIL - 1] + "…"
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
     if text.isprintable():
         return text
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return escaped if len(escaped) <= MAX_DETAIL else escaped[: MAX_DETAIL - 1] + "…"
+    return escaped if len(escaped) <= longest else escaped[: longest - 1] + "…"

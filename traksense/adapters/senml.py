@@ -238,8 +238,11 @@ def _device_name(names: list[tuple[str, str]]) -> str | None:
 def _time(base: _Base, record: Record, where: str) -> datetime:
     seconds = base.time + (record.t or 0.0)
     if seconds < FIRST_ABSOLUTE_TIME:
-        detail = f"time {seconds!r} is relative to when the device sent it - at `{where}`"
-        raise DecodeError(Reason.MISSING_TIMESTAMP, detail)
+        if base.time or record.t:
+            said = f"time {seconds!r} is relative to when the device sent it: give bt or t in seconds since 1970"
+        else:
+            said = "no time: give bt or t, in seconds since 1970"
+        raise DecodeError(Reason.MISSING_TIMESTAMP, f"{said} - at `{where}`")
     return from_unix_seconds(seconds, where)
 
 

@@ -13,7 +13,13 @@ from traksense.model import Reason
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+TIME_FORM: Final = "text in ISO 8601, such as 2026-11-28T12:00:00Z"
+"""What a device should write, for people."""
+
 _LONGEST_DATE: Final = len("2025-10-07")
+
+_PLAUSIBLE: Final = range(1, int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()))
+"""Seconds that a device may mean. Chosen by guess; it only decides what a fault suggests."""
 
 
 def parse_timestamp(text: str, where: str) -> datetime:
@@ -36,10 +42,12 @@ def parse_timestamp(text: str, where: str) -> datetime:
         if moment.tzinfo is UTC:
             return moment
         if len(text) <= _LONGEST_DATE and _is_date(text):
-            raise DecodeError(Reason.INVALID_FIELD, f"a date without a time of day: {text!r} - at `{where}`")
+            detail = f"a date without a time of day: {text!r}; give {TIME_FORM} - at `{where}`"
+            raise DecodeError(Reason.INVALID_FIELD, detail)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except ValueError as exc:
-        raise DecodeError(Reason.INVALID_FIELD, f"no ISO 8601 time: {text[:40]!r} - at `{where}`") from exc
+        detail = f"no time: {text[:40]!r}; give {TIME_FORM} - at `{where}`"
+        raise DecodeError(Reason.INVALID_FIELD, detail) from exc
     except OverflowError as exc:
         raise DecodeError(Reason.INVALID_FIELD, f"in UTC not in the years 1-9999: {text!r} - at `{where}`") from exc
 
@@ -53,7 +61,22 @@ def from_unix_seconds(seconds: float, where: str) -> datetime:
     try:
         return EPOCH + timedelta(seconds=seconds)
     except OverflowError as exc:
-        raise DecodeError(Reason.INVALID_FIELD, f"no Unix time: {seconds!r} - at `{where}`") from exc
+        milliseconds = ": milliseconds?" if int(seconds / 1000) in _PLAUSIBLE else ""
+        detail = f"{seconds!r} is no Unix time in seconds{milliseconds} - at `{where}`"
+        raise DecodeError(Reason.INVALID_FIELD, detail) from exc
+
+
+def from_unix_milliseconds(milliseconds: float, where: str) -> datetime:
+    """The UTC time so many milliseconds after 1970-01-01T00:00Z, to the microsecond.
+
+    Raises:
+        DecodeError: INVALID_FIELD: outside the years 1-9999.
+    """
+    try:
+        return EPOCH + timedelta(seconds=milliseconds / 1000)
+    except OverflowError as exc:
+        detail = f"{milliseconds!r} is no Unix time in milliseconds - at `{where}`"
+        raise DecodeError(Reason.INVALID_FIELD, detail) from exc
 
 
 def _is_date(text: str) -> bool:

@@ -26,7 +26,7 @@ from traksense.adapters.base import Partial
 from traksense.adapters.fields import Name, Unit  # noqa: TC001  (msgspec resolves the annotations at run time)
 from traksense.adapters.json_checks import ABSENT, check_json, decode_json, refuse_nul
 from traksense.adapters.salvage import at, check_count, members_of, read_number, rejection, strictly
-from traksense.adapters.timestamps import from_unix_seconds, parse_timestamp
+from traksense.adapters.timestamps import from_unix_milliseconds, parse_timestamp
 from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
 
@@ -152,7 +152,7 @@ def _wrapper_time(ts: msgspec.Raw) -> datetime:
     milliseconds = decode_json(_MILLISECONDS, bytes(ts))
     if milliseconds is None:
         raise DecodeError(Reason.MISSING_TIMESTAMP, "neither `timestamp` nor a wrapper's `ts`")
-    return from_unix_seconds(milliseconds / 1000, "$.ts")
+    return from_unix_milliseconds(milliseconds, "$.ts")
 
 
 def _meta(device_id: msgspec.Raw, sensors: list[_Sensor]) -> bytes | None:

@@ -32,8 +32,13 @@ class Example:
 
     def delivery(self) -> Delivery:
         """What the service makes of it."""
-        topic = f"traksense/acme/factory/press-1/{self.topic}"
-        return decode(Settings(), Registry(), topic, self.payload.encode(), received_at=RECEIVED_AT)
+        return made_of(self.payload, self.topic)
+
+
+def made_of(payload: str, topic: str = "telem") -> Delivery:
+    """What the service makes of a payload."""
+    topic = f"traksense/acme/factory/press-1/{topic}"
+    return decode(Settings(), Registry(), topic, payload.encode(), received_at=RECEIVED_AT)
 
 
 EXAMPLES: Final = (
@@ -153,19 +158,64 @@ EXAMPLES: Final = (
 _ABOUT: Final = """\
 What a device may publish, and what becomes of it. The topic says whose it is and of which kind:
 `traksense/{tenant}/{site}/{device}/{telem|ack|event}`. All formats are JSON in UTF-8. What cannot be stored is a
-[dead letter](../operations.md#dead-letters) with a reason. Other formats are [adapters](../adapters.md) of your own.
+[dead letter](../operations.md#dead-letters) with a reason. [Below](#my-device-sends-something-else) is what to do with
+other formats.
 
 Each format has its own kind of time. The envelope, Parsec and the sensors' `timestamp` take text in ISO 8601: a number
-there is an `invalid_field`, such as ``Expected `str`, got `int` - at `$.ts` ``. JE02 and SenML take seconds since 1970,
-the wrapper with `client_id` and `payload` takes milliseconds. A bare number, such as `7.3`, has no time and cannot be
-stored.
+there is an `invalid_field`. JE02 and SenML take seconds since 1970, the wrapper with `client_id` and `payload` takes
+milliseconds.
 
 Try your own with `traksense decode --topic TOPIC FILE`; below each example is what it says.
 """
 
+FOREIGN: Final = '{"temperature": 7.3, "humidity": 55, "time": 1759851000}\n'
+"""What no adapter reads."""
+
+_FOREIGN_ABOUT: Final = """\
+## My device sends something else
+
+Reshape it to the envelope where that is easiest: in the device, in its gateway, or in a flow that reads one topic and
+publishes to another. This, as it is, becomes a dead letter:
+"""
+
+_RESHAPED_ABOUT: Final = """\
+What the envelope needs is in it, or known, as the units are. In Python, for example:
+"""
+
+_FOREIGN_RULES: Final = """\
+* A measurement is identified by its time, so a bare number, such as `7.3`, cannot be stored as it is: add the time at
+  which it was measured. If the device has no clock, let the gateway add the time once, before it publishes: a message that
+  is sent again then has the same time, and is stored once.
+* The topic names the device, so the payload does not have to.
+* If nothing between device and broker can be changed, write an [adapter](../adapters.md): a small Python package that reads
+  the payload as it comes. It cannot make up a time either.
+"""
+
+RESHAPE: Final = """\
+import json
+from datetime import UTC, datetime
+
+
+def reshape(payload):
+    said = json.loads(payload)
+    points = [
+        {"name": "temperature", "v": said["temperature"], "u": "°C"},
+        {"name": "humidity", "v": said["humidity"], "u": "%"},
+    ]
+    ts = datetime.fromtimestamp(said["time"], UTC).isoformat()
+    return json.dumps({"schema": "v1", "ts": ts, "points": points})
+"""
+"""For the page; a test runs it."""
+
+RESHAPED: Final = """\
+{"schema": "v1", "ts": "2025-10-07T15:30:00+00:00",
+ "points": [{"name": "temperature", "v": 7.3, "u": "°C"}, {"name": "humidity", "v": 55, "u": "%"}]}
+"""
+"""What it makes of `FOREIGN`."""
+
 
 def payloads() -> str:
-    """Every format: its rules, an example, and the rows that come of it."""
+    """Every format: its rules, an example, and the rows that come of it; and what to do with others."""
     return "\n".join(_lines())
 
 
@@ -178,5 +228,19 @@ def _lines() -> Iterator[str]:
         yield f"To `…/{example.topic}`; read by the adapter `{example.adapter}`.\n"
         yield example.rules
         yield f"```json\n{example.payload}```\n"
-        said = "\n".join(as_text(example.delivery()))
-        yield f"```text\n{said}\n```\n"
+        yield _said(example.delivery())
+    yield _FOREIGN_ABOUT
+    yield f"```json\n{FOREIGN}```\n"
+    yield _said(made_of(FOREIGN))
+    yield _RESHAPED_ABOUT
+    yield f"```python\n{RESHAPE}```\n"
+    yield "The result is an envelope, and is stored:\n"
+    yield f"```json\n{RESHAPED}```\n"
+    yield _said(made_of(RESHAPED))
+    yield _FOREIGN_RULES
+
+
+def _said(delivery: Delivery) -> str:
+    """What `traksense decode` says of it."""
+    said = "\n".join(as_text(delivery))
+    return f"```text\n{said}\n```\n"

@@ -8,6 +8,7 @@ import pytest
 
 from traksense.adapters import Context, Registry
 from traksense.adapters.registry import MAX_DETAIL
+from traksense.adapters.timestamps import TIME_FORM
 from traksense.errors import ConfigError, DecodeError
 from traksense.model import CommandAck, Event, Kind, Point, Reason, Telemetry
 
@@ -120,6 +121,15 @@ def test_registry_built_in(kind: Kind, payload: bytes, item: type, points: list[
         (b"[1, 2]", Reason.UNKNOWN_FORMAT, "not an object, and no adapter claims it"),
         (b"7.3", Reason.UNKNOWN_FORMAT, "not an object, and no adapter claims it"),
         (b"null", Reason.UNKNOWN_FORMAT, "not an object, and no adapter claims it"),
+        *(
+            (payload, Reason.INVALID_FIELD, f"Expected {TIME_FORM}, got `{got}` - at `$.{name}`")
+            for payload, got, name in (
+                (ENVELOPE.replace(b'"2025-10-07T15:30:00Z"', b"1759851000"), "int", "ts"),
+                (ENVELOPE.replace(b'"2025-10-07T15:30:00Z"', b"[]"), "array", "ts"),
+                (b'{"di1":1,"ts":1759851000.5}', "float", "ts"),
+                (b'{"sensors":[{"sensor_id":"a","value":1}],"timestamp":1}', "int", "timestamp"),
+            )
+        ),
     ],
 )
 def test_registry_refusal(payload: bytes, reason: Reason, detail: str, context: Context) -> None:
@@ -135,9 +145,18 @@ def test_registry_other_kinds(kind: Kind, context: Context) -> None:
     """Adapters of one kind are not asked about another."""
     registry = Registry([Scripted()])
 
-    assert (Reason.UNKNOWN_FORMAT, "no adapter claims an object with the members 'di1'") == refusal(
-        registry, b'{"di1":1}', context, kind
-    )
+    said = "no adapter claims an object with the members 'di1'; known formats: ops/reference/payloads.md"
+    assert (Reason.UNKNOWN_FORMAT, said) == refusal(registry, b'{"di1":1}', context, kind)
+
+
+def test_registry_times_of_other_kinds(context: Context) -> None:
+    """A number in the place of a time in text is told what is right; that it may be missing goes without saying."""
+    for kind, payload, name in (
+        (Kind.ACK, b'{"schema":"v1","cmd_id":"c","ok":true,"ts_exec":1}', "ts_exec"),
+        (Kind.EVENT, b'{"schema":"v1","event_type":"boot","ts":1}', "ts"),
+    ):
+        expected = Reason.INVALID_FIELD, f"Expected {TIME_FORM}, got `int` - at `$.{name}`"
+        assert expected == refusal(Registry(), payload, context, kind)
 
 
 def test_registry_many_members(context: Context) -> None:
@@ -146,7 +165,7 @@ def test_registry_many_members(context: Context) -> None:
     reason, detail = refusal(Registry(), payload, context)
 
     assert Reason.UNKNOWN_FORMAT == reason
-    assert "and 99993 more" in detail
+    assert detail.endswith(" and 99993 more; known formats: ops/reference/payloads.md")
     assert len(detail) <= MAX_DETAIL
     assert detail.isprintable()
 
@@ -157,7 +176,16 @@ def test_registry_as_many_members_as_are_named(members: int, ending: str, contex
     payload = ("{" + ",".join(f'"m{index}":1' for index in range(members)) + "}").encode()
     _, detail = refusal(Registry(), payload, context)
 
-    assert detail.endswith(ending)
+    assert detail.endswith(f"{ending}; known formats: ops/reference/payloads.md")
+
+
+def test_registry_says_where_the_formats_are_whatever_comes(context: Context) -> None:
+    """Names that grow when they are escaped are cut, and not what is behind them."""
+    payload = ("{" + ",".join(f'"{chr(0xE0001) * 39}{index}":1' for index in range(8)) + "}").encode()
+    _, detail = refusal(Registry(), payload, context)
+
+    assert len(detail) == MAX_DETAIL
+    assert detail.endswith("…; known formats: ops/reference/payloads.md")
 
 
 def test_registry_default_first(telemetry: Telemetry, context: Context) -> None:

@@ -209,7 +209,16 @@ def test_senml_relative_time(refuse: Refuse, bt: float | None, t: float | None) 
     reason, detail = refuse(SenML(), [{"bt": bt, "n": "a", "v": 1, "t": t}])
 
     assert Reason.MISSING_TIMESTAMP == reason
-    assert "$[0]" in detail
+    assert detail.endswith(" - at `$[0]`")
+    assert "give bt or t" in detail
+    assert detail.startswith("time ") == bool(bt or t)
+
+
+def test_senml_time_in_milliseconds(refuse: Refuse) -> None:
+    """A base time that would be right as milliseconds is asked about."""
+    assert (Reason.INVALID_FIELD, "1795869600000.0 is no Unix time in seconds: milliseconds? - at `$[0]`") == refuse(
+        SenML(), [{"bt": 1795869600000, "n": "a", "v": 1}]
+    )
 
 
 def test_senml_one_relative_time(refuse: Refuse) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traksense.adapters.timestamps import from_unix_seconds, parse_timestamp
+from traksense.adapters.timestamps import TIME_FORM, from_unix_milliseconds, from_unix_seconds, parse_timestamp
 from traksense.errors import DecodeError
 from traksense.model import Reason
 
@@ -61,7 +61,7 @@ def test_parse_timestamp_nanoseconds(text: str, microsecond: int) -> None:
 @pytest.mark.parametrize("text", ["2025-10-07", "20251007", "2025-W41-2", "2025W412", "2025W41"])
 def test_parse_timestamp_date_only(text: str) -> None:
     """A date is not a time: midnight would be invented."""
-    with pytest.raises(DecodeError, match="without a time of day") as caught:
+    with pytest.raises(DecodeError, match=f"without a time of day: .*; give {TIME_FORM} - at") as caught:
         parse_timestamp(text, "$.ts")
 
     assert Reason.INVALID_FIELD == caught.value.reason
@@ -76,10 +76,15 @@ def test_parse_timestamp_nonsense(text: str) -> None:
     with pytest.raises(DecodeError) as caught:
         parse_timestamp(text, "$.ts")
 
-    assert (Reason.INVALID_FIELD, f"no ISO 8601 time: {text!r} - at `$.ts`") == (
+    assert (Reason.INVALID_FIELD, f"no time: {text!r}; give {TIME_FORM} - at `$.ts`") == (
         caught.value.reason,
         caught.value.detail,
     )
+
+
+def test_the_example_of_a_time_is_one() -> None:
+    """What a fault tells people to write is understood."""
+    assert utc(2026, 11, 28, 12) == parse_timestamp(TIME_FORM.split()[-1], "$.ts")
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"])
@@ -124,10 +129,32 @@ def test_from_unix_seconds_moment(seconds: float, expected: datetime) -> None:
     assert expected == from_unix_seconds(seconds, "$.TS")
 
 
-@pytest.mark.parametrize("seconds", [1759937445000, -1e11, 1e300])
-def test_from_unix_seconds_beyond_the_calendar(seconds: float) -> None:
-    """Seconds beyond the year 9999, such as milliseconds by mistake, are an invalid field."""
-    with pytest.raises(DecodeError, match=r"no Unix time: .* - at `\$\.TS`") as caught:
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds"),
+    [
+        (1759937445000, ": milliseconds?"),
+        (4102444799999.0, ": milliseconds?"),
+        (4102444800000, ""),
+        (1759937445000000, ""),
+        (-1e12, ""),
+        (1e300, ""),
+    ],
+)
+def test_from_unix_seconds_beyond_the_calendar(seconds: float, milliseconds: str) -> None:
+    """Seconds beyond the year 9999 are an invalid field; where they would be a time as milliseconds, it is asked."""
+    with pytest.raises(DecodeError) as caught:
         from_unix_seconds(seconds, "$.TS")
 
-    assert Reason.INVALID_FIELD == caught.value.reason
+    assert (Reason.INVALID_FIELD, f"{seconds!r} is no Unix time in seconds{milliseconds} - at `$.TS`") == (
+        caught.value.reason,
+        caught.value.detail,
+    )
+
+
+def test_from_unix_milliseconds() -> None:
+    """Milliseconds to the microsecond; of microseconds by mistake it is not said that they may be milliseconds."""
+    assert utc(2025, 10, 8, 15, 30, 45, 123456) == from_unix_milliseconds(1759937445123.456, "$.ts")
+    with pytest.raises(DecodeError) as caught:
+        from_unix_milliseconds(1759937445123456.0, "$.ts")
+
+    assert "1759937445123456.0 is no Unix time in milliseconds - at `$.ts`" == caught.value.detail
