@@ -53,6 +53,7 @@ ELSEWHERE: Final = {
     "operations.md docker compose": NOT_HERE,
     "reading.md SELECT": "tests/integration/test_reading.py",
     "reading.md WITH": "tests/integration/test_reading.py",
+    "reading.md -- the newest reading": "tests/integration/test_read_back.py",
     "reading.md docker compose": NOT_HERE,
     "reading.md class TenantMiddleware": "tests/integration/test_read_back.py",
     "reading.md with transaction.atomic": "tests/integration/test_read_back.py",

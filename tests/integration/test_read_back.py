@@ -82,6 +82,20 @@ def test_latest_has_one_row_for_a_point(filled: Database, reader: str) -> None:
         assert [] == filled.rows(query, dsn=reader, tenant="acme"), condition
 
 
+def test_reading_that_is_dated_ahead(filled: Database, reader: str) -> None:
+    """It stays in `latest` while the device, with its clock set right, goes on; the manual's query has what came since."""
+    filled.run("SELECT traksense.ensure_partitions(now(), now() + interval '1 day')")
+    series = filled.add_series("acme", "hasty", "level", None)
+    for ago, value in (("-5 min", 1), ("1 hour", 2), ("-1 min", 3)):
+        values = f"{series}, now() + interval '{ago}', {value}"
+        filled.run(f"INSERT INTO traksense.measure (series_id, ts, v_num) VALUES ({values})")
+    newest = block_of("reading.md -- the newest reading").text
+
+    latest = filled.rows("SELECT device_id, v_num FROM latest WHERE ts > now()", dsn=reader, tenant="acme")
+    assert ("hasty", 2) in latest
+    assert [3] == [row[4] for row in filled.rows(newest, dsn=reader, tenant="acme") if row[1] == "hasty"]
+
+
 def test_device_status(filled: Database, reader: str) -> None:
     """A device is online while it was heard within the setting, offline before and after."""
     online = "SELECT online FROM device_status WHERE device_id = 'pump-1'"

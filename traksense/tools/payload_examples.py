@@ -184,11 +184,11 @@ What the envelope needs is in it, or known, as the units are. In Python, for exa
 
 _FOREIGN_RULES: Final = """\
 * A measurement is identified by its time, so a bare number, such as `7.3`, cannot be stored as it is: add the time at
-  which it was measured. If the device has no clock, let the gateway add the time once, before it publishes: a message that
-  is sent again then has the same time, and is stored once.
+  which it was measured. If the device has no clock, let the gateway add the time once, before it publishes: a message
+  that is sent again then has the same time, and is stored once.
 * The topic names the device, so the payload does not have to.
-* If nothing between device and broker can be changed, write an [adapter](../adapters.md): a small Python package that reads
-  the payload as it comes. It cannot make up a time either.
+* If nothing between device and broker can be changed, write an [adapter](../adapters.md): a small Python package that
+  reads the payload as it comes. It cannot make up a time either.
 """
 
 RESHAPE: Final = """\
