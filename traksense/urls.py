@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import attrs
 
@@ -66,12 +66,17 @@ class DatabaseUrl:
     dsn: Secret
 
     def __str__(self) -> str:
-        """Where the database is, without credentials."""
+        """Where the database is, and as whom; every command shows it so. Of a URL that cannot be read, nothing."""
         try:
             parts = _split(self.dsn.reveal(), DATABASE_FORM)
         except ValueError:
             return "postgresql://***"
-        return f"postgresql://{parts.hosts}{parts.path}"
+        # Only the user is taken from the parameters, several of which are secrets.
+        query = dict(parse_qsl(parts.query))
+        user, colon, _ = (parts.credentials or "").partition(":")
+        user = user or quote(query.get("user", ""), safe="")
+        password = ":***" if colon or "password" in query else ""
+        return f"postgresql://{user}{password}{'@' if user or password else ''}{parts.hosts}{parts.path}"
 
 
 def read_broker(text: str) -> Broker:

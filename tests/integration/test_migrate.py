@@ -348,10 +348,12 @@ def test_migrate_refuses_other_encodings(bare: Database) -> None:
 
 def test_migrate_without_rights(bare: Database) -> None:
     """A role that may not create a schema is told so in one line, and nothing is left behind."""
-    error = run_migrate(bare.create_role("stranger"))
+    stranger = bare.create_role("stranger")
+    error = run_migrate(stranger)
 
     assert StoreMisconfiguredError is type(error)
-    place = f"{urlsplit(bare.dsn).hostname}:{urlsplit(bare.dsn).port}{urlsplit(bare.dsn).path}"
+    parts = urlsplit(stranger)
+    place = f"postgresql://{parts.username}:***@{parts.hostname}:{parts.port}{parts.path}"
     name = urlsplit(bare.dsn).path[1:]
     expected = f"the role lacks a right on {place}: permission denied for database {name} (SQLSTATE 42501)"
     assert expected == str(error)
@@ -383,7 +385,7 @@ def test_migrate_unreachable() -> None:
         error = run_migrate(f"postgresql://user:s3cret@127.0.0.1:{port}/traksense")
 
     assert StoreUnavailableError is type(error)
-    assert f"127.0.0.1:{port}/traksense cannot be reached: Connection refused" == str(error)
+    assert f"postgresql://user:***@127.0.0.1:{port}/traksense cannot be reached: Connection refused" == str(error)
 
 
 @pytest.mark.parametrize(

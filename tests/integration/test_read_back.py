@@ -83,7 +83,7 @@ def test_latest_has_one_row_for_a_point(filled: Database, reader: str) -> None:
 
 
 def test_reading_that_is_dated_ahead(filled: Database, reader: str) -> None:
-    """It stays in `latest` while the device, with its clock set right, goes on; the manual's query has what came since."""
+    """It stays in `latest` after the clock was set right; the query of the manual has what came since."""
     filled.run("SELECT traksense.ensure_partitions(now(), now() + interval '1 day')")
     series = filled.add_series("acme", "hasty", "level", None)
     for ago, value in (("-5 min", 1), ("1 hour", 2), ("-1 min", 3)):

@@ -52,7 +52,7 @@ def test_nothing_secret_is_said(tmp_path: Path) -> None:
         f"DATABASE_URL_FILE={url}",
         "MQTT_TENANTS=acme,beta",
         "LIFECYCLE_RETAIN_RAW=90 days",
-        "database   postgresql://db/traksense, 8 connections",
+        "database   postgresql://ingest:***@db/traksense, 8 connections",
         "reads      one of 2 shards; each process needs its number in MQTT_SHARD",
     } <= set(lines)
 

@@ -28,7 +28,7 @@ def test_config_defaults_are_for_localhost() -> None:
     settings = load({})
 
     assert Broker("localhost", 1883, tls=False) == settings.broker
-    assert "postgresql://localhost:5432/traksense" == str(settings.database)
+    assert "postgresql://postgres:***@localhost:5432/traksense" == str(settings.database)
     assert 9100 == settings.metrics_port
 
 

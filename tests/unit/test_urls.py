@@ -139,15 +139,19 @@ def test_list_of_brokers_is_told_what_does_work(hosts: str) -> None:
     ("url", "place"),
     [
         ("postgresql:///db", "postgresql:///db"),
-        ("postgres://u@h/db", "postgresql://h/db"),
-        ("postgresql+asyncpg://u:p%2F%40@h:1/db?sslmode=require", "postgresql://h:1/db"),
-        ("postgresql://u:p@h1:1,h2:2/db", "postgresql://h1:1,h2:2/db"),
-        ("postgresql://u:p@%2Frun%2Fpostgresql/db", "postgresql://%2Frun%2Fpostgresql/db"),
-        ("postgresql:///db?host=/run/postgresql&password=geheim", "postgresql:///db"),
+        ("postgres://u@h/db", "postgresql://u@h/db"),
+        ("postgresql+asyncpg://u:p%2F%40@h:1/db?sslmode=require", "postgresql://u:***@h:1/db"),
+        ("postgresql://u:p@h1:1,h2:2/db", "postgresql://u:***@h1:1,h2:2/db"),
+        ("postgresql://u:p@%2Frun%2Fpostgresql/db", "postgresql://u:***@%2Frun%2Fpostgresql/db"),
+        ("postgresql://:geheim@h/db", "postgresql://:***@h/db"),
+        ("postgresql://us%40er:geheim:geheim@h/db", "postgresql://us%40er:***@h/db"),
+        ("postgresql:///db?host=/run/postgresql&password=geheim", "postgresql://:***@/db"),
+        ("postgresql://h/db?user=us%40er&password=geheim", "postgresql://us%40er:***@h/db"),
+        ("postgresql://u@h/db?sslpassword=geheim&sslmode=require", "postgresql://u@h/db"),
     ],
 )
 def test_database_url_as_others_write_it(url: str, place: str) -> None:
-    """Hosts, sockets, other programs' schemes; what is shown is where it leads."""
+    """Hosts, sockets, other programs' schemes; what is shown is where it leads, and as whom."""
     settings = load({"DATABASE_URL": url})
 
     assert place == str(settings.database)

@@ -13,7 +13,6 @@ import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 import asyncpg
 import attrs
@@ -24,6 +23,7 @@ from traksense.store import session_settings
 from traksense.store.migration_lock import schema_exists, take_turn
 from traksense.store.sql_files import LATEST, migrations, roles_sql
 from traksense.store.sqlstate import fault
+from traksense.urls import DatabaseUrl, Secret
 
 if TYPE_CHECKING:
     import logging
@@ -118,7 +118,7 @@ async def migrate(
             report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise _translated(error, _where(dsn)) from error
+        raise _translated(error, str(DatabaseUrl(Secret(dsn)))) from error
     finally:
         # After close() this does nothing; it cannot block.
         connection.terminate()
@@ -301,22 +301,12 @@ async def _connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
             statement_cache_size=0,  # DDL would make the cached plans stale
         )
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
-        raise _translated(error, _where(dsn)) from error
+        raise _translated(error, str(DatabaseUrl(Secret(dsn)))) from error
     return connection
 
 
-def _where(dsn: str) -> str:
-    """Host, port and database, without credentials."""
-    try:
-        parts = urlsplit(dsn)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "the database"
-    return f"{parts.hostname or 'localhost'}{port}{parts.path}"
-
-
 def _translated(error: Exception, where: str) -> StoreError:
-    """One clear line for an operator; of the connection string it has only what `_where` keeps."""
+    """One clear line for an operator; of the connection string it has only what may be shown."""
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or ""
         line = f"{str(error).partition(chr(10))[0]} (SQLSTATE {sqlstate})"
