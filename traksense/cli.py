@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from traksense import __version__, config, log, signals
-from traksense.errors import ConfigError, TraksenseError
+from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
 from traksense.names import printable
 from traksense.terminal import replace_closed, say
 
@@ -47,6 +47,9 @@ COMMANDS: Final = {
 }
 """Each is a module of that name in `traksense.commands`, `_` for `-`, with `add_arguments(parser)` and
 `main(arguments) -> int`."""
+
+WITH_DATABASE: Final = ("migrate", "dlq", "lifecycle", "maintain", "shards", "uninstall")
+"""Those that end if there is no database where DATABASE_URL says. (The service waits, and validate has a report.)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +93,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
         errors = list(leaves(error))
         if not all(map(_is_expected, errors)):
             raise
-        return max(map(_ended, errors))
+        return max(_ended(error, command) for error in errors)
     return status
 
 
@@ -100,7 +103,7 @@ def _is_expected(error: BaseException) -> bool:
     return full or isinstance(error, TraksenseError | BrokenPipeError | KeyboardInterrupt)
 
 
-def _ended(error: BaseException) -> int:
+def _ended(error: BaseException, command: str) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, BrokenPipeError):
@@ -109,7 +112,7 @@ def _ended(error: BaseException) -> int:
     if isinstance(error, OSError):
         say(f"traksense: {error.strerror}: {error.filename or 'standard output'}", to=sys.stderr)
         return FAILED
-    return report(error)
+    return report(error, command)
 
 
 def _flush() -> bool:
@@ -131,12 +134,24 @@ def _sent(stream: TextIO | None) -> bool:
     return True
 
 
-def report(error: BaseException) -> int:
+def report(error: BaseException, command: str = "") -> int:
     """Tell the user, one line a fault; returns the exit status."""
     faults = error.faults if isinstance(error, ConfigError) else (str(error),)
+    note = config.note_of_default_database(os.environ) if command in WITH_DATABASE and _cannot_enter(error) else ""
     for fault in faults:
-        say(f"traksense: {printable(fault)}", to=sys.stderr)
+        say(f"traksense: {printable(fault)}{note}", to=sys.stderr)
     return MISUSED if isinstance(error, ConfigError) else FAILED
+
+
+def _cannot_enter(error: BaseException) -> bool:
+    """Whether there is no database server, or it has no such user, password or database."""
+    # `open_connection` makes a fault of the configuration of the latter.
+    refused = error.__cause__ if isinstance(error, ConfigError) else error
+    if not isinstance(refused, StoreError):
+        return False
+    if refused.sqlstate is None:
+        return isinstance(refused, StoreUnavailableError)
+    return refused.sqlstate[:2] in ("08", "28", "3D")
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

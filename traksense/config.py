@@ -169,6 +169,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def note_of_default_database(environ: Mapping[str, str]) -> str:
+    """What to add to why the database cannot be reached: nothing, if the environment says where it is."""
+    if environ.get("DATABASE_URL") or environ.get("DATABASE_URL_FILE"):
+        return ""
+    return "; DATABASE_URL is not set: this is its default; give it, or --env-file"
+
+
 def variables() -> dict[str, attrs.Attribute[Any]]:
     """Every variable that `load` reads, by name; those that may come from a file have a `_FILE` twin."""
     result: dict[str, attrs.Attribute[Any]] = {}

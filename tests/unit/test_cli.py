@@ -14,7 +14,9 @@ import pytest
 
 from tests.patience import HANG_SECONDS
 from traksense import __version__, cli
-from traksense.errors import BrokerError, ConfigError, StoreUnavailableError
+from traksense.config import DatabaseUrl, Secret, Settings
+from traksense.errors import BrokerError, ConfigError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.tools.stack import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +108,57 @@ def test_main_tells_expected_errors_in_lines(
     assert status == cli.main(["fake"])
     said = capsys.readouterr()
     assert ("", lines) == (said.out, said.err.splitlines())
+
+
+DEFAULT_USED = "; DATABASE_URL is not set: this is its default; give it, or --env-file"
+
+
+@pytest.mark.usefixtures("bare_environment")
+@pytest.mark.parametrize(
+    "argv", [["migrate"], ["lifecycle", "plan"], ["dlq", "list"], ["maintain"], ["uninstall"], ["validate"]]
+)
+def test_database_that_nobody_named_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    """If it cannot be reached; one that was named is the user's own."""
+    url = f"postgresql://postgres:postgres@127.0.0.1:{free_port()}/traksense"
+    monkeypatch.setitem(Settings.__init__.__kwdefaults__, "database", DatabaseUrl(Secret(url)))
+    cli.main(argv)
+    said = capsys.readouterr()
+    monkeypatch.setenv("DATABASE_URL", url)
+    cli.main(argv)
+    named = capsys.readouterr()
+
+    assert f"Connection refused{DEFAULT_USED}\n" in said.out + said.err
+    assert "Connection refused\n" in named.out + named.err
+    assert DEFAULT_USED not in named.out + named.err
+
+
+@pytest.mark.usefixtures("bare_environment")
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (StoreMisconfiguredError("no such user", "28000"), DEFAULT_USED),
+        (StoreMisconfiguredError("no such database", "3D000"), DEFAULT_USED),
+        (StoreMisconfiguredError("not an operator"), ""),
+        (StoreUnavailableError("locked", "55P03"), ""),
+        (ConfigError(["A: bad"]), ""),
+    ],
+)
+def test_database_that_was_entered_is_not_the_question(
+    capsys: pytest.CaptureFixture[str], error: Exception, note: str
+) -> None:
+    """The default is spoken of where nobody was let in, also by a fault of the configuration that came of that."""
+    cli.report(error, "dlq")
+    cli.report(error, "bench")
+    alone, other = capsys.readouterr().err.splitlines()
+    try:
+        raise ConfigError(["DATABASE_URL: no"]) from error
+    except ConfigError as fault:
+        cli.report(fault, "dlq")
+
+    assert alone == f"{other}{note}"
+    assert f"traksense: DATABASE_URL: no{note}\n" == capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), ExceptionGroup("", [BrokerError("x"), ZeroDivisionError()])])

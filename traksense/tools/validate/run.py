@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -10,6 +11,7 @@ import attrs
 import trio
 
 from traksense import __version__
+from traksense.config import note_of_default_database
 from traksense.errors import TraksenseError
 from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
@@ -263,7 +265,7 @@ class _Run:
             step = (
                 "is PostgreSQL running? DATABASE_URL must name the database of the service, and the login of its owner"
             )
-            result.add("fail", "Database", str(error), next_step=step)
+            result.add("fail", "Database", f"{error}{note_of_default_database(os.environ)}", next_step=step)
             return None
         version, operator, read_only = rows[0]
         milliseconds = (trio.current_time() - started) * 1000
