@@ -16,7 +16,7 @@ from traksense.commands.lifecycle import _status_text
 from traksense.errors import ConfigError, DeliveriesRefusedError
 from traksense.model import Point, Reason, Telemetry
 from traksense.store import maintenance
-from traksense.store.policy import Policy, load, read_duration, write_duration
+from traksense.store.policy import Policy, in_years, load, read_duration, settings, variables, write_duration
 
 if TYPE_CHECKING:
     from schema_servers import Database
@@ -94,6 +94,26 @@ def test_plan_apply_and_maintain(
     assert 17 <= expired["measure"] <= 21
     assert {"device_event", "cmd_ack", "ingest_errors"} == {purge["relation"] for purge in plan["purge"]}
     assert "" == migrated.value("SELECT value FROM traksense.setting WHERE name = 'retain_raw'")
+
+    for_people = run(monkeypatch, capsys, migrated.dsn, "lifecycle", "plan", **policy).splitlines()
+    assert [
+        "policy LIFECYCLE_RETAIN_RAW=10 days",
+        "policy LIFECYCLE_RETAIN_1M=20 days",
+        "policy LIFECYCLE_RETAIN_5M=20 days",
+        "policy LIFECYCLE_RETAIN_1H=1 year",
+        "policy LIFECYCLE_RETAIN_EVENTS=20 days, bravo=5 days",
+        "policy LIFECYCLE_RETAIN_ACKS=forever, acme=3d",
+        "policy LIFECYCLE_RETAIN_ERRORS=14 days (default)",
+        "policy LIFECYCLE_COMPRESS_AFTER=7 days (default)",
+        "policy LIFECYCLE_COMPRESS_AGGREGATES_AFTER=7 days (default)",
+        "policy LIFECYCLE_CHUNK_INTERVAL=1 day (default)",
+        "policy LIFECYCLE_ONLINE_WITHIN=10 min",
+    ] == for_people[:11]
+    assert "change retain_1h: forever -> 1 year" in for_people[11:]
+    assert {"value": "10 days", "default": False} == plan["policy"]["LIFECYCLE_RETAIN_RAW"]
+    assert {"value": "7 days", "default": True} == plan["policy"]["LIFECYCLE_COMPRESS_AFTER"]
+    (wanted,) = (change["wanted"] for change in plan["changes"] if change["what"] == "retain_1h")
+    assert "365 days" == wanted
 
     assert "changed retain_raw: forever -> 10 days" in run(
         monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy
@@ -333,3 +353,35 @@ def test_duration(text: str, value: timedelta | None) -> None:
     """Durations are read as people write them, and written so that they can be read again."""
     assert value == read_duration(text)
     assert value == read_duration(write_duration(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (365 * DAY, "1 year"),
+        (5 * 365 * DAY, "5 years"),
+        (366 * DAY, "366 days"),
+        (DAY, "1 day"),
+        (timedelta(hours=365), "365 hours"),
+        (None, "forever"),
+    ],
+)
+def test_years_are_said_as_years(value: timedelta | None, expected: str) -> None:
+    """The database has days; it reads what is shown as the same."""
+    assert expected == in_years(write_duration(value))
+    assert value == read_duration(expected)
+
+
+def test_policy_in_the_words_of_the_operator() -> None:
+    """As it was set; a default holds too where only tenants are named, and what is said is the same policy."""
+    environ = {"LIFECYCLE_RETAIN_RAW": " 1 year ", "LIFECYCLE_RETAIN_ERRORS": "acme=1w", "LIFECYCLE_RETAIN_ACKS": "30d"}
+    said = {str(setting) for setting in settings(environ)}
+
+    assert len(variables()) == len(said)
+    assert {
+        "LIFECYCLE_RETAIN_RAW=1 year",
+        "LIFECYCLE_RETAIN_ERRORS=acme=1w, 14 days (default)",
+        "LIFECYCLE_RETAIN_ACKS=30d",
+        "LIFECYCLE_RETAIN_EVENTS=forever (default)",
+    } <= said
+    assert load(environ) == load({setting.variable: setting.value for setting in settings(environ)})

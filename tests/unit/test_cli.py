@@ -122,7 +122,9 @@ def test_database_that_nobody_named_is_said(
 ) -> None:
     """If it cannot be reached; one that was named is the user's own."""
     url = f"postgresql://postgres:postgres@127.0.0.1:{free_port()}/traksense"
-    monkeypatch.setitem(Settings.__init__.__kwdefaults__, "database", DatabaseUrl(Secret(url)))
+    defaults = Settings.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "database", DatabaseUrl(Secret(url)))
     cli.main(argv)
     said = capsys.readouterr()
     monkeypatch.setenv("DATABASE_URL", url)

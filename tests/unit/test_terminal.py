@@ -23,6 +23,7 @@ from traksense.config import load
 from traksense.log import JsonFormatter, TextFormatter
 from traksense.store.dead_letters import Letter, Summary
 from traksense.store.lifecycle import Change, Plan
+from traksense.store.policy import Setting
 from traksense.terminal import WHOLE, say
 from traksense.tools.demo.display import chosen_display, show_lines, show_page
 from traksense.tools.demo.state import Addresses, DeadLetter, LatestValue, State
@@ -153,7 +154,8 @@ def lifecycle() -> int:
     from traksense.commands import lifecycle
 
     plan = Plan("postgresql", [Change(EVIL, EVIL, EVIL)], [(EVIL, 1, 1)], [], [])
-    lifecycle._tell(lifecycle._plan_json(plan), lifecycle._plan_text(plan), as_json=False)
+    settings = [Setting("LIFECYCLE_RETAIN_EVENTS", f"{EVIL}=1 year", default=True)]
+    lifecycle._tell(lifecycle._plan_json(plan, settings), lifecycle._plan_text(plan, settings), as_json=False)
     return 0
 
 

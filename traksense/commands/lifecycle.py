@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from traksense.store.lifecycle import Change, Plan
+    from traksense.store.policy import Setting
 
 APPLICATION: Final = "traksense lifecycle"
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, summary in (
-        ("plan", "show what apply would change, and what would be compressed, dropped and deleted"),
+        ("plan", "show the policy, what apply would change, and what would be compressed, dropped and deleted"),
         ("apply", "write the policy of the environment into the database"),
         ("status", "show differences from the policy, sizes, compression, oldest and newest data, and jobs"),
     ):
@@ -46,7 +47,8 @@ def main(arguments: argparse.Namespace) -> int:
     dsn = config.load(os.environ).database.dsn.reveal()
     if arguments.action == "plan":
         plan = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.plan(c, wanted))
-        _tell(_plan_json(plan), _plan_text(plan), as_json=arguments.json)
+        settings = policy.settings(os.environ)
+        _tell(_plan_json(plan, settings), _plan_text(plan, settings), as_json=arguments.json)
     elif arguments.action == "apply":
         with Progress() as progress:
             changes = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.apply(c, wanted, progress.at))
@@ -69,9 +71,10 @@ def _changes_json(changes: list[Change]) -> list[dict[str, str]]:
     return [{"what": change.what, "now": change.now, "wanted": change.wanted} for change in changes]
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _plan_json(plan: Plan, settings: list[Setting]) -> dict[str, Any]:
     return {
         "engine": plan.engine,
+        "policy": {setting.variable: {"value": setting.value, "default": setting.default} for setting in settings},
         "changes": _changes_json(plan.changes),
         "compress": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.compress],
         "expired": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.expired],
@@ -79,13 +82,13 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plan_text(plan: Plan) -> list[str]:
+def _plan_text(plan: Plan, settings: list[Setting]) -> list[str]:
     parts = "chunks" if plan.engine == "timescaledb" else "partitions"
     lines = [f"change {change}" for change in plan.changes]
     lines += [f"compress {number} chunks of {name}, {_size(size)}" for name, number, size in plan.compress]
     lines += [f"drop {number} {parts} of {name}, {_size(size)}" for name, number, size in plan.expired]
     lines += [f"delete {rows} rows of {name}" for name, rows in plan.purge]
-    return lines or ["nothing to do"]
+    return [*(f"policy {setting}" for setting in settings), *(lines or ["nothing to do"])]
 
 
 def _status_text(status: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import attrs
 
 from traksense.store import migrate
 from traksense.store.maintenance import call_when_free
-from traksense.store.policy import write_duration
+from traksense.store.policy import in_years, write_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ class Change:
     wanted: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.now} -> {self.wanted}"
+        return f"{self.what}: {in_years(self.now)} -> {in_years(self.wanted)}"
 
 
 @attrs.frozen
@@ -176,7 +176,7 @@ async def status(connection: Any, policy: Policy) -> dict[str, Any]:
     result: dict[str, Any] = {
         "engine": engine,
         "drift": [
-            f"{change.what}: {change.now} in the database, {change.wanted} in the environment"
+            f"{change.what}: {in_years(change.now)} in the database, {in_years(change.wanted)} in the environment"
             for change in await _differences(connection, policy, engine)
         ],
         "relations": [dict(row) for row in await connection.fetch(sizes)],

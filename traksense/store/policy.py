@@ -109,6 +109,32 @@ def load(environ: Mapping[str, str]) -> Policy:
     return policy
 
 
+@attrs.frozen
+class Setting:
+    """What a variable says, in the operator's words; `default` says whether the default is what holds for all tenants
+    that it does not name.
+    """
+
+    variable: str
+    value: str
+    default: bool
+
+    def __str__(self) -> str:
+        return f"{self.variable}={self.value}{' (default)' if self.default else ''}"
+
+
+def settings(environ: Mapping[str, str]) -> list[Setting]:
+    """The policy that `load` reads, variable by variable."""
+    found = []
+    for variable, name in variables().items():
+        said = environ.get(variable, "").strip()
+        # Each of the parts may be a tenant's own.
+        default = not said or all("=" in part for part in said.split(","))
+        common = [in_years(write_duration(getattr(Policy(), name)))] if default else []
+        found.append(Setting(variable, ", ".join([*([said] if said else []), *common]), default))
+    return found
+
+
 def variables() -> dict[str, str]:
     """Every variable that `load` reads, with the setting that it is for."""
     return {PREFIX + field.name.upper(): field.name for field in attrs.fields(Policy) if field.name != "tenants"}
@@ -184,6 +210,17 @@ def write_duration(value: timedelta | None) -> str:
     return "0 seconds"
 
 
+def in_years(duration: str) -> str:
+    """What `write_duration` has written, in years if it is some: the database has days, but that is not what people
+    say.
+    """
+    days = re.fullmatch("([0-9]+) days", duration)
+    if days is None or int(days[1]) % _UNITS["year"].days:
+        return duration
+    years = int(days[1]) // _UNITS["year"].days
+    return f"{years} year{'s' if years != 1 else ''}"
+
+
 def _contradictions(policy: Policy) -> list[str]:
     faults = [
         f"{PREFIX}{name.upper()}: must be at least {write_duration(_RETENTION_MINIMUM)}"
@@ -201,7 +238,7 @@ def _contradictions(policy: Policy) -> list[str]:
         if coarse is not None and (fine is None or fine > coarse):
             faults.append(
                 f"{PREFIX}{coarser.upper()}: must be at least as long as {PREFIX}{finer.upper()} "
-                f"({write_duration(fine)}), which it is computed from"
+                f"({in_years(write_duration(fine))}), which it is computed from"
             )
     chunk = policy.chunk_interval
     if chunk is None or chunk < timedelta(hours=1) or chunk % timedelta(hours=1):
