@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 LIST_LIMIT: Final = 100
 """Rows of a list, unless `--limit` is given."""
+
+MARGIN: Final = timedelta(minutes=1)
+"""How far the service's clock, by which dead letters come, may be behind ours."""
 
 
 @attrs.frozen
@@ -77,6 +81,7 @@ async def show(context: Context) -> bool:
 async def replay(context: Context) -> bool:
     """Publish them again; what was done until then is also said after a failure. Trio-flavored."""
     arguments = context.arguments
+    began = datetime.now(UTC)
     progress = Progress()
     told = partial(say, progress=progress)
     run = Replay(context.settings, context.database, selection(arguments), say=told, note=progress.at)
@@ -85,14 +90,14 @@ async def replay(context: Context) -> bool:
             await run.run(dry=arguments.dry_run)
     except BaseException:
         if run.counts.selected:
-            _tell(run.counts, arguments)
+            _tell(run.counts, arguments, began)
             say("stopped before the end: repeat the command for the rest")
         raise
-    _tell(run.counts, arguments)
+    _tell(run.counts, arguments, began)
     return run.counts.complete
 
 
-def _tell(counts: Counts, arguments: argparse.Namespace) -> None:
+def _tell(counts: Counts, arguments: argparse.Namespace, began: datetime) -> None:
     values: dict[str, int] = attrs.asdict(counts)
     if arguments.json:
         print_json({"dry_run": arguments.dry_run, **values})
@@ -102,7 +107,9 @@ def _tell(counts: Counts, arguments: argparse.Namespace) -> None:
     verb = "would publish" if arguments.dry_run else "published"
     tell(f"{verb} {counts.published} of {letters(counts.selected)}{told}")
     if counts.published and not arguments.dry_run:
-        say("what still cannot be stored becomes an open dead letter again: see `traksense dlq list`")
+        # What is stored leaves no trace in a dead letter, so there is nothing to wait for.
+        since = (began - MARGIN).strftime("%Y-%m-%dT%H:%MZ")
+        say(f"what the service cannot store this time is open again: `traksense dlq list --since {since}` shows it")
 
 
 async def summary(context: Context) -> bool:
