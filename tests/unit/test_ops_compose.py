@@ -151,7 +151,7 @@ def test_install_page_sets_every_password_of_compose() -> None:
 def test_compose_has_the_hosts_of_its_env_file() -> None:
     """The broker and the database that `compose.env` names are services, and so is what Prometheus scrapes."""
     settings = config.load(env_values(OPS / "compose.env"))
-    database = str(settings.database).split("//")[1].split(":")[0]
+    database = urlsplit(str(settings.database)).hostname
     jobs = prometheus()["scrape_configs"]
     targets = {target for job in jobs for group in job.get("static_configs", ()) for target in group["targets"]}
 
