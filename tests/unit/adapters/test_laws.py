@@ -164,9 +164,11 @@ def test_decode_unchanged_document(kind: Kind, tree: object) -> None:
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+# Beyond these, what is written may be another number than its double (test_numbers has those).
+SAFE = st.floats(-(2.0**53), 2.0**53)
 VALUES: dict[str, st.SearchStrategy[object]] = {
-    "float": FINITE,
-    "num": FINITE | st.integers(-(2**53), 2**53),
+    "float": SAFE,
+    "num": SAFE | st.integers(-(2**53), 2**53),
     "int": st.integers(-(2**53), 2**53),
     "bool": st.booleans(),
     "enum": TEXTS,
