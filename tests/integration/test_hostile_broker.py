@@ -430,6 +430,30 @@ async def test_backlog_in_front_of_suback_is_said(
             assert bench.reader.statistics.connections == number
 
 
+@pytest.mark.parametrize("again", [True, False])
+async def test_broker_that_keeps_a_session_and_denies_it_is_found_out(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str, *, again: bool
+) -> None:
+    """By the message that it sends again, although an attempt in between has not come as far as CONNACK."""
+
+    async def broker(peer: Peer) -> None:
+        if peer.number == 2:
+            return  # it is still starting
+        await peer.accept()
+        await peer.serve(subscribes=2)
+        await peer.send(publish_packet(b"1", topic=TOPIC, packet_id=7, dup=again and peer.number > 1))
+        if peer.number == 1:
+            await trio.sleep(1)
+        else:
+            await peer.serve()
+
+    async with against(monkeypatch, settings_of(kind), broker) as bench:
+        with trio.fail_after(1000):
+            await bench.receive(2)
+
+    assert ([False, False], int(again)) == (bench.present, bench.watch.deliveries)
+
+
 async def test_heartbeat_expects_nothing_while_reading_is_paused(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

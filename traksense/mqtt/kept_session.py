@@ -4,7 +4,8 @@ every connection (seen on the wire), and delivers what it has queued.
 Two things prove it. Other signs do not: a message before SUBACK may be a new one [MQTT-3.8.4-3], and so may one with
 the DUP flag where a broker passes on the publisher's.
 
-    early   a message in front of our SUBSCRIBE: to a session that is new nothing is subscribed
+    early   a message in front of our SUBSCRIBE: to a session that is new nothing is subscribed. A retained one, or one
+            at QoS 0, proves nothing: EMQX's auto-subscription sends the first, and some brokers welcome with the other
     again   a message that we had received and not acknowledged, under its packet identifier and with the DUP flag: only
             the session knows both
 """
@@ -36,7 +37,7 @@ class KeptSession:
     def connected(self, early: Collection[Message], *, session_present: bool) -> None:
         """CONNACK came, with these messages behind it; nothing has been sent since CONNECT."""
         self.open = not session_present
-        if self.open and early:
+        if self.open and any(message.qos and not message.retain for message in early):
             self._end()
 
     def look(self, messages: Collection[Message]) -> None:

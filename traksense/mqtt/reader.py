@@ -219,9 +219,11 @@ class Reader:
             await connection.run(lambda: self._session(connection, heartbeat), heartbeat.run, tell_unanswered)
         finally:
             self._answered = self._subscriptions.answered and self._sys_topics.answered
+            if self._connection is not None:
+                # Without CONNACK the session is as it was, and so is what it has to prove.
+                self._kept_session.disconnected(self._acknowledger.oldest)
             self._connection = self._heartbeat = None
             self._subscriptions.disconnected()
-            self._kept_session.disconnected(self._acknowledger.oldest)
             self._acknowledger.disconnected()
 
     async def _session(self, connection: Connection, heartbeat: Heartbeat) -> None:

@@ -14,9 +14,15 @@ TOPIC = "traksense/acme/site/device/telem"
 
 
 def message(
-    packet_id: int = 7, *, topic: str = TOPIC, payload: bytes = b"1", qos: int = 1, dup: bool = True
+    packet_id: int = 7,
+    *,
+    topic: str = TOPIC,
+    payload: bytes = b"1",
+    qos: int = 1,
+    dup: bool = True,
+    retain: bool = False,
 ) -> Message:
-    return Message(topic, payload, qos, packet_id, 1, dup, NOON)
+    return Message(topic, payload, qos, packet_id, 1, dup, NOON, retain=retain)
 
 
 @pytest.mark.parametrize("present", [True, False])
@@ -30,6 +36,17 @@ def test_message_before_our_subscribe_proves_it(early: bool, present: bool) -> N
 
     assert (early and not present) == bool(proofs)
     assert kept.open == (not present and not early)
+
+
+@pytest.mark.parametrize("welcome", [message(dup=False, retain=True), message(0, qos=0, dup=False)])
+def test_what_a_broker_may_send_by_itself_proves_nothing(welcome: Message) -> None:
+    """A retained message on a topic to which the broker itself subscribes each client, or a greeting at QoS 0."""
+    proofs: list[bool] = []
+    kept = KeptSession(lambda: proofs.append(True))
+
+    kept.connected([welcome], session_present=False)
+
+    assert ([], True) == (proofs, kept.open)
 
 
 @pytest.mark.parametrize(
