@@ -99,11 +99,14 @@ async def run(
             nursery.start_soon(_drain_on_signal, received, pipeline, store, settings.shutdown_deadline)
             _log_start(settings, listener)
             await pipeline.run()
-            if pipeline.failure is None and health.holds("database"):
+            if pipeline.failure is None:
                 left = trio.Event()
                 nursery.start_soon(_leave, pipeline.session_watch, left)
-                with trio.move_on_after(LEAVE_SECONDS):
+                with trio.move_on_after(LEAVE_SECONDS) as waiting:
                     await left.wait()
+                if waiting.cancelled_caught:
+                    reason = f"the database does not answer within {LEAVE_SECONDS:.0f} s"
+                    logger.warning("session_log_failed", extra={"traksense_reason": reason})
             # A Trio deadline around asyncpg is soft; with its connections gone, nothing under way can hold us up.
             store.terminate()
             nursery.cancel_scope.cancel()
