@@ -30,7 +30,7 @@ def test_a_replica_with_a_wrong_clock_lives_no_longer_and_no_shorter(database: s
     *_, claims = play(
         database,
         (sessions.connected, "one", "b", wrong),
-        (sessions.alive, "one", Told()),
+        (sessions.alive, "one", wrong, Told()),
         (sessions.remember, "one", ["a"], ["a"]),
         (sessions.claims_of_others, "two", "b"),
     )
@@ -47,7 +47,7 @@ def test_a_loss_that_was_recorded_late_does_not_end_before_it_begins(database: s
     _, _, since = play(
         database,
         (sessions.connected, "one", "b", at),
-        (sessions.alive, "one", Told()),
+        (sessions.alive, "one", at, Told()),
         (sessions.connected, "one", "b", at),
     )
 
@@ -80,11 +80,11 @@ def test_a_session_that_was_left_is_nobodys(database: str) -> None:
         (sessions.connected, "one", "b", first),
         (sessions.remember, "one", ["a"], ["a"]),
         (sessions.connected, "one", "b", second),
-        (sessions.left, "one", first, Told()),
+        (sessions.left, "one", first, Told(), True),
         claims,
-        (sessions.left, "one", second, Told()),
+        (sessions.left, "one", second, Told(), True),
         # The last word of a task that was still under way.
-        (sessions.alive, "one", Told()),
+        (sessions.alive, "one", second, Told()),
         claims,
         (sessions.connected, "one", "b", datetime.now(UTC)),
         claims,
@@ -95,16 +95,51 @@ def test_a_session_that_was_left_is_nobodys(database: str) -> None:
     assert [frozenset("a"), frozenset(), frozenset("a")] == [played[4], played[7], played[9]]
 
 
+def test_who_leaves_while_the_broker_is_away_was_alive_before(database: str) -> None:
+    """The interval at risk began when the broker went away, not at the end of the process; it is nobody's all the
+    same.
+    """
+    at = datetime.now(UTC) - HOUR
+    steps = [
+        (sessions.connected, "one", "b", at),
+        (sessions.remember, "one", ["a"], ["a"]),
+        (sessions.left, "one", at, Told(), False),
+        (sessions.claims_of_others, "two", "b"),
+        (sessions.connected, "one", "b", datetime.now(UTC)),
+    ]
+
+    *_, claims, remembered = play(database, *steps)
+
+    assert (frozenset(), at) == (claims, remembered.last_alive)
+
+
+def test_only_the_connection_that_is_known_is_alive(database: str) -> None:
+    """A database from a backup knows another one, or none: it has to be told."""
+    now = datetime.now(UTC)
+    steps = [
+        (sessions.alive, "one", now, Told()),
+        (sessions.connected, "one", "b", now - HOUR),
+        (sessions.alive, "one", now, Told()),
+        (sessions.left, "one", now - HOUR, Told(), True),
+        (sessions.connected, "one", "b", now),
+        (sessions.alive, "one", now, Told()),
+    ]
+
+    played = play(database, *steps)
+
+    assert [False, False, True] == [played[0], played[2], played[5]]
+
+
 def test_what_a_broker_told_is_remembered_of_that_broker(database: str) -> None:
     """By the database's clock; what is not told again stays, and another broker begins anew."""
     now = datetime.now(UTC)
     huge = 2**64 - 1
     steps = [
         (sessions.connected, "one", "b", now),
-        (sessions.alive, "one", Told(100.0, huge, True)),
-        (sessions.alive, "one", Told()),
+        (sessions.alive, "one", now, Told(100.0, huge, True)),
+        (sessions.alive, "one", now, Told()),
         (sessions.connected, "one", "b", now),
-        (sessions.left, "one", now, Told(200.0, 3, False)),
+        (sessions.left, "one", now, Told(200.0, 3, False), True),
         (sessions.connected, "one", "b", now),
         (sessions.connected, "one", "c", now),
         (sessions.connected, "one", "c", now),

@@ -124,17 +124,18 @@ class SessionLog(Protocol):
         """
         ...
 
-    async def alive(self, client_id: str, told: Told) -> None:
-        """Record that the session is alive, by the store's clock, and what its broker has said.
+    async def alive(self, client_id: str, connected_at: datetime, told: Told) -> bool:
+        """Record that the session is alive, by the store's clock, and what its broker has said; whether the connection
+        of `connected_at` is the one that the store knows, and was not left. If it is not, nothing is recorded.
 
         Raises:
             StoreError: It was not recorded.
         """
         ...
 
-    async def left(self, client_id: str, connected_at: datetime, told: Told) -> None:
-        """Record that the session was alive until now and is not used any more, unless another process has connected to
-        it since `connected_at`.
+    async def left(self, client_id: str, connected_at: datetime, told: Told, was_alive: bool) -> None:  # noqa: FBT001
+        """Record that the session is not used any more, and with `was_alive` that it was alive until now; unless
+        another process has connected to it since `connected_at`.
 
         Raises:
             StoreError: It was not recorded.

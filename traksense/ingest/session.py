@@ -43,6 +43,10 @@ UPTIME_MARGIN: Final = 0.001
 """By so many seconds, and this part of it, an uptime may fall short of what the clocks say before the broker was
 restarted: it is told in whole seconds, and clocks drift (a thousandth is 86 seconds a day). Chosen by guess."""
 
+UPTIME_UNTOLD_SECONDS: Final = 60.0
+"""For so long a connection may last on which the broker does not come to tell its uptime: six times Mosquitto's default
+`sys_interval`. Chosen by guess."""
+
 
 @attrs.define(eq=False)
 class _Connection:
@@ -110,6 +114,7 @@ class SessionWatch:
         self._woken = trio.Event()
         self._failures = 0
         self._failure_told = False
+        self._leaving = False
         # What is known of the broker, over connections and processes.
         self._started: float | None = None
         self._known_dropped: int | None = None
@@ -170,21 +175,33 @@ class SessionWatch:
             try:
                 while self._waiting:
                     await self._record(self._waiting[0])
-                if self._health.holds("broker"):
-                    await self._log.alive(self._client_id, self._told())
+                if self._recorded is not None and self._health.holds("broker"):
+                    known = await self._log.alive(self._client_id, self._recorded.at, self._told())
+                    if not known and not self._leaving:
+                        # The database is a backup, or another one: it knows a connection from before, or none.
+                        await self._log.connected(self._client_id, self._broker, self._recorded.at)
                     self._note_success()
             except StoreError as error:
                 self._note_failure(error)
 
     async def leave(self) -> None:
-        """Record that nobody uses the session any more, after the last connection has ended in good order.
+        """Record that nobody uses the session any more, after the last connection has ended. If the broker was away by
+        then, the interval at risk has begun before.
 
         Error handling: what cannot be recorded is said; the session then seems to be in use for a while.
         """
-        if self._recorded is None or self._waiting:
+        self._leaving = True
+        denied = next((connection for connection in self._waiting if not connection.session_present), None)
+        if denied is not None:
+            # The next process finds the session that this connection has made.
+            at = denied.at.isoformat(timespec="seconds")
+            reason = f"at {at} the broker had no session for us: whether we had one, the database was not there to say"
+            logger.warning("session_log_failed", extra={"traksense_reason": reason})
+        if self._recorded is None or self._waiting or not self._health.holds("database"):
             return
         try:
-            await self._log.left(self._client_id, self._recorded.at, self._told())
+            was_alive = self._health.holds("broker")
+            await self._log.left(self._client_id, self._recorded.at, self._told(), was_alive)
         except StoreError as error:
             logger.warning("session_log_failed", extra={"traksense_reason": str(error)})
 
@@ -247,7 +264,9 @@ class SessionWatch:
 
     def _judge_uptime(self, connection: _Connection) -> None:
         """The uptime is that of some time after CONNACK: had the broker run all the time since it was started, as far
-        as we know, it could not be shorter than the time from there to CONNACK.
+        as we know, it could not be shorter than the time from there to CONNACK. If the broker has been running since
+        long before the session was last alive, however, it is the clocks that differ: the database's was set, or the
+        broker's host was suspended.
         """
         if not connection.recorded or connection.uptime is None or connection.started is None:
             return
@@ -260,6 +279,9 @@ class SessionWatch:
             self._started = min(connection.started, earlier)
             return
         self._started = connection.started
+        alive = connection.alive_clock
+        if alive is not None and connection.started < alive - UPTIME_UNTOLD_SECONDS:
+            return
         if connection.first_dropped is None:
             self._known_dropped = 0
         self._count_dropped(connection.doubtful, connection.dropped, since=connection.last_alive)
@@ -274,7 +296,8 @@ class SessionWatch:
         if not connection.recorded or connection.first_dropped is None:
             return
         before, self._known_dropped = self._known_dropped, connection.dropped
-        if before is not None:
+        # Without a session, what was dropped of ours is lost with the rest; and it may be another broker's count.
+        if before is not None and (connection.session_present or self._denies_session):
             new = _increase(before, connection.first_dropped)
             connection.doubtful = connection.first_dropped - new
             self._count_dropped(new, connection.first_dropped, since=connection.last_alive)

@@ -37,8 +37,8 @@ SET broker = excluded.broker, connected_at = excluded.connected_at, last_alive_a
 """
 # What was claimed at another broker is not granted here yet.
 
-_ALIVE_NOW: Final = """
-UPDATE traksense.ingest_session SET last_alive_at = now(),
+_TOLD: Final = """
+UPDATE traksense.ingest_session SET
     broker_started_at = coalesce(now() - make_interval(secs => $2), broker_started_at),
     broker_dropped = coalesce($3, broker_dropped),
     broker_denies_session = coalesce($4, broker_denies_session)
@@ -46,8 +46,10 @@ UPDATE traksense.ingest_session SET last_alive_at = now(),
 # Others compare it with now(): the clock of the replica, which may be minutes off, must not make a session look dead,
 # or alive for longer. A connection is recorded late if the database was away, so that keeps its own time, up to now.
 
-_ALIVE: Final = f"{_ALIVE_NOW} WHERE client_id = $1 AND left_at IS NULL"
-_LEFT: Final = f"{_ALIVE_NOW}, left_at = now() WHERE client_id = $1 AND connected_at = $5"
+_ALIVE: Final = f"{_TOLD}, last_alive_at = now() WHERE client_id = $1 AND connected_at = $5 AND left_at IS NULL"
+_LEFT: Final = f"""{_TOLD}, left_at = now(), last_alive_at = CASE WHEN $6 THEN now() ELSE last_alive_at END
+WHERE client_id = $1 AND connected_at = $5
+"""
 # Another process may have taken the session over, and connected since.
 
 _SUBSCRIPTIONS: Final = "SELECT held, claimed FROM traksense.ingest_session WHERE client_id = $1"
@@ -89,13 +91,14 @@ class SessionLog:
         remembered: Remembered | None = await self._call(connected, client_id, broker, at)
         return remembered
 
-    async def alive(self, client_id: str, told: Told) -> None:
+    async def alive(self, client_id: str, connected_at: datetime, told: Told) -> bool:
         """See `ingest.ports.SessionLog.alive`."""
-        await self._call(alive, client_id, told)
+        known: bool = await self._call(alive, client_id, connected_at, told)
+        return known
 
-    async def left(self, client_id: str, connected_at: datetime, told: Told) -> None:
+    async def left(self, client_id: str, connected_at: datetime, told: Told, was_alive: bool) -> None:  # noqa: FBT001
         """See `ingest.ports.SessionLog.left`."""
-        await self._call(left, client_id, connected_at, told)
+        await self._call(left, client_id, connected_at, told, was_alive)
 
     async def subscriptions(self, client_id: str) -> tuple[frozenset[str], frozenset[str]]:
         """See `ingest.handover.SubscriptionLog.subscriptions`."""
@@ -125,14 +128,23 @@ async def connected(connection: PoolConnectionProxy, client_id: str, broker: str
     return Remembered(row["last_alive"], row["seconds"], Told(row["started"], dropped, row["denies"]))
 
 
-async def alive(connection: PoolConnectionProxy, client_id: str, told: Told) -> None:
-    """Record that the session is alive now, by the database's clock. asyncio-flavored."""
-    await connection.execute(_ALIVE, client_id, told.started_seconds, told.dropped, told.denies_session)
+async def alive(connection: PoolConnectionProxy, client_id: str, connected_at: datetime, told: Told) -> bool:
+    """See `ingest.ports.SessionLog.alive`; by the database's clock. asyncio-flavored."""
+    told_by_broker = told.started_seconds, told.dropped, told.denies_session
+    status: str = await connection.execute(_ALIVE, client_id, *told_by_broker, connected_at)
+    return status == "UPDATE 1"
 
 
-async def left(connection: PoolConnectionProxy, client_id: str, connected_at: datetime, told: Told) -> None:
-    """Record that the session was alive until now and is not used any more. asyncio-flavored."""
-    await connection.execute(_LEFT, client_id, told.started_seconds, told.dropped, told.denies_session, connected_at)
+async def left(
+    connection: PoolConnectionProxy,
+    client_id: str,
+    connected_at: datetime,
+    told: Told,
+    was_alive: bool,  # noqa: FBT001
+) -> None:
+    """See `ingest.ports.SessionLog.left`; by the database's clock. asyncio-flavored."""
+    told_by_broker = told.started_seconds, told.dropped, told.denies_session
+    await connection.execute(_LEFT, client_id, *told_by_broker, connected_at, was_alive)
 
 
 async def subscriptions(connection: PoolConnectionProxy, client_id: str) -> tuple[frozenset[str], frozenset[str]]:

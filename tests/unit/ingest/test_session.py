@@ -36,7 +36,8 @@ class MemorySessionLog:
         self.remembered = remembered
         self.failures = failures
         self.alive_at: list[float] = []
-        self.left_at: list[datetime] = []
+        self.left_at: list[tuple[datetime, bool]] = []
+        self.connected_at: datetime | None = None
         self.told = Told()
         self._noted = trio.current_time()
 
@@ -44,6 +45,7 @@ class MemorySessionLog:
         await self._answer()
         passed = trio.current_time() - self._noted
         last, self.remembered = self.remembered, Remembered(at, 0.0, self.told)
+        self.connected_at = at
         self._noted += passed
         if last is None:
             return None
@@ -51,14 +53,17 @@ class MemorySessionLog:
         told = attrs.evolve(last.told, started_seconds=started + passed if started is not None else None)
         return Remembered(last.last_alive, last.seconds + passed, told)
 
-    async def alive(self, client_id: str, told: Told) -> None:
+    async def alive(self, client_id: str, connected_at: datetime, told: Told) -> bool:
         await self._answer()
+        if connected_at != self.connected_at:
+            return False
         self.alive_at.append(trio.current_time())
         self.told = told
+        return True
 
-    async def left(self, client_id: str, connected_at: datetime, told: Told) -> None:
+    async def left(self, client_id: str, connected_at: datetime, told: Told, was_alive: bool) -> None:
         await self._answer()
-        self.left_at.append(connected_at)
+        self.left_at.append((connected_at, was_alive))
         self.told = told
 
     async def _answer(self) -> None:
@@ -129,13 +134,36 @@ async def test_session_alive_is_recorded_while_connected(
     """Only while the broker is there, so that the interval at risk begins when it went away."""
     log = MemorySessionLog(None)
     health.set("broker", "away")
-    start(log)
+    watch = start(log)
+    watch.connected(True)
     await trio.sleep(35)
     assert [] == log.alive_at
     health.set("broker")
     await trio.sleep(35)
 
     assert len(log.alive_at) in (3, 4)
+
+
+async def test_database_from_a_backup_learns_again_that_we_are_connected(
+    autojump_clock: MockClock, start: Callable[[MemorySessionLog], SessionWatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It knows an older connection, or none, perhaps of a session that was left: nobody connects for its sake. Nothing
+    is said, and what we have left stays so.
+    """
+    log = MemorySessionLog(None)
+    watch = start(log)
+    watch.connected(True)
+    await trio.sleep(15)
+    log.connected_at = NOON - HOUR
+    await trio.sleep(25)
+    assert NOON == log.connected_at
+    assert trio.current_time() - log.alive_at[-1] <= 10
+
+    await watch.leave()
+    log.connected_at = None
+    await trio.sleep(25)
+
+    assert (None, []) == (log.connected_at, said(caplog))
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the log answers", "after the alarm"])
@@ -175,7 +203,10 @@ async def test_broker_that_denies_a_session_and_delivers_it_is_found_out(
     [
         (alive(30, started_seconds=7200.0), 7200, False),
         (alive(30, started_seconds=7200.0), 7190, False),
-        (alive(30, started_seconds=7200.0), 7100, True),
+        (alive(30, started_seconds=1900.0), 1890, False),
+        (alive(30, started_seconds=1900.0), 1850, True),
+        # The database's clock was set by an hour, or the broker's host was suspended.
+        (alive(30, started_seconds=10800.0), 7200, False),
         (alive(30, started_seconds=7200.0), 600, True),
         (alive(30), 1800, False),
         (alive(30), 600, True),
@@ -246,6 +277,22 @@ async def test_drops_while_we_were_away_are_counted_and_said(
     assert [*expected, (2, None), (1, None)] == [(d["traksense_dropped"], d.get("traksense_since")) for d in drops]
 
 
+async def test_count_of_a_broker_without_our_session_is_a_new_one(
+    autojump_clock: MockClock, start: Callable[[MemorySessionLog], SessionWatch]
+) -> None:
+    """It may be another broker's, and what was queued for us is said to be lost; what it drops from now on counts."""
+    log = MemorySessionLog(alive(30, dropped=270, started_seconds=7200.0))
+    watch = start(log)
+    watch.connected(False)
+    watch.dropped_so_far(5000)
+    watch.uptime(60)
+    await trio.sleep(15)
+    watch.dropped_so_far(5001)
+    await trio.sleep(15)
+
+    assert (1, 1, 5001) == (watch.lost, watch.dropped, log.told.dropped)
+
+
 async def test_drops_over_connections_are_counted_once(
     autojump_clock: MockClock, start: Callable[[MemorySessionLog], SessionWatch], health: Health
 ) -> None:
@@ -304,9 +351,14 @@ async def test_broken_log_is_said_once_and_so_is_its_end(
 
 
 async def test_leaving_is_recorded_for_the_connection_that_was_ours(
-    autojump_clock: MockClock, start: Callable[[MemorySessionLog], SessionWatch], caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock,
+    start: Callable[[MemorySessionLog], SessionWatch],
+    health: Health,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With what is known of the broker; a process that never was connected has left nothing, and a failure is said."""
+    """With what is known of the broker, and whether it was there; a process that never was connected has left nothing,
+    and a failure is said.
+    """
     log = MemorySessionLog(None)
     watch = start(log)
     await watch.leave()
@@ -314,8 +366,31 @@ async def test_leaving_is_recorded_for_the_connection_that_was_ours(
     watch.dropped_so_far(4)
     await trio.sleep(1)
     await watch.leave()
+    health.set("broker", "away")
+    await watch.leave()
+    assert ([(NOON, True), (NOON, False)], 4) == (log.left_at, log.told.dropped)
     log.failures = 1
     await watch.leave()
 
-    assert ([NOON], 4) == (log.left_at, log.told.dropped)
-    assert ["session_log_failed"] == [event for event, *_ in said(caplog)]
+    assert ["session_log_failed"] == [event for event, *_ in said(caplog) if "session" in event]
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_loss_that_the_next_process_cannot_see_is_said_at_the_end(
+    autojump_clock: MockClock,
+    start: Callable[[MemorySessionLog], SessionWatch],
+    health: Health,
+    caplog: pytest.LogCaptureFixture,
+    present: bool,
+) -> None:
+    """The database was away from this connection on, and the next finds the session that this one has made."""
+    health.set("database", "away")
+    log = MemorySessionLog(TWO_HOURS_AGO, failures=float("inf"))
+    watch = start(log)
+    watch.connected(present)
+    await trio.sleep(60)
+    await watch.leave()
+
+    reasons = [r.__dict__["traksense_reason"] for r in caplog.records if r.getMessage() == "session_log_failed"]
+    assert present == (not reasons)
+    assert all("2026-11-20T12:00:00+00:00 the broker had no session" in reason for reason in reasons)
