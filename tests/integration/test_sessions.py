@@ -36,7 +36,7 @@ def test_a_replica_with_a_wrong_clock_lives_no_longer_and_no_shorter(database: s
     )
 
     assert frozenset({"a"}) == claims
-    (later,) = play(database, (sessions.connected, "one", "b", datetime.now(UTC) + 2 * HOUR))
+    (later,) = play(database, (sessions.remembered, "one", "b", datetime.now(UTC) + 2 * HOUR))
     assert abs(later.last_alive - datetime.now(UTC)) < timedelta(minutes=1)
 
 
@@ -48,7 +48,7 @@ def test_a_loss_that_was_recorded_late_does_not_end_before_it_begins(database: s
         database,
         (sessions.connected, "one", "b", at),
         (sessions.alive, "one", at, Told()),
-        (sessions.connected, "one", "b", at),
+        (sessions.remembered, "one", "b", at),
     )
 
     assert since.last_alive <= at
@@ -105,7 +105,7 @@ def test_who_leaves_while_the_broker_is_away_was_alive_before(database: str) -> 
         (sessions.remember, "one", ["a"], ["a"]),
         (sessions.left, "one", at, Told(), False),
         (sessions.claims_of_others, "two", "b"),
-        (sessions.connected, "one", "b", datetime.now(UTC)),
+        (sessions.remembered, "one", "b", datetime.now(UTC)),
     ]
 
     *_, claims, remembered = play(database, *steps)
@@ -138,11 +138,13 @@ def test_what_a_broker_told_is_remembered_of_that_broker(database: str) -> None:
         (sessions.connected, "one", "b", now),
         (sessions.alive, "one", now, Told(100.0, huge, True)),
         (sessions.alive, "one", now, Told()),
+        (sessions.remembered, "one", "b", now),
         (sessions.connected, "one", "b", now),
         (sessions.left, "one", now, Told(200.0, 3, False), True),
-        (sessions.connected, "one", "b", now),
+        (sessions.remembered, "one", "b", now),
+        (sessions.remembered, "one", "c", now),
         (sessions.connected, "one", "c", now),
-        (sessions.connected, "one", "c", now),
+        (sessions.remembered, "one", "c", now),
     ]
 
     played = play(database, *steps)
@@ -150,7 +152,7 @@ def test_what_a_broker_told_is_remembered_of_that_broker(database: str) -> None:
     told = played[3].told
     assert 100 <= told.started_seconds < 160
     assert (huge, True) == (told.dropped, told.denies_session)
-    told = played[5].told
+    told = played[6].told
     assert 200 <= told.started_seconds < 260
     assert (3, False) == (told.dropped, told.denies_session)
-    assert (None, Told(None, None, False)) == (played[6], played[7].told)
+    assert (None, Told(None, None, False)) == (played[7], played[9].told)

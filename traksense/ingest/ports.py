@@ -116,8 +116,16 @@ class Remembered:
 class SessionLog(Protocol):
     """Remembers the broker sessions that we have had, across restarts."""
 
-    async def connected(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
-        """Record a connection; returns what is known from before, or None if there was no session at this broker.
+    async def remembered(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
+        """What is known from before the connection of `at`, or None if there was no session at this broker.
+
+        Raises:
+            StoreError: It would not say.
+        """
+        ...
+
+    async def connected(self, client_id: str, broker: str, at: datetime) -> None:
+        """Record a connection; twice is as good as once.
 
         Raises:
             StoreError: It was not recorded.

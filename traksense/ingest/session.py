@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from traksense.ingest.health import Health
-    from traksense.ingest.ports import SessionLog
+    from traksense.ingest.ports import Remembered, SessionLog
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class _Connection:
         clock: Likewise, on Trio's clock.
         session_present: What CONNACK said.
         delivered: Whether something came that was queued in the session which there was not.
+        asked: When the log said what it remembers from before, on Trio's clock; None if it has not.
+        remembered: What it said.
         recorded: Whether the log has it.
         last_alive: When the session was last known to be alive before; None if there was none.
         alive_clock: Likewise, on Trio's clock.
@@ -71,6 +73,8 @@ class _Connection:
     clock: float
     session_present: bool
     delivered: bool = False
+    asked: float | None = None
+    remembered: Remembered | None = None
     recorded: bool = False
     last_alive: datetime | None = None
     alive_clock: float | None = None
@@ -206,12 +210,18 @@ class SessionWatch:
             logger.warning("session_log_failed", extra={"traksense_reason": str(error)})
 
     async def _record(self, connection: _Connection) -> None:
-        remembered = await self._log.connected(self._client_id, self._broker, connection.at)
+        if connection.asked is None:
+            # Once: an attempt to record the connection may have failed and come to pass all the same, and then it would
+            # be remembered as what was before.
+            connection.remembered = await self._log.remembered(self._client_id, self._broker, connection.at)
+            connection.asked = trio.current_time()
+        await self._log.connected(self._client_id, self._broker, connection.at)
         self._waiting.popleft()
         first, self._recorded = self._recorded is None, connection
         connection.recorded = True
+        remembered = connection.remembered
         if remembered is not None:
-            now, told = trio.current_time(), remembered.told
+            now, told = connection.asked, remembered.told
             connection.last_alive, connection.alive_clock = remembered.last_alive, now - remembered.seconds
             if first:
                 self._denies_session = bool(told.denies_session)

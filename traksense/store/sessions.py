@@ -86,10 +86,14 @@ class SessionLog:
     def __init__(self, call: Call) -> None:
         self._call = call
 
-    async def connected(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
+    async def remembered(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
+        """See `ingest.ports.SessionLog.remembered`."""
+        found: Remembered | None = await self._call(remembered, client_id, broker, at)
+        return found
+
+    async def connected(self, client_id: str, broker: str, at: datetime) -> None:
         """See `ingest.ports.SessionLog.connected`."""
-        remembered: Remembered | None = await self._call(connected, client_id, broker, at)
-        return remembered
+        await self._call(connected, client_id, broker, at)
 
     async def alive(self, client_id: str, connected_at: datetime, told: Told) -> bool:
         """See `ingest.ports.SessionLog.alive`."""
@@ -115,17 +119,18 @@ class SessionLog:
         await self._call(remember, client_id, held, claimed)
 
 
-async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> Remembered | None:
-    """Record a connection; returns what is known from before, or None if there was no session at this broker.
-    asyncio-flavored.
-    """
-    async with connection.transaction():
-        row = await connection.fetchrow(_REMEMBERED, client_id, broker, at)
-        await connection.execute(_CONNECTED, client_id, broker, at)
+async def remembered(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> Remembered | None:
+    """See `ingest.ports.SessionLog.remembered`. asyncio-flavored."""
+    row = await connection.fetchrow(_REMEMBERED, client_id, broker, at)
     if row is None:
         return None
     dropped = None if row["dropped"] is None else int(row["dropped"])
     return Remembered(row["last_alive"], row["seconds"], Told(row["started"], dropped, row["denies"]))
+
+
+async def connected(connection: PoolConnectionProxy, client_id: str, broker: str, at: datetime) -> None:
+    """See `ingest.ports.SessionLog.connected`. asyncio-flavored."""
+    await connection.execute(_CONNECTED, client_id, broker, at)
 
 
 async def alive(connection: PoolConnectionProxy, client_id: str, connected_at: datetime, told: Told) -> bool:

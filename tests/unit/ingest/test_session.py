@@ -33,25 +33,30 @@ class MemorySessionLog:
     """Remembers one session; fails as often as it is told to."""
 
     def __init__(self, remembered: Remembered | None, failures: float = 0) -> None:
-        self.remembered = remembered
+        self.last = remembered
         self.failures = failures
+        self.unknown_outcomes = 0
         self.alive_at: list[float] = []
         self.left_at: list[tuple[datetime, bool]] = []
         self.connected_at: datetime | None = None
         self.told = Told()
         self._noted = trio.current_time()
 
-    async def connected(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
+    async def remembered(self, client_id: str, broker: str, at: datetime) -> Remembered | None:
         await self._answer()
-        passed = trio.current_time() - self._noted
-        last, self.remembered = self.remembered, Remembered(at, 0.0, self.told)
-        self.connected_at = at
-        self._noted += passed
+        passed, last = trio.current_time() - self._noted, self.last
         if last is None:
             return None
         started = last.told.started_seconds
         told = attrs.evolve(last.told, started_seconds=started + passed if started is not None else None)
         return Remembered(last.last_alive, last.seconds + passed, told)
+
+    async def connected(self, client_id: str, broker: str, at: datetime) -> None:
+        await self._answer()
+        self.last, self.connected_at, self._noted = Remembered(at, 0.0, self.told), at, trio.current_time()
+        if self.unknown_outcomes:
+            self.unknown_outcomes -= 1
+            raise StoreUnavailableError("the connection was lost at COMMIT")
 
     async def alive(self, client_id: str, connected_at: datetime, told: Told) -> bool:
         await self._answer()
@@ -126,6 +131,24 @@ async def test_session_lost_is_noticed(
     lost = remembered is not None and not present
     assert (lost, 7200.0 * lost) == (watch.lost, watch.lost_seconds)
     assert [("session_lost", "10:00:00", "12:00:00")] * lost == [s for s in said(caplog) if s[0] == "session_lost"]
+
+
+@pytest.mark.parametrize("remembered", [TWO_HOURS_AGO, None])
+async def test_connection_recorded_with_unknown_outcome_is_not_its_own_past(
+    autojump_clock: MockClock,
+    start: Callable[[MemorySessionLog], SessionWatch],
+    caplog: pytest.LogCaptureFixture,
+    remembered: Remembered | None,
+) -> None:
+    """A COMMIT that failed may have come to pass all the same; the loss is that of the session before, if any."""
+    log = MemorySessionLog(remembered)
+    log.unknown_outcomes = 2
+    watch = start(log)
+    watch.connected(False)
+    await trio.sleep(60)
+
+    lost = [("session_lost", "10:00:00", "12:00:00")] if remembered is not None else []
+    assert lost == [s for s in said(caplog) if s[0] == "session_lost"]
 
 
 async def test_session_alive_is_recorded_while_connected(
