@@ -27,7 +27,7 @@ from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
 from traksense.tools.dlq import replay
 from traksense.tools.dlq.replay import Counts, Replay
-from traksense.tools.stack import free_port
+from traksense.tools.stack import BrokerOptions, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -271,10 +271,60 @@ async def test_dlq_replay_without_a_broker_marks_nothing(database: str) -> None:
     assert [number] == open_ids(database)
 
 
+async def test_dlq_replay_goes_on_behind_a_letter_that_ends_the_connection(database: str, own_broker: OwnBroker) -> None:
+    """With MQTT 3.1.1, which has no other answer, Mosquitto hangs up over a packet that is too large: that letter is
+    named, counted and left open, and those behind it go.
+    """
+    broker = own_broker(options=BrokerOptions(max_packet_bytes=5_000))
+    topic = "traksense/acme/site/device/telem"
+    numbers = [insert(database, topic, b"1" * (10_000 if number in (3, 7) else 10)) for number in range(10)]
+    hated = [numbers[3], numbers[7]]
+    env = {"DATABASE_URL": database, "MQTT_URL": broker.url, "MQTT_VERSION": "3.1.1"}
+
+    outcome = await dlq(env, "replay", "--open")
+
+    assert (1, "published 8 of 10 dead letters (2 refused)\n") == (outcome.status, outcome.text)
+    named = re.findall(r"(\d+): left alone: sent 3 times, and the broker ended the connection", outcome.stderr)
+    assert hated == list(map(int, named))
+    assert hated == open_ids(database)
+
+
+async def test_dlq_replay_says_why_the_broker_ends_the_connection(database: str) -> None:
+    """With MQTT 5 it may say so, and that is told with the number of the letter."""
+    hated = [insert(database, f"traksense/{topic}/site/device/telem") for topic in ("hated", "acme", "hated")]
+    with trio.fail_after(HANG_SECONDS):
+        async with odd_broker(b"\x00") as (url, _):
+            outcome = await dlq({"DATABASE_URL": database, "MQTT_URL": url}, "replay", "--open")
+
+    assert (1, "published 1 of 3 dead letters (2 refused)\n") == (outcome.status, outcome.text)
+    assert 2 == outcome.stderr.count("each time (the broker disconnects: Not authorized): its log")
+    assert [hated[0], hated[2]] == open_ids(database)
+
+
+async def test_dlq_replay_speaks_the_version_of_mqtt_that_is_set(database: str) -> None:
+    """To a broker without MQTT 5 the way out is named as the service names it; then it works."""
+    number = insert(database, "traksense/acme/site/device/telem")
+    with trio.fail_after(HANG_SECONDS):
+        async with odd_broker(b"\x00", level=4) as (url, _):
+            env = {"DATABASE_URL": database, "MQTT_URL": url}
+            refused = await dlq(env, "replay", "--open")
+            assert [number] == open_ids(database)
+            done = await dlq(env | {"MQTT_VERSION": "3.1.1"}, "replay", "--open")
+
+    hint = "if it speaks MQTT 3.1.1 only, set MQTT_VERSION=3.1.1\n"
+    assert (2, 1, True) == (refused.status, refused.stderr.count("\n"), refused.stderr.endswith(hint))
+    assert (0, "published 1 of 1 dead letter\n") == (done.status, done.text)
+    assert [] == open_ids(database)
+
+
 @asynccontextmanager
-async def odd_broker(puback: bytes | None) -> AsyncIterator[tuple[str, trio.Event]]:
-    """A broker that answers PUBLISH with this reason, or not at all; its URL, and an event for the first PUBLISH."""
+async def odd_broker(puback: bytes | None, *, level: int = 5) -> AsyncIterator[tuple[str, trio.Event]]:
+    """A broker that answers PUBLISH with this reason, or not at all; its URL, and an event for the first PUBLISH.
+
+    It speaks this protocol level (5, or 4 for MQTT 3.1.1) alone, and hangs up over a topic with `hated` in it.
+    """
     published = trio.Event()
+    ok = b"\x20\x03\x00\x00\x00" if level == 5 else b"\x20\x02\x00\x00"
 
     async def serve(stream: trio.SocketStream) -> None:
         data = b""
@@ -284,12 +334,17 @@ async def odd_broker(puback: bytes | None) -> AsyncIterator[tuple[str, trio.Even
                 packet, data = data[: 2 + data[1]], data[2 + data[1] :]
                 kind = packet[0] >> 4
                 if kind == 1:  # CONNECT
-                    await stream.send_all(b"\x20\x03\x00\x00\x00")
+                    await stream.send_all(ok if packet[8] == level else b"\x20\x02\x00\x01")
                 elif kind == 3:  # PUBLISH
                     published.set()
                     after_topic = 4 + int.from_bytes(packet[2:4], "big")
+                    identifier = packet[after_topic : after_topic + 2]
+                    if b"hated" in packet[4:after_topic]:
+                        await stream.send_all(b"\xe0\x01\x87")
+                        return
                     if puback is not None:
-                        await stream.send_all(b"\x40\x03" + packet[after_topic : after_topic + 2] + puback)
+                        answer = identifier + puback if level == 5 else identifier
+                        await stream.send_all(bytes([0x40, len(answer)]) + answer)
 
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))

@@ -9,7 +9,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from traksense.tools.outbox import NO_MATCHING_SUBSCRIBERS, PACKET_TOO_LARGE, WINDOW_MAX, Link, Outbox, Outgoing
+from traksense.tools.outbox import (
+    HUNG_UP,
+    NO_MATCHING_SUBSCRIBERS,
+    PACKET_TOO_LARGE,
+    WINDOW_MAX,
+    Link,
+    Outbox,
+    Outgoing,
+)
 
 WINDOW = 5
 WINDOW_BYTES = 1000
@@ -35,6 +43,8 @@ class Broker:
 class OutboxMachine(RuleBasedStateMachine):
     """Messages come, connections come and go, PUBACKs come in any order."""
 
+    hangups_max: int | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.confirmed: list[int] = []
@@ -44,6 +54,7 @@ class OutboxMachine(RuleBasedStateMachine):
             window_bytes=WINDOW_BYTES,
             on_confirmed=self.confirmed.append,
             on_refused=lambda tag, _reason: self.refused.append(tag),
+            hangups_max=self.hangups_max,
         )
         self.taken = 0
         self.acknowledged: set[int] = set()
@@ -113,6 +124,16 @@ TestOutbox = OutboxMachine.TestCase
 TestOutbox.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
+class GivingUpMachine(OutboxMachine):
+    """The same promises, but for a message that is refused for the connections that ended over it."""
+
+    hangups_max = 2
+
+
+TestGivingUp = GivingUpMachine.TestCase
+TestGivingUp.settings = TestOutbox.settings
+
+
 def outbox(**arguments: Any) -> Outbox:
     """An outbox that tells nobody."""
     defaults: dict[str, Any] = {
@@ -144,6 +165,32 @@ def test_outbox_old_acknowledgement_does_not_count_on_a_new_connection() -> None
     assert ["b"] == second.received
     assert ["a", "b"] == confirmed
     assert (2, 2, 1) == (box.counters.published, box.counters.confirmed, box.counters.retransmitted)
+
+
+def test_outbox_finds_out_over_which_message_the_broker_hangs_up() -> None:
+    """What a lost connection left goes one by one; who is alone each time is refused, and then all go at once again."""
+    refused: list[tuple[str, int]] = []
+    box = outbox(on_refused=lambda tag, reason: refused.append((tag, reason)), hangups_max=2)
+    for tag in "abcd":
+        box.add(Outgoing("t", b"", False, tag))
+    received = []
+    while box.unconfirmed:
+        broker = Broker()
+        box.connected(Link(broker.send, limit=3))
+        box.transmit()
+        while broker.open:
+            packet_id, message = broker.open.popitem()
+            if "b" in broker.received:
+                break
+            assert message.tag != "b"
+            box.settle(packet_id, 0)
+            box.transmit()
+        received.append("".join(broker.received))
+        box.disconnected()
+
+    assert ["abc", "ab", "b", "cd"] == received
+    assert [("b", HUNG_UP)] == refused
+    assert 3 == box.counters.confirmed
 
 
 def test_outbox_large_message_goes_alone() -> None:

@@ -27,6 +27,9 @@ NOT_AUTHORIZED: Final = 0x87
 PACKET_TOO_LARGE: Final = 0x95
 """PUBACK reason codes. Source: MQTT 5.0 §3.4.2.1 and §2.4; the last one is our own use: the message was never sent."""
 
+HUNG_UP: Final = 0x100
+"""Our own, which no broker can send: it ended the connection over this message each time, see `Outbox`."""
+
 _PACKET_OVERHEAD_BYTES: Final = 16
 """Of a PUBLISH, beside topic and payload: the fixed header, two lengths, the identifier, no properties."""
 
@@ -76,6 +79,7 @@ class Outgoing:
     retain: bool
     tag: Any
     transmitted: bool = False
+    hangups: int = 0
 
     @property
     def packet_bytes(self) -> int:
@@ -110,6 +114,8 @@ class Outbox:
         window_bytes: Their payloads at most, together; a single larger one may go alone.
         on_confirmed: Called with the tag of each message that is confirmed.
         on_refused: Called with the tag of each refused message, and the reason code.
+        hangups_max: A message that was alone under way so many times when its connection was lost is refused. What a
+            lost connection leaves is sent one by one for that. None: every message is sent until it is answered.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class Outbox:
         window_bytes: int,
         on_confirmed: Callable[[Any], None],
         on_refused: Callable[[Any, int], None],
+        hangups_max: int | None = None,
     ) -> None:
         if not 1 <= window <= WINDOW_MAX:
             raise ValueError(f"window must be 1-{WINDOW_MAX}, not {window}")
@@ -127,6 +134,8 @@ class Outbox:
         self._window_bytes = window_bytes
         self._on_confirmed = on_confirmed
         self._on_refused = on_refused
+        self._hangups_max = hangups_max
+        self._suspects = 0
         self._link: Link | None = None
         self._waiting: deque[Outgoing] = deque()
         self._sent: dict[int, Outgoing] = {}
@@ -159,7 +168,7 @@ class Outbox:
         if link is None:
             return
         limit = self.in_flight_max
-        while self._waiting and len(self._sent) < limit:
+        while self._waiting and len(self._sent) < (1 if self._suspects else limit):
             message = self._waiting.popleft()
             if not link.takes(message):
                 self._bytes -= len(message.payload)
@@ -178,6 +187,7 @@ class Outbox:
         if message is None:
             return
         self._bytes -= len(message.payload)
+        self._suspects = max(0, self._suspects - 1)
         if reason >= FAILURE:
             self.refuse(message, reason)
             return
@@ -197,5 +207,22 @@ class Outbox:
     def disconnected(self) -> None:
         """It is gone: no PUBACK of it counts any more, and what it left goes first on the next one."""
         self._link = None
-        self._waiting.extendleft(reversed(self._sent.values()))
+        left = list(self._sent.values())
         self._sent.clear()
+        if left and self._hangups_max is not None:
+            left = self._suspect(left, self._hangups_max)
+        self._waiting.extendleft(reversed(left))
+
+    def _suspect(self, left: list[Outgoing], hangups_max: int) -> list[Outgoing]:
+        """Which of them are sent again: one by one, since nobody knows over which of them the broker hung up."""
+        self._suspects = max(self._suspects, len(left))
+        if len(left) > 1:
+            return left
+        (alone,) = left
+        alone.hangups += 1
+        if alone.hangups < hangups_max:
+            return left
+        self._suspects -= 1
+        self._bytes -= len(alone.payload)
+        self.refuse(alone, HUNG_UP)
+        return []

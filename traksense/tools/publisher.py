@@ -42,7 +42,8 @@ CHECKPOINT_EVERY: Final = 32
 RECONNECT_INITIAL_SECONDS: Final = 0.1
 RECONNECT_MAXIMUM_SECONDS: Final = 5.0
 STABLE_SECONDS: Final = 10.0
-"""A connection that held this long was a success: the next backoff starts small again."""
+"""A connection that held this long was a success, as is one on which a message was settled: the next backoff starts
+small again."""
 
 
 class Publisher:
@@ -165,7 +166,7 @@ class Publisher:
         """
         backoff = Backoff(RECONNECT_INITIAL_SECONDS, RECONNECT_MAXIMUM_SECONDS)
         while not self._closing.is_set():
-            started = trio.current_time()
+            started, settled = trio.current_time(), self._settled
             try:
                 await self._run_connection()
             except SessionTakenOverError:
@@ -173,10 +174,8 @@ class Publisher:
             except BrokerError as error:
                 if not self._first.is_set():
                     raise
-                if self.fault != str(error):
-                    logger.warning("publisher_connection_lost", extra={"traksense_reason": str(error)})
-                self.fault = str(error)
-            if trio.current_time() - started > STABLE_SECONDS:
+                self._lost(str(error))
+            if trio.current_time() - started > STABLE_SECONDS or self._settled > settled:
                 backoff.reset()
             with trio.move_on_after(backoff.next()):
                 await self._closing.wait()
@@ -191,10 +190,24 @@ class Publisher:
         connection = Connection(stream, codec, keepalive=self._keepalive)
         try:
             await connection.run(lambda: self._session(connection, codec))
+        except BrokerError as error:
+            # Who is told below that a message is refused asks why.
+            self._lost(str(error))
+            raise
         finally:
             codec.release()
             self._connection = self._codec = self._link = None
             self._outbox.disconnected()
+            self._notify()
+
+    @property
+    def _settled(self) -> int:
+        return self.counters.confirmed + self.counters.refused
+
+    def _lost(self, why: str) -> None:
+        if self._first.is_set() and self.fault != why:
+            logger.warning("publisher_connection_lost", extra={"traksense_reason": why})
+        self.fault = why
 
     async def _session(self, connection: Connection, codec: CountingCodec) -> None:
         with trio.CancelScope() as self._reading:
@@ -228,6 +241,7 @@ async def open_publisher(
     client_id: str,
     window: int = 200,
     window_bytes: int = WINDOW_BYTES,
+    version: str = "5",
     keepalive: int = 30,
     clean: bool = True,
     session_expiry: int = 0,
@@ -236,6 +250,7 @@ async def open_publisher(
     tls: ssl.SSLContext | None = None,
     on_confirmed: Callable[[Any], None] = lambda _tag: None,
     on_refused: Callable[[Any, int], None] = lambda _tag, _reason: None,
+    hangups_max: int | None = None,
 ) -> AsyncIterator[Publisher]:
     """Connect, and stay connected until the end of the block; use `drain` before it to know that all is confirmed.
 
@@ -244,6 +259,7 @@ async def open_publisher(
         client_id: Nobody else's.
         window: How many messages may be unconfirmed; fewer are under way if the broker's Receive Maximum is less.
         window_bytes: How many bytes of payload may be unconfirmed; a single larger message goes alone.
+        version: Of MQTT, as `MQTT_VERSION` names it.
         keepalive: Seconds.
         clean: Start each connection with a new session.
         session_expiry: Seconds that the broker keeps the session after the end.
@@ -252,6 +268,7 @@ async def open_publisher(
         tls: For `mqtts://`; see `mqtt.stream.tls_context`.
         on_confirmed: Called with the tag of each message as it is confirmed; must not block or raise.
         on_refused: Called with the tag of each refused message and the reason code; must not block or raise.
+        hangups_max: See `Outbox`.
 
     Raises:
         BrokerError: The first connection failed, or `SessionTakenOverError` at any time.
@@ -262,6 +279,7 @@ async def open_publisher(
     def make_codec() -> CountingCodec:
         return CountingCodec(
             client_id=client_id,
+            version=version,
             keepalive=keepalive,
             session_expiry=session_expiry,
             clean=clean,
@@ -269,7 +287,13 @@ async def open_publisher(
             password=password if password is not None else broker.password,
         )
 
-    outbox = Outbox(window=window, window_bytes=window_bytes, on_confirmed=on_confirmed, on_refused=on_refused)
+    outbox = Outbox(
+        window=window,
+        window_bytes=window_bytes,
+        on_confirmed=on_confirmed,
+        on_refused=on_refused,
+        hangups_max=hangups_max,
+    )
     publisher = Publisher(
         outbox,
         make_codec=make_codec,

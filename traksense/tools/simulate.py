@@ -56,6 +56,7 @@ async def simulate(arguments: argparse.Namespace, settings: Settings) -> int:
             settings.broker,
             client_id=f"traksense-simulate-{secrets.token_hex(4)}",
             window=arguments.window,
+            version=settings.mqtt_version,
             username=settings.username,
             password=settings.password,
             tls=tls_context(settings),

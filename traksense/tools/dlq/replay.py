@@ -14,7 +14,7 @@ import trio
 
 from traksense.mqtt.stream import tls_context
 from traksense.store import dead_letters
-from traksense.tools.outbox import in_words
+from traksense.tools.outbox import HUNG_UP, in_words
 from traksense.tools.publisher import open_publisher
 
 if TYPE_CHECKING:
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from traksense.tools.publisher import Publisher
 
 CONFIRM_SECONDS: Final = 30.0
-"""How long the broker may take for one page of messages, reconnections included. Chosen by guess."""
+"""How long the broker may leave all that is under way unanswered, reconnections included. Chosen by guess."""
+
+HANGUPS_MAX: Final = 3
+"""So often a message is sent alone and the broker ends the connection, until it is left alone. A broker that is
+restarted does that once."""
 
 
 @attrs.define
@@ -37,7 +41,8 @@ class Counts:
         selected: How many there were.
         published: Confirmed by the broker, or with a dry run those that would be published.
         unpublishable: Left alone: their topic cannot be published to.
-        refused: The broker refused them, or no subscriber was there to take them; still open.
+        refused: The broker refused them, or ended the connection over them, or no subscriber was there to take them;
+            still open.
         unconfirmed: The broker did not answer in time; still open.
         missing: No longer there, or replayed by somebody else meanwhile.
     """
@@ -75,6 +80,7 @@ class Replay:
     _refused: set[int] = attrs.field(factory=set)
     _unmatched: int = 0
     _publisher: Publisher | None = None
+    _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     async def run(self, *, dry: bool = False) -> None:
         """Publish them, page by page. With `dry`, only find out what would be published.
@@ -95,11 +101,13 @@ class Replay:
         async with open_publisher(
             self.settings.broker,
             client_id=f"traksense-dlq-{secrets.token_hex(5)}",
+            version=self.settings.mqtt_version,
             username=self.settings.username,
             password=self.settings.password,
             tls=tls_context(self.settings),
             on_confirmed=self._on_confirmed,
             on_refused=self._on_refused,
+            hangups_max=HANGUPS_MAX,
         ) as self._publisher:
             await self._pages(publish=True)
 
@@ -138,7 +146,7 @@ class Replay:
         letters = await self.database.call(dead_letters.read, ids, open_only=self.selection.open_only)
         self.counts.missing += len(ids) - len(letters)
         try:
-            with trio.move_on_after(CONFIRM_SECONDS) as scope:
+            with trio.move_on_after(CONFIRM_SECONDS) as self._patience:
                 for letter in letters:
                     await self._publisher.publish(letter.topic, letter.payload, tag=letter.id)
                 await self._publisher.drain()
@@ -153,10 +161,10 @@ class Replay:
                 # Shielded: they would be sent once more. asyncpg has a time-out.
                 with trio.CancelScope(shield=True):
                     await self.database.call(dead_letters.mark, sent)
-        if scope.cancelled_caught:
+        if self._patience.cancelled_caught:
             why = self._publisher.fault or "no answer"
             self.say(f"stopped: no confirmation of {unconfirmed} within {CONFIRM_SECONDS:.0f} s ({why})")
-        return not scope.cancelled_caught
+        return not self._patience.cancelled_caught
 
     def _count_missing_ids(self) -> None:
         """Ids that were asked for and are not there."""
@@ -167,6 +175,7 @@ class Replay:
 
     def _on_confirmed(self, number: int) -> None:
         assert self._publisher is not None  # it is calling
+        self._patience.deadline = trio.current_time() + CONFIRM_SECONDS
         unmatched = self._publisher.counters.unmatched
         if unmatched > self._unmatched:
             # Confirmed, but by a broker that had nobody to give it to.
@@ -177,5 +186,13 @@ class Replay:
             self._confirmed.add(number)
 
     def _on_refused(self, number: int, reason: int) -> None:
+        self._patience.deadline = trio.current_time() + CONFIRM_SECONDS
         self._refused.add(number)
-        self.say(f"{number}: the broker refuses it (reason code {in_words(reason)})")
+        if reason == HUNG_UP:
+            assert self._publisher is not None  # it is calling
+            self.say(
+                f"{number}: left alone: sent {HANGUPS_MAX} times, and the broker ended the connection each time "
+                f"({self._publisher.fault}): its log and access rules say why"
+            )
+        else:
+            self.say(f"{number}: the broker refuses it (reason code {in_words(reason)})")

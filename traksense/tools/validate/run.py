@@ -240,6 +240,7 @@ class _Run:
                     broker,
                     client_id=f"traksense-{self.report.subject['tenant']}",
                     window=WINDOW,
+                    version=self.settings.mqtt_version,
                     username=self.settings.username,
                     password=self.settings.password,
                     tls=tls_context(self.settings),
