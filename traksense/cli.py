@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from traksense import __version__, config, log, signals
 from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.files import read_text
 from traksense.names import printable
 from traksense.terminal import replace_closed, say
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 DONE: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2
-
-ENV_FILE_MAX: Final = 1024 * 1024
-"""Characters: what is longer is no file of variables, and may have no end."""
 
 COMMANDS: Final = {
     "run": "run the service until SIGTERM or SIGINT, then drain and exit (the default)",
@@ -177,13 +175,9 @@ def load_env_file(path: Path) -> None:
         ConfigError: The file cannot be read; or a line is not of that form, with all faults of the configuration.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(ENV_FILE_MAX + 1)
-        if len(text) > ENV_FILE_MAX:
-            raise ConfigError([f"{path}: it is longer than {ENV_FILE_MAX} characters"])
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8"
-        raise ConfigError([f"{path}: cannot read it: {reason}"]) from None
+        text = read_text(path)
+    except ValueError as error:
+        raise ConfigError([f"{path}: cannot read it: {error}"]) from None
     faults = []
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):

@@ -16,6 +16,7 @@ import attrs
 from traksense import misspelt
 from traksense.contradictions import contradictions
 from traksense.errors import ConfigError
+from traksense.files import read_text
 from traksense.shards import Entry, Layout
 from traksense.urls import Broker, DatabaseUrl, Secret
 from traksense.values import structure
@@ -196,10 +197,9 @@ def _read(environ: Mapping[str, str], variable: str, *, from_file: bool) -> str 
     if text is not None:
         raise ValueError(f"set this or {variable}_FILE, not both")
     try:
-        return Path(path).read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError) as error:
-        # Its text may be what was meant for the variable itself, or in the file.
-        raise ValueError(f"cannot read {variable}_FILE: {type(error).__name__}") from None
+        return read_text(path).strip() or None
+    except ValueError as error:
+        raise ValueError(f"cannot read {variable}_FILE: {error}") from None
 
 
 def _is_utf_8(text: str) -> bool:

@@ -424,7 +424,7 @@ def test_run_finds_what_check_config_finds(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("a\nb", "a\\nb: cannot read it: No such file"), ("/dev/zero", "longer than 1048576 characters")]
+    ("name", "said"), [("a\nb", "a\\nb: cannot read it: No such file"), ("/dev/zero", "longer than 1048576 bytes")]
 )
 def test_env_file_that_is_none_is_said_in_a_line(capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
     """Whatever its name, and however much there is to read."""

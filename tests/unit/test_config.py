@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from traksense import files
 from traksense.config import Broker, Secret, load, variables
 from traksense.errors import ConfigError
 
@@ -202,9 +204,36 @@ def test_config_secret_given_twice_is_a_fault(tmp_path: Path) -> None:
     assert ["DATABASE_URL: set this or DATABASE_URL_FILE, not both"] == faults(
         DATABASE_URL="postgresql://h/d", DATABASE_URL_FILE=str(tmp_path)
     )
-    assert ["MQTT_PASSWORD: cannot read MQTT_PASSWORD_FILE: FileNotFoundError"] == faults(
+    assert ["MQTT_PASSWORD: cannot read MQTT_PASSWORD_FILE: No such file or directory"] == faults(
         MQTT_PASSWORD_FILE=str(tmp_path / "missing")
     )
+
+
+def test_config_reads_no_file_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What never ends, or never begins, is refused in a line; a pipe that somebody writes to is read to its end."""
+    monkeypatch.setattr(files, "SILENCE_SECONDS", 0.05)
+    silent, large, binary = tmp_path / "silent", tmp_path / "large", tmp_path / "binary"
+    os.mkfifo(silent)
+    with large.open("wb") as file:
+        file.truncate(10_000_000_000)
+    binary.write_bytes(b"s3cret\xff")
+    longer = "it is longer than 1048576 bytes"
+    for path, why in {
+        "/dev/zero": longer,
+        large: longer,
+        silent: "nothing came out of it for 0 s: it is a pipe that nobody writes to",
+        tmp_path: "Is a directory",
+        binary: "it is not UTF-8",
+    }.items():
+        assert [f"MQTT_PASSWORD: cannot read MQTT_PASSWORD_FILE: {why}"] == faults(MQTT_PASSWORD_FILE=str(path))
+    reader, writer = os.pipe()
+    os.write(writer, b"s3cret\n")
+    os.close(writer)
+    settings = load({"MQTT_PASSWORD_FILE": f"/dev/fd/{reader}"})
+    os.close(reader)
+
+    assert settings.password is not None
+    assert "s3cret" == settings.password.reveal()
 
 
 def test_config_timestamps_have_a_zone() -> None:
