@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  (attrs resolves the types of the fields)
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs

@@ -25,6 +25,7 @@ from traksense.config import load
 from traksense.store import dead_letters
 from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
+from traksense.store.sql_files import LATEST
 from traksense.tools.dlq import replay
 from traksense.tools.dlq.replay import Counts, Replay
 from traksense.tools.stack import BrokerOptions, free_port
@@ -271,7 +272,7 @@ async def test_dlq_replay_without_a_broker_marks_nothing(database: str) -> None:
     assert [number] == open_ids(database)
 
 
-async def test_dlq_replay_goes_on_behind_a_letter_that_ends_the_connection(database: str, own_broker: OwnBroker) -> None:
+async def test_dlq_replay_goes_on_behind_what_ends_the_connection(database: str, own_broker: OwnBroker) -> None:
     """With MQTT 3.1.1, which has no other answer, Mosquitto hangs up over a packet that is too large: that letter is
     named, counted and left open, and those behind it go.
     """
@@ -517,9 +518,13 @@ async def test_dlq_does_not_take_everything_unasked(database: str, action: str) 
 @pytest.mark.parametrize(
     ("change", "status", "line"),
     [
-        (lambda _dsn, empty: empty, 1, "the database has no traksense schema: run `traksense migrate`"),
+        (lambda _dsn, empty: empty, 1, f"schema is at version 0, this release needs {LATEST}: run `traksense migrate`"),
         (lambda dsn, _empty: dsn.replace("postgres:", "postgres:not", 2), 2, "password authentication failed"),
-        (lambda _dsn, _empty: "postgresql://u:geheim@127.0.0.1:1/x", 1, "127.0.0.1:1/x: Connection refused"),
+        (
+            lambda _dsn, _empty: "postgresql://u:geheim@127.0.0.1:1/x",
+            1,
+            "127.0.0.1:1/x: the database server in",
+        ),
     ],
 )
 async def test_dlq_errors_are_one_line(

@@ -63,14 +63,14 @@ def test_nothing_stays(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(bare)
 
     said: list[str] = []
-    dropped = run_once(bare.dsn, "test", lambda connection: uninstall(connection, said.append))
+    dropped = run_once(bare.dsn, "test", lambda c: uninstall(c, said.append))
 
     assert dropped >= DAYS
     assert said[0].startswith(f"dropped 5 of {dropped} ")
     assert said[-1].startswith(f"dropped {dropped} of {dropped} ")
     assert before == made_here(bare)
-    assert not run_once(bare.dsn, "test", look).present
-    assert run_once(bare.dsn, "test", uninstall) == 0, "again, and in a database that never had it"
+    assert not run_once(bare.dsn, "test", look, schema=False).present
+    assert run_once(bare.dsn, "test", uninstall, schema=False) == 0, "again, and in a database that never had it"
 
 
 def test_a_plain_owner_may(owned: Database) -> None:

@@ -35,12 +35,12 @@ def main(arguments: argparse.Namespace) -> int:
     database = config.load(os.environ).database
     dsn = database.dsn.reveal()
     if not arguments.yes:
-        if run_once(dsn, APPLICATION, look).present:
+        if run_once(dsn, APPLICATION, look, schema=False).present:
             raise ConfigError([f"uninstall: would delete all data in {database}: confirm with --yes"])
         say(f"nothing of traksense is in {database}")
         return DONE
     with Progress() as progress:
-        dropped = run_once(dsn, APPLICATION, lambda connection: uninstall(connection, progress.at))
+        dropped = run_once(dsn, APPLICATION, lambda c: uninstall(c, progress.at), schema=False)
     had = f"; it had {dropped} partitions" if dropped else ""
     say(f"nothing of traksense is left in {database}{had}", hanging=2)
     return DONE

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,10 +9,11 @@ import asyncpg
 import trio
 from trio_asyncio import aio_as_trio
 
-from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.errors import StoreError, StoreUnavailableError, TraksenseError
 from traksense.store import session_settings
 from traksense.store.asyncio_loop import open_asyncio_loop
-from traksense.store.sqlstate import fault, translate
+from traksense.store.connecting import connect
+from traksense.store.sqlstate import translate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,9 +31,6 @@ STATEMENT_SECONDS: Final = 60.0
 
 GRACE_SECONDS: Final = 5.0
 """How much longer we wait than the server's own time-out: only a server that does not answer reaches it."""
-
-UNUSABLE_URL: Final = ("28P01", "28000", "3D000")
-"""Wrong password, no such role, no such database: the configuration is wrong, and waiting mends nothing."""
 
 
 class DatabaseConnection:
@@ -76,9 +71,7 @@ class DatabaseConnection:
             except StoreError as error:
                 if not self._connection.is_closed():
                     raise
-                raise StoreUnavailableError(
-                    f"the connection to {self._url} was lost: {error}", error.sqlstate
-                ) from error
+                raise StoreUnavailableError(f"{self._url}: {error}", error.sqlstate) from error
 
 
 @asynccontextmanager
@@ -86,8 +79,8 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
     """Connect, for the duration; with an asyncio loop of its own.
 
     Raises:
-        ConfigError: The URL cannot work: unreadable, a wrong password, no such role or database.
-        StoreError: The database is not available, or refuses.
+        ConfigError: The URL cannot work: a parameter, a wrong password, no such role or database.
+        StoreError: The database is not available, or refuses, or has not the schema that this release needs.
 
     Resource handling: on the way out the connection is terminated, which takes no time and rolls back what is open.
 
@@ -111,35 +104,15 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
 
 
 async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asyncpg.Record]:
-    try:
-        return await _call(
-            session_settings.connect,
-            url.dsn.reveal(),
-            application=application,
-            settings=session_settings.wanted(STATEMENT_SECONDS),
-            connect_seconds=CONNECT_SECONDS,
-            statement_seconds=STATEMENT_SECONDS + GRACE_SECONDS,
-        )
-    except StoreError as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError) and not isinstance(cause, OSError):
-            # asyncpg's text may quote the password.
-            raise ConfigError(["DATABASE_URL: the connection string cannot be read"]) from None
-        if error.sqlstate in UNUSABLE_URL:
-            raise ConfigError([f"DATABASE_URL: {url}: {error}"]) from error
-        if isinstance(cause, OSError):
-            raise StoreUnavailableError(f"cannot connect to {url}: {_reason(cause)}") from error
-        raise type(error)(f"cannot connect to {url}: {error}", error.sqlstate) from error
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, TimeoutError) and error.errno is None:
-        return f"no answer within {CONNECT_SECONDS:.0f} s"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    if error.errno and not isinstance(error, socket.gaierror | ssl.SSLError):
-        return os.strerror(error.errno)
-    return error.strerror or str(error)
+    return await _call(
+        connect,
+        url,
+        application=application,
+        settings=session_settings.wanted(STATEMENT_SECONDS),
+        connect_seconds=CONNECT_SECONDS,
+        statement_seconds=STATEMENT_SECONDS + GRACE_SECONDS,
+        schema=True,
+    )
 
 
 async def _call(function: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) -> T:
@@ -151,8 +124,5 @@ async def _call(function: Callable[..., Awaitable[T]], *arguments: Any, **option
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | BaseExceptionGroup):
             raise
-        if isinstance(error, asyncpg.PostgresError) and error.sqlstate == "42P01":
-            hint = f"{str(error).splitlines()[0]}: run `traksense migrate`, or correct DATABASE_URL"
-            raise fault("42P01")(hint, "42P01") from error
         raise translate(error) from error
     return result

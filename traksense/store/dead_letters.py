@@ -157,10 +157,6 @@ async def check_operator(connection: Connection) -> None:
     """
     try:
         operator = await connection.fetchval("SELECT traksense.is_operator()")
-    except asyncpg.InvalidSchemaNameError:
-        raise StoreMisconfiguredError(
-            "the database has no traksense schema: run `traksense migrate`", "3F000"
-        ) from None
     except asyncpg.InsufficientPrivilegeError:
         operator = False
     if not operator:

@@ -19,7 +19,11 @@ import asyncpg
 LOST: Final = "the connection to the database was lost"
 SILENT: Final = "the database does not answer in time"
 _NOT_WRITABLE: Final = "none of the hosts in DATABASE_URL accepts writes now"
-_NO_TLS: Final = "the database server refuses TLS: turn on ssl there, or change sslmode in DATABASE_URL"
+NOT_POSTGRESQL: Final = (
+    "what listens at the host and port in DATABASE_URL does not answer as a PostgreSQL server: correct them, or check "
+    "the server and what stands before it"
+)
+NO_TLS: Final = "the database server refuses TLS: turn on ssl there, or change sslmode in DATABASE_URL"
 _UNREACHABLE: Final = "the database server in DATABASE_URL cannot be reached"
 _NO_FILE: Final = "the socket of the database server, or a certificate file in DATABASE_URL, does not exist"
 _UNRESOLVED: Final = "the host name in DATABASE_URL cannot be resolved"
@@ -111,7 +115,7 @@ def _describe_os_error(error: OSError) -> str:
         return "this machine or process has no file descriptors left for connections to the database (ulimit -n)"
     if not numbers and isinstance(error, ConnectionError):
         # asyncpg's own; a server that ends while it is asked for TLS refuses it, too.
-        return _NO_TLS if "SSL" in str(error) else LOST
+        return NO_TLS if "SSL" in str(error) else LOST
     if error.filename and error.strerror:
         # A key or certificate, where libpq looks for them too.
         return f"cannot read {error.filename}: {error.strerror}"

@@ -19,12 +19,13 @@ import asyncpg
 import attrs
 
 from traksense.model import Event, Kind, Reason, Rejection, Telemetry
-from traksense.store import migrate, session_settings
+from traksense.store import connecting, migrate, session_settings
 from traksense.store.fault_words import describe
 from traksense.store.partitions import Partitions
 from traksense.store.roles import name_tenants
 from traksense.store.rollup import Busy, RollUp
-from traksense.store.sqlstate import translate
+from traksense.store.sqlstate import FOREIGN, translate
+from traksense.urls import DatabaseUrl, Secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -150,10 +151,8 @@ class Report:
     failed: dict[str, BaseException] = attrs.field(factory=dict)
 
 
-async def connect(
-    dsn: str, application: str, *, seconds: float = STATEMENT_SECONDS
-) -> asyncpg.Connection[asyncpg.Record]:
-    """A connection for maintenance, with time for its statements. asyncio-flavored."""
+async def connect(dsn: str, application: str, *, seconds: float) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection for the service's maintenance, with time for its statements. asyncio-flavored."""
     return await session_settings.connect(
         dsn,
         application=application,
@@ -163,15 +162,29 @@ async def connect(
     )
 
 
-def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]) -> T:
+def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]], *, schema: bool = True) -> T:
     """Connect, call an asyncio-flavored function with the connection, disconnect: for a command. Blocks.
 
+    Args:
+        dsn: Where to.
+        application: For `pg_stat_activity`.
+        function: What to do.
+        schema: Whether the database has to have the schema that this release needs.
+
     Raises:
-        StoreError: The database is not there, or refuses.
+        ConfigError: The URL cannot work.
+        StoreError: The database is not there, or refuses, or has not that schema.
     """
 
     async def run() -> T:
-        connection = await connect(dsn, application)
+        connection = await connecting.connect(
+            DatabaseUrl(Secret(dsn)),
+            application=application,
+            settings=session_settings.wanted(STATEMENT_SECONDS, lock_timeout=0),
+            connect_seconds=CONNECT_SECONDS,
+            statement_seconds=STATEMENT_SECONDS + CONNECT_SECONDS,
+            schema=schema,
+        )
         try:
             return await function(connection)
         finally:
@@ -179,7 +192,7 @@ def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]
 
     try:
         return asyncio.run(run())
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except FOREIGN as error:
         raise translate(error) from error
 
 
@@ -263,7 +276,7 @@ async def maintain(connection: Any, *, jobs: bool = False, at: Callable[[str], N
     """One round of everything, until all is done.
 
     Args:
-        connection: From `connect`.
+        connection: The owner's.
         jobs: Whether to run TimescaleDB's jobs, for a server whose scheduler is switched off. The owner may.
         at: Told in words which step it is at, and how far that has got.
 

@@ -7,10 +7,7 @@ that a file that was edited after it was applied is noticed. asyncio-flavored th
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import socket
-import ssl
 import time
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
@@ -20,9 +17,11 @@ import attrs
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import roles as role_file
 from traksense.store import session_settings
+from traksense.store.connecting import connect
 from traksense.store.migration_lock import schema_exists, take_turn
+from traksense.store.schema_version import newer
 from traksense.store.sql_files import LATEST, migrations, roles_sql
-from traksense.store.sqlstate import fault
+from traksense.store.sqlstate import FOREIGN, translate
 from traksense.urls import DatabaseUrl, Secret
 
 if TYPE_CHECKING:
@@ -98,15 +97,26 @@ async def migrate(
         at: Told in words what is being done, before it is done.
 
     Raises:
+        ConfigError: Credentials, database name, or a connection string that cannot be used.
         SchemaNewerError: The database was migrated by a newer release.
-        StoreMisconfiguredError: Credentials, database name, rights, server version, or an applied file that
-            has changed.
+        StoreMisconfiguredError: Rights, server version, or an applied file that has changed.
         StoreUnavailableError: No answer, no free connection, or a lock that was not given in time.
 
     Cancellation: the migration that is running is rolled back; those before it stay.
     """
     wanted = migrations()
-    connection = await _connect(dsn)
+    url = DatabaseUrl(Secret(dsn))
+    connection = await connect(
+        url,
+        application="traksense migrate",
+        settings=session_settings.wanted(STATEMENT_SECONDS, lock_timeout=TABLE_LOCK_SECONDS)
+        | {"default_transaction_read_only": "off"},
+        connect_seconds=CONNECT_SECONDS,
+        # Behind the server's own limit, for a server that went silent.
+        statement_seconds=STATEMENT_SECONDS + TABLE_LOCK_SECONDS,
+        schema=False,
+        statement_cache_size=0,  # DDL would make the cached plans stale
+    )
     try:
         await _check_server(connection)
         report = await _apply(connection, wanted, log, at)
@@ -117,26 +127,12 @@ async def migrate(
             )
             report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise _translated(error, str(DatabaseUrl(Secret(dsn)))) from error
+    except FOREIGN as error:
+        raise _failed(error, url) from error
     finally:
         # After close() this does nothing; it cannot block.
         connection.terminate()
     return report
-
-
-async def read_version(connection: Connection) -> int | None:
-    """The schema version of the database, or None if it has no traksense schema.
-
-    Raises:
-        StoreMisconfiguredError: The role may not read `traksense.schema_version`.
-        StoreUnavailableError: The connection was lost.
-    """
-    try:
-        applied = await _read_applied(connection)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise _translated(error, "the database") from error
-    return max(applied, default=None)
 
 
 async def _read_applied(connection: Connection) -> dict[int, _Applied]:
@@ -239,9 +235,7 @@ async def _in_turn(connection: Connection, log: Log, name: str, function: Callab
 def _check_history(applied: Mapping[int, _Applied], wanted: Sequence[Migration]) -> None:
     newest = max(applied, default=0)
     if newest > LATEST:
-        raise SchemaNewerError(
-            f"the database has schema version {newest}, this release knows {LATEST}: upgrade traksense"
-        )
+        raise SchemaNewerError(newer(newest))
     for migration in wanted:
         known = applied.get(migration.version)
         if known is None:
@@ -285,52 +279,8 @@ def _server_version(connection: Connection) -> str:
     return str(connection.get_settings().server_version).split()[0]
 
 
-# --- connecting and foreign errors --------------------------------------------------------------------------
-
-
-async def _connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
-    try:
-        connection = await session_settings.connect(
-            dsn,
-            application="traksense migrate",
-            settings=session_settings.wanted(STATEMENT_SECONDS, lock_timeout=TABLE_LOCK_SECONDS)
-            | {"default_transaction_read_only": "off"},
-            connect_seconds=CONNECT_SECONDS,
-            # Behind the server's own limit, for a server that went silent.
-            statement_seconds=STATEMENT_SECONDS + TABLE_LOCK_SECONDS,
-            statement_cache_size=0,  # DDL would make the cached plans stale
-        )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
-        raise _translated(error, str(DatabaseUrl(Secret(dsn)))) from error
-    return connection
-
-
-def _translated(error: Exception, where: str) -> StoreError:
-    """One clear line for an operator; of the connection string it has only what may be shown."""
-    if isinstance(error, asyncpg.PostgresError):
-        sqlstate = error.sqlstate or ""
-        line = f"{str(error).partition(chr(10))[0]} (SQLSTATE {sqlstate})"
-        if issubclass(fault(sqlstate), StoreUnavailableError):
-            return StoreUnavailableError(f"{where} is not available now: {line}", sqlstate)
-        # What would be a message's fault while ingesting is ours or the operator's here.
-        return StoreMisconfiguredError(f"{_REFUSALS.get(sqlstate, _REFUSED).format(where)}: {line}", sqlstate)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return StoreMisconfiguredError(f"the certificate of {where} is not trusted: {error.verify_message}")
-    if isinstance(error, TimeoutError) and error.errno is None:
-        return StoreUnavailableError(f"{where} did not answer in time")
-    if isinstance(error, OSError):
-        known = error.errno is not None and not isinstance(error, socket.gaierror | ssl.SSLError)
-        reason = os.strerror(error.errno) if known and error.errno else error.strerror or str(error)
-        return StoreUnavailableError(f"{where} cannot be reached: {reason}")
-    if isinstance(error, ValueError):  # asyncpg's ClientConfigurationError is one; its text may quote the password
-        return StoreMisconfiguredError("the connection string cannot be read")
-    return StoreUnavailableError(f"the connection to {where} was lost: {type(error).__name__}")
-
-
-_REFUSED: Final = "{} refuses the migration"
-_REFUSALS: Final = {
-    "28000": "{} refuses the login",
-    "28P01": "{} refuses the login",
-    "3D000": "{} does not exist",
-    "42501": "the role lacks a right on {}",
-}
+def _failed(error: Exception, url: DatabaseUrl) -> StoreError:
+    """What would be a message's fault while ingesting is ours or the operator's here."""
+    found = translate(error)
+    kind = StoreUnavailableError if isinstance(found, StoreUnavailableError) else StoreMisconfiguredError
+    return kind(f"migrating {url}: {found}", found.sqlstate)

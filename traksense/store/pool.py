@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 
-from traksense.errors import PoolBusyError, ServerUnfitError, StoreMisconfiguredError
+from traksense.errors import PoolBusyError, ServerUnfitError
 from traksense.store import migrate, session_settings
-from traksense.store.sql_files import LATEST
-from traksense.store.sqlstate import is_broken_session
+from traksense.store.connecting import explain
+from traksense.store.schema_version import check_schema
+from traksense.store.sqlstate import FOREIGN, is_broken_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from traksense.config import Settings
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any,
 
     Raises:
         ServerUnfitError: The server, or a pooler before it, cannot keep what is promised.
-        asyncpg.PostgresError, OSError: The server is away or refuses.
+        StoreError: The server is away or refuses.
     """
     dsn = settings.database.dsn.reveal()
     session = session_settings.wanted(settings.db_statement_timeout)
@@ -77,6 +76,9 @@ async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any,
     )
     try:
         return await pool
+    except FOREIGN as error:
+        pool.terminate()
+        raise await explain(error, dsn) from error
     except BaseException:
         pool.terminate()
         raise
@@ -153,13 +155,7 @@ async def check_server(connection: PoolConnectionProxy) -> None:
     server = connection.get_server_version()
     if server.major < migrate.SERVER_MINIMUM:
         raise ServerUnfitError(f"PostgreSQL {server.major} is too old, {migrate.SERVER_MINIMUM} or newer is needed")
-    version = await migrate.read_version(connection)
-    if version is None or version < LATEST:
-        raise StoreMisconfiguredError(
-            f"the database schema is at version {version or 0}, this release needs {LATEST}: run `traksense migrate`"
-        )
-    if version > LATEST:
-        logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": LATEST})
+    await check_schema(connection)
 
 
 async def read_incarnation(connection: Any) -> str:

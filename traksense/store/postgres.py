@@ -39,7 +39,7 @@ from traksense.store.probe import probe
 from traksense.store.rows import Rows, build, refuse_devices
 from traksense.store.session_settings import check_pooler
 from traksense.store.sessions import SessionLog
-from traksense.store.sqlstate import fault, translate
+from traksense.store.sqlstate import UNUSABLE_URL, fault, translate
 from traksense.store.transaction import Transactor
 from traksense.store.upkeep import Upkeep
 
@@ -66,10 +66,6 @@ DICTIONARY_TRIES: Final = 5
 
 NO_PARTITION: Final = "ExecFindPartition"
 """Where PostgreSQL finds that a row has no partition. Source: src/backend/executor/execPartition.c."""
-
-CONFIGURATION_SQLSTATES: Final = ("28P01", "28000", "3D000")
-"""Wrong password, no such role, no such database: at the first connection these are configuration errors, not
-trouble."""
 
 
 class PostgresStore:
@@ -144,7 +140,7 @@ class PostgresStore:
                 await self._call(self._connect)
             except StoreError as error:
                 if (
-                    error.sqlstate in CONFIGURATION_SQLSTATES
+                    error.sqlstate in UNUSABLE_URL
                     or isinstance(error, ServerUnfitError)
                     or isinstance(error.__cause__, asyncpg.ClientConfigurationError)
                 ):

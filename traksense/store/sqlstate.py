@@ -70,6 +70,13 @@ FAULTS: Final[dict[str, type[StoreError]]] = {
 }
 """By whole SQLSTATE first, then by its class (the first two characters)."""
 
+UNUSABLE_URL: Final = ("28P01", "28000", "3D000")
+"""Wrong password, no such role, no such database: at the first connection these are configuration errors, not
+trouble."""
+
+FOREIGN: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+"""What the driver raises when the database refuses or fails; TimeoutError is an OSError."""
+
 BROKEN_SESSION: Final = ("24", "25", "26", "2D", "34", "3B", "42P03", "42P05", "TK002")
 """What a session says that is not as we left it. It is never used again: whoever comes next gets a new one."""
 

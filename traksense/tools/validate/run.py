@@ -16,6 +16,7 @@ from traksense.errors import TraksenseError
 from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
+from traksense.store.schema_version import newer
 from traksense.store.sql_files import LATEST
 from traksense.tools.publisher import open_publisher
 from traksense.tools.validate import cleanup, repeating, speed, storing, watching, wiring
@@ -270,14 +271,14 @@ class _Run:
             return None
         version, operator, read_only = rows[0]
         milliseconds = (trio.current_time() - started) * 1000
-        faults = [] if version == LATEST else [f"schema version {version}, not {LATEST}: run `traksense migrate`"]
+        faults = [newer(version)] if version > LATEST else []
         if not operator:
             faults.append("not an operator: DATABASE_URL must be that of whoever ran `traksense migrate`")
         if read_only:
             # Replication would show what is published, and nothing of it could be removed.
             faults.append("read-only, such as a standby: DATABASE_URL must name the server that the service writes to")
         figure = f"PostgreSQL {database.server_version}, schema version {version}, in {milliseconds:.0f} ms"
-        result.judge("Database", figure, faults=faults, milliseconds=milliseconds, schema_version=version or 0)
+        result.judge("Database", figure, faults=faults, milliseconds=milliseconds, schema_version=version)
         return None if faults else database
 
     async def _look_at_health(self, endpoint: Endpoint, result: Result) -> bool:

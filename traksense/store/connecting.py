@@ -1,0 +1,126 @@
+"""How commands connect: what can be wrong with that has the same words, and the same exit status, in each of them.
+
+asyncio-flavored throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.store import session_settings
+from traksense.store.fault_words import LOST, NO_TLS, NOT_POSTGRESQL, SILENT
+from traksense.store.schema_version import check_schema
+from traksense.store.sqlstate import FOREIGN, UNUSABLE_URL, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from traksense.store.session_settings import ServiceConnection
+    from traksense.urls import DatabaseUrl
+
+PORT: Final = 5432
+"""PostgreSQL's own."""
+
+ANSWER_SECONDS: Final = 3.0
+"""For something that has not answered before. Chosen by guess: a server answers before it looks at anything."""
+
+NO_PRIVILEGE: Final = "42501"
+
+_SSL_REQUEST: Final = bytes.fromhex("0000000804d2162f")
+"""Every PostgreSQL answers it with one byte, and so does every pooler. Source: PostgreSQL 18 documentation, 54.7,
+SSLRequest."""
+
+
+async def connect(
+    url: DatabaseUrl,
+    *,
+    application: str,
+    settings: Mapping[str, str],
+    connect_seconds: float,
+    statement_seconds: float,
+    schema: bool,
+    **options: Any,
+) -> ServiceConnection:
+    """One connection, as `session_settings.connect` makes it.
+
+    Args:
+        url: Where to.
+        application: See there.
+        settings: See there.
+        connect_seconds: See there.
+        statement_seconds: See there.
+        schema: Whether the database has to have the schema that this release needs.
+        options: See there.
+
+    Raises:
+        ConfigError: The URL cannot work: a parameter, the password, no such role or database.
+        StoreError: The database is not available, or refuses, or has not that schema.
+    """
+    try:
+        connection = await session_settings.connect(
+            url.dsn.reveal(),
+            application=application,
+            settings=settings,
+            connect_seconds=connect_seconds,
+            statement_seconds=statement_seconds,
+            **options,
+        )
+        if schema:
+            await _check(connection)
+    except (StoreError, *FOREIGN, ValueError) as error:
+        raise await _told(error, url) from error
+    return connection
+
+
+async def explain(error: BaseException, dsn: str) -> StoreError:
+    """The traksense error for one from connecting; it is found out whether what answers there is a PostgreSQL."""
+    translated = translate(error)
+    if str(translated) in (LOST, SILENT, NO_TLS) and await _is_something_else(dsn):
+        return StoreUnavailableError(NOT_POSTGRESQL)
+    return translated
+
+
+async def _check(connection: ServiceConnection) -> None:
+    try:
+        await check_schema(connection)
+    except BaseException as error:
+        # Whoever may not look at the version is told so at what comes next, in the words of that.
+        if not isinstance(error, StoreError) or error.sqlstate != NO_PRIVILEGE:
+            connection.terminate()
+            raise
+
+
+async def _told(error: BaseException, url: DatabaseUrl) -> TraksenseError:
+    if isinstance(error, ValueError) and not isinstance(error, (OSError, asyncpg.ClientConfigurationError)):
+        # Its text may quote the password.
+        return ConfigError(["DATABASE_URL: the connection string cannot be read"])
+    found = await explain(error, url.dsn.reveal())
+    if found.sqlstate in UNUSABLE_URL or isinstance(error, asyncpg.ClientConfigurationError):
+        return ConfigError([f"DATABASE_URL: {url}: {found}"])
+    return type(found)(f"{url}: {found}", found.sqlstate)
+
+
+async def _is_something_else(dsn: str) -> bool:
+    """Whether something listens there that is no PostgreSQL. Not asked where there are several hosts, or a socket."""
+    parts = urlsplit(dsn)
+    if not parts.hostname or "," in parts.netloc or {"host", "port"} & parse_qs(parts.query).keys():
+        return False
+    listens = False
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or PORT)
+            listens = True
+            try:
+                writer.write(_SSL_REQUEST)
+                answer = await reader.read(256)
+            finally:
+                writer.close()
+    except OSError:
+        return listens
+    # An error is the answer of very old servers.
+    return answer not in (b"S", b"N") and not answer.startswith(b"E")
