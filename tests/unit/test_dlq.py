@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import json
+import tracemalloc
+from collections import deque
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +17,7 @@ from traksense.store.dead_letters import Letter, Selection, Summary
 from traksense.terminal import WHOLE, Screen
 from traksense.tools.dlq import text
 from traksense.tools.dlq.selection import add_filters, add_ids, point_in_time, selection
+from traksense.tools.json_text import ascii_json
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -121,6 +126,36 @@ def test_hexdump_holds_every_byte(payload: bytes) -> None:
 
     assert payload == b"".join(bytes.fromhex(line[10:58]) for line in lines)
     assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("piece", [3, 6, 3000])
+@given(payload=st.one_of(st.binary(max_size=30), st.text(max_size=30).map(lambda text: text.encode("utf-8"))))
+def test_letter_in_json_is_whole_however_it_is_cut(payload: bytes, piece: int) -> None:
+    """A document in pieces of a few bytes is the one that `json` would make, in ASCII, and holds the payload."""
+    try:
+        read: str | None = payload.decode()
+    except UnicodeDecodeError:
+        read = None
+    letter = Letter(summary(topic="\x1b\x7f", size=len(payload)), payload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE_BYTES", piece)
+        document = "".join(text.letter_as_json(letter))
+
+    whole = {**text.as_json(letter.summary), "payload_base64": base64.b64encode(payload).decode(), "payload_text": read}
+    assert ascii_json(json.dumps(whole, indent=2)) + "\n" == document
+
+
+def test_letter_in_json_takes_little_memory() -> None:
+    """Beside the payload itself, a few pieces."""
+    letter = Letter(summary(), b'"\x1b' * 5_000_000)
+    tracemalloc.start()
+    try:
+        deque(text.letter_as_json(letter), maxlen=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 5_000_000
 
 
 def test_description_is_cut_and_says_so() -> None:

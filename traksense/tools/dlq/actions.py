@@ -71,7 +71,8 @@ async def show(context: Context) -> bool:
     if arguments.raw:
         sys.stdout.buffer.write(letter.payload)
     elif arguments.json:
-        print_json(text.letter_as_json(letter))
+        for piece in text.letter_as_json(letter):
+            tell(piece, end="")
     else:
         for line in text.description(letter):
             tell(line)

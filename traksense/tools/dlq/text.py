@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import codecs
+import json
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from traksense.cells import Column
 from traksense.names import printable
+from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN_BYTES: Final = 16 * 1024
 """Of a payload on a screen; `--raw` has all of it."""
+
+PIECE_BYTES: Final = 3 * 64 * 1024
+"""Of a payload in JSON. A multiple of three, so that base64 of the pieces is base64 of the whole."""
 
 LIST: Final = (
     Column("ID"),
@@ -153,17 +160,38 @@ def as_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def letter_as_json(letter: Letter) -> dict[str, Any]:
-    """As `as_json`, with the payload in base64, and as text too if it is UTF-8."""
+def letter_as_json(letter: Letter) -> Iterator[str]:
+    """As `as_json`, with the payload in base64, and as text too if it is UTF-8: a document in pieces.
+
+    In one piece each step of a large payload would be whole in memory: encoded, decoded, escaped.
+    """
+    yield ascii_json(json.dumps(as_json(letter.summary), indent=2)).removesuffix("\n}")
+    yield ',\n  "payload_base64": "'
+    for piece in _pieces(letter.payload):
+        yield base64.b64encode(piece).decode()
+    yield '",\n  "payload_text": '
     try:
-        text: str | None = letter.payload.decode()
+        deque(_decoded(letter.payload), maxlen=0)
     except UnicodeDecodeError:
-        text = None
-    return {
-        **as_json(letter.summary),
-        "payload_base64": base64.b64encode(letter.payload).decode(),
-        "payload_text": text,
-    }
+        yield "null"
+    else:
+        yield '"'
+        for text in _decoded(letter.payload):
+            yield ascii_json(json.dumps(text))[1:-1]
+        yield '"'
+    yield "\n}\n"
+
+
+def _pieces(payload: bytes) -> Iterator[memoryview]:
+    whole = memoryview(payload)
+    return (whole[offset : offset + PIECE_BYTES] for offset in range(0, len(whole), PIECE_BYTES))
+
+
+def _decoded(payload: bytes) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for piece in _pieces(payload):
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", final=True)
 
 
 def _time(instant: datetime | None) -> str:
