@@ -101,7 +101,7 @@ async def test_validate_passes_as_installed_and_sets_off_no_alert(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scrape)
-        outcome = await installed.validate("--json")
+        outcome = await installed.validate("--json", *PATIENT)
         nursery.cancel_scope.cancel()
     scrapes.append(await installed.service.metrics())
 

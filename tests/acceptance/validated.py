@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import psycopg
@@ -82,10 +83,19 @@ def failures(outcome: Outcome) -> list[str]:
     return [f"{f['what']}: {f['figure']}" for check in checks for f in check["findings"] if f["status"] == "fail"]
 
 
+SLOW: Final = re.compile("Points stored: less than|p50 ingest latency: more than")
+"""All that a busy machine may fail with: a point that is missing fails the same checks, with other words."""
+
+
 def slow(outcome: Outcome) -> bool:
-    """Whether nothing failed but speed: on a machine that is busy with other tests, that proves nothing."""
-    failed = {name for name, status in statuses(outcome).items() if status == "fail"}
-    return bool(failed) and failed <= {"throughput", "latency"}
+    """Whether nothing failed but speed.
+
+    That is accepted on purpose: how long something takes on a machine that runs other tests beside it proves nothing,
+    and no test of ours goes by it. What the speed checks find beside the time, such as a point that is not stored, is
+    not accepted; for that they need `PATIENT`, since with the default a point may be late rather than lost.
+    """
+    failed = failures(outcome)
+    return bool(failed) and all(map(SLOW.match, failed))
 
 
 def findings(outcome: Outcome, name: str) -> list[dict[str, Any]]:

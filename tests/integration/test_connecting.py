@@ -43,7 +43,7 @@ COMMANDS = (
 
 async def said(dsn: str) -> dict[tuple[str, ...], Outcome]:
     """What each command says."""
-    outcomes = {}
+    outcomes: dict[tuple[str, ...], Outcome] = {}
     with trio.fail_after(HANG_SECONDS):
         for command in COMMANDS:
             outcomes[command] = await run_command({"DATABASE_URL": dsn}, *command)
