@@ -86,13 +86,18 @@ async def explain(error: BaseException, dsn: str) -> StoreError:
 
 
 async def _check(connection: ServiceConnection) -> None:
+    usable = False
     try:
         await check_schema(connection)
-    except BaseException as error:
+        usable = True
+    except StoreError as error:
         # Whoever may not look at the version is told so at what comes next, in the words of that.
-        if not isinstance(error, StoreError) or error.sqlstate != NO_PRIVILEGE:
-            connection.terminate()
+        usable = error.sqlstate == NO_PRIVILEGE
+        if not usable:
             raise
+    finally:
+        if not usable:
+            connection.terminate()
 
 
 async def _told(error: BaseException, url: DatabaseUrl) -> TraksenseError:
