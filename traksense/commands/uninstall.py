@@ -41,6 +41,6 @@ def main(arguments: argparse.Namespace) -> int:
         return DONE
     with Progress() as progress:
         dropped = run_once(dsn, APPLICATION, lambda c: uninstall(c, progress.at), schema=False)
-    had = f"; it had {dropped} partitions" if dropped else ""
+    had = f"; it had {dropped}" if dropped else ""
     say(f"nothing of traksense is left in {database}{had}", hanging=2)
     return DONE

@@ -52,20 +52,44 @@ LIMIT $1
 PUBLIC_VIEWS: Final = ("ts_measure", "ts_measure_1m", "ts_measure_5m", "ts_measure_1h", "latest", "device_status")
 
 _DEPENDENT: Final = """
-WITH ours AS (
-    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'traksense' OR (n.nspname = 'public' AND c.relname = ANY ($1::text[]))
-), dependent (oid) AS (
-    SELECT r.ev_class FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
-    WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
-        AND d.refobjid IN (SELECT oid FROM ours)
+WITH RECURSIVE edge AS (
+    SELECT coalesce(v.class, d.classid) AS classid, coalesce(v.ev_class, d.objid) AS objid,
+        CASE WHEN v.class IS NULL THEN d.objsubid ELSE 0 END AS objsubid, d.refclassid, d.refobjid, d.deptype
+    FROM pg_depend d LEFT JOIN (
+        SELECT oid, ev_class, 'pg_class'::regclass::oid AS class FROM pg_rewrite WHERE rulename = '_RETURN'
+    ) v ON d.classid = 'pg_rewrite'::regclass AND v.oid = d.objid
+), ours AS (
+    SELECT 'pg_namespace'::regclass::oid AS classid, oid AS objid FROM pg_namespace WHERE nspname = 'traksense'
     UNION
-    SELECT conrelid FROM pg_constraint WHERE contype = 'f' AND confrelid IN (SELECT oid FROM ours)
+    SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'public' AND c.relname = ANY ($1::text[])
+    UNION
+    SELECT e.classid, e.objid FROM ours JOIN edge e ON (e.refclassid, e.refobjid) = (ours.classid, ours.objid)
+    WHERE e.deptype <> 'n' OR e.refclassid = 'pg_namespace'::regclass OR e.classid = 'pg_class'::regclass AND EXISTS (
+        SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = e.objid AND n.nspname ~ '^_timescaledb'
+    )
 )
-SELECT c.oid::regclass::text FROM dependent JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid NOT IN (SELECT oid FROM ours) AND n.nspname !~ '^_timescaledb' ORDER BY 1 LIMIT 10
+SELECT DISTINCT o.type || ' ' || o.identity
+FROM ours JOIN edge e ON (e.refclassid, e.refobjid) = (ours.classid, ours.objid)
+    CROSS JOIN pg_identify_object(e.classid, e.objid, e.objsubid) o
+WHERE (e.classid, e.objid) NOT IN (SELECT classid, objid FROM ours) ORDER BY 1 LIMIT 10
 """
-"""Views that read ours, and tables that refer to ours by foreign key."""
+"""What CASCADE would take with it. Ours is what is in the schema, and what cannot be without it: what depends on
+something in another way than normally (`n`) is a part of that, such as an index or a table's own constraints; so are
+TimescaleDB's chunks and inner views. For a view, its relation stands in place of the rule that reads.
+Source: PostgreSQL, "pg_depend"."""
+
+_AGGREGATES: Final = """
+SELECT format('continuous aggregate %I.%I', view_schema, view_name)
+FROM timescaledb_information.continuous_aggregates a
+WHERE view_schema <> 'traksense' AND (hypertable_schema = 'traksense' OR EXISTS (
+    SELECT FROM timescaledb_information.continuous_aggregates b
+    WHERE b.view_schema = 'traksense' AND (b.materialization_hypertable_schema, b.materialization_hypertable_name)
+        = (a.hypertable_schema, a.hypertable_name)
+)) ORDER BY 1 LIMIT 10
+"""
+"""What TimescaleDB would take with it, of its own accord."""
 
 _JOBS: Final = "SELECT {}.delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_schema = 'traksense'"
 
@@ -94,9 +118,9 @@ async def look(connection: Any) -> Installed:
     return Installed(present=True, timescaledb=seen["timescaledb"], alive=alive)
 
 
-async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: None) -> int:
-    """Drop all of it, the data included; how many partitions or chunks there were. Interrupted, it can be repeated.
-    asyncio-flavored.
+async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: None) -> str:
+    """Drop all of it, the data included; says what of it was dropped in pieces, such as `12 chunks`, or nothing.
+    Interrupted, it can be repeated. asyncio-flavored.
 
     Args:
         connection: The owner's, or a superuser's.
@@ -111,9 +135,12 @@ async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: N
             f"a service was using it, {client_id}, {max(seconds, 0):.0f} s ago: stop it first"
         )
     if not found.present:
-        return 0
+        return ""
     # What is dropped in pieces is gone when something at the end holds on to the rest; and CASCADE asks nobody.
-    if dependent := await connection.fetch(_DEPENDENT, [*PUBLIC_TABLES, *PUBLIC_VIEWS]):
+    dependent = await connection.fetch(_DEPENDENT, [*PUBLIC_TABLES, *PUBLIC_VIEWS])
+    if found.timescaledb:
+        dependent += await connection.fetch(_AGGREGATES)
+    if dependent:
         names = ", ".join(name for (name,) in dependent)
         raise StoreMisconfiguredError(f"nothing is deleted: still needed by {names}: drop or change that first")
     if found.timescaledb:
@@ -128,4 +155,4 @@ async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: N
     async with connection.transaction():
         await connection.execute("DROP SCHEMA traksense CASCADE")
         await connection.execute(f"DROP TABLE IF EXISTS {', '.join(f'public.{table}' for table in PUBLIC_TABLES)}")
-    return dropped
+    return f"{dropped:,} {name}" if dropped else ""
