@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     """Has the program in it, and nothing else."""
     program = tmp_path / "bin" / "traksense"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m traksense "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={quote(str(ROOT))} exec {quote(sys.executable)} -m traksense "$@"\n')
     program.chmod(0o755)
     return program.parent
 

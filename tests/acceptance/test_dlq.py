@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ async def test_dlq_list_does_not_mind_a_reader_that_goes_away(bench: ServiceBenc
     await bench.wait_ended(1)
     with trio.fail_after(HANG_SECONDS):
         process = await trio.run_process(
-            ["sh", "-c", f"{sys.executable} -m traksense dlq list | true"],
+            ["sh", "-c", f"{shlex.quote(sys.executable)} -m traksense dlq list | true"],
             env=environment(bench.environ),
             capture_stderr=True,
         )
@@ -144,7 +145,7 @@ async def test_dlq_does_not_mind_closed_streams(database: str, action: str, stat
     number = insert(database, "traksense/acme/site/device/telem")
     with trio.fail_after(HANG_SECONDS):
         done = await trio.run_process(
-            ["sh", "-c", f"{sys.executable} -m traksense dlq {action}"],
+            ["sh", "-c", f"{shlex.quote(sys.executable)} -m traksense dlq {action}"],
             env=environment({"DATABASE_URL": database}),
             capture_stderr=True,
             check=False,
