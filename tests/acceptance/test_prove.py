@@ -223,7 +223,9 @@ def test_a_missing_unique_key_is_found(place: Path) -> None:
     assert 0 == document["findings"]["lost"]
 
 
-def test_ctrl_c_leaves_nothing_behind(place: Path) -> None:
+@pytest.mark.usefixtures("hangup_has_its_meaning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_leaves_nothing_behind(place: Path, number: signal.Signals) -> None:
     """In the middle of it all: exit status 130, every process ended, the temporary directory gone."""
     with subprocess.Popen(
         command("--seed", 4, "--seconds", 3600),
@@ -237,7 +239,7 @@ def test_ctrl_c_leaves_nothing_behind(place: Path) -> None:
         for _ in range(6):
             process.stderr.readline()
         assert processes_of(place)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.stderr.read()
         assert 130 == process.wait()
 

@@ -255,7 +255,8 @@ async def test_validate_cleans_up_although_its_report_cannot_be_written(stack: S
     assert {} == stack.rows()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("hangup_has_its_meaning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_validate_interrupted_cleans_up(stack: Stack, number: signal.Signals) -> None:
     """A signal in the middle of the throughput test ends the checks; what is under way is waited for, then removed."""
     with trio.fail_after(HANG_SECONDS):
@@ -270,10 +271,14 @@ async def test_validate_interrupted_cleans_up(stack: Stack, number: signal.Signa
         stack.service.send_signal(signal.SIGSTOP)
         process.send_signal(number)
         while b"Clean-up" not in said:
-            said += await process.stdout.receive_some()
+            more = await process.stdout.receive_some()
+            assert more, "it ended without"
+            said += more
         with trio.move_on_after(2):
             await process.wait()
         assert process.returncode is None
+        if number == signal.SIGHUP:
+            process.send_signal(number)  # first it is the shell's, then the kernel's
         stack.service.send_signal(signal.SIGCONT)
         while more := await process.stdout.receive_some():
             said += more

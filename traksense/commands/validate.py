@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Needs the MQTT_URL, MQTT_TOPICS, METRICS_PORT and INGEST_PROVISIONING of the service, an MQTT user that may "
         "publish, and the DATABASE_URL of an operator (the role that owns the schema). Publishes as a tenant of its "
         "own, validate-<random> (with shards: validate, which MQTT_TENANTS must list), and removes all of that "
-        "tenant's data at the end, also after Ctrl-C. Exit status: 0 if no check failed; the last line says whether "
-        "anything could not be checked."
+        "tenant's data at the end, also after Ctrl-C or when the terminal is closed. Exit status: 0 if no check "
+        "failed; the last line says whether anything could not be checked."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
     parser.add_argument(

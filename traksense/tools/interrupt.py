@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for commands that have something to put right before they end."""
+"""Ctrl-C, SIGTERM and a terminal that is closed, for commands that have something to put right before they end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
+
+from traksense import signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -42,7 +44,8 @@ class Interruption:
 
 
 async def run_interruptible(body: Callable[[Interruption], Awaitable[None]]) -> bool:
-    """Run the body; returns whether a SIGINT or SIGTERM interrupted it. A second one ends the process at once.
+    """Run the body; returns whether SIGINT, SIGTERM or SIGHUP interrupted it (`signals.wanted`). A second one ends the
+    process at once, but for SIGHUP: of a terminal that is closed, both the shell and the kernel tell.
 
     Trio-flavored.
     """
@@ -50,11 +53,12 @@ async def run_interruptible(body: Callable[[Interruption], Awaitable[None]]) -> 
     watching = trio.Event()
 
     async def watch() -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*signals.wanted()) as received:
             watching.set()
-            await anext(signals)
+            await anext(received)
             interruption.interrupt(nursery.cancel_scope)
-            await anext(signals)
+            while await anext(received) == signal.SIGHUP:
+                pass
             sys.stdout.flush()
             os._exit(INTERRUPTED)
 
