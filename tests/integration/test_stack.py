@@ -41,6 +41,7 @@ from traksense.tools.stack import (
     parse_metrics,
     postgres,
     postgres_programs,
+    servers,
     system_bindirs,
 )
 
@@ -199,6 +200,23 @@ async def test_server_is_not_taken_for_another_one(tmp_path: Path, broker: Broke
     with pytest.raises(StackError, match="something else does already"):
         ours.start_sync()
     assert not ours.running
+
+
+async def test_server_looks_at_its_port_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection may take a second: Trio's other tasks go on meanwhile."""
+    looked_in: list[threading.Thread] = []
+
+    def listens(*_: object) -> bool:
+        looked_in.append(threading.current_thread())
+        return True
+
+    monkeypatch.setattr(servers, "listens", listens)
+
+    with pytest.raises(StackError, match="something else does already"):
+        await BrokerProcess(tmp_path).start()
+
+    assert looked_in
+    assert threading.main_thread() not in looked_in
 
 
 def test_child_that_ends_early_is_told_with_its_last_words(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Server(ABC):
         """
         if self.running:
             return
-        self._prepare()
+        self._clear_the_way()
         self._begin()
         try:
             while not self._is_ready():
@@ -160,7 +160,7 @@ class Server(ABC):
         if self.running:
             await trio.lowlevel.checkpoint()
             return
-        await trio.to_thread.run_sync(self._prepare)
+        await trio.to_thread.run_sync(self._clear_the_way)
         self._begin()
         try:
             while not await trio.to_thread.run_sync(self._is_ready):
@@ -223,11 +223,15 @@ class Server(ABC):
             with trio.move_on_after(grace + KILL_SECONDS, shield=True):
                 await self.stop()
 
-    def _begin(self) -> None:
+    def _clear_the_way(self) -> None:
+        """Blocking: all that comes before the child."""
+        self._prepare()
         # Whoever listens there would answer before ours has failed, and be taken for it: a broker of somebody's, to
         # which a demo would then publish.
         if listens(self.host, self.port):
             raise StackError(f"{self.name} cannot listen on {self.host}:{self.port}: something else does already")
+
+    def _begin(self) -> None:
         self._child = self._launch()
         self._deadline = time.monotonic() + self.ready_seconds
 
