@@ -31,6 +31,7 @@ make_base() {
     mount -t proc proc "$place/proc" || { say "a bare root takes mounts, which are not allowed here" && return 1; }
     umount "$place/proc"
     [ -e "$base/made" ] && return
+    unmount
     rm -rf "$base"
     mkdir -p "$base"
     debootstrap --variant=minbase --include=python3,git,ca-certificates "$suite" "$base" ||
@@ -43,13 +44,15 @@ make_base() {
     touch "$base/made"
 }
 
-# Whatever still runs in the root is ended, too.
+# Of both roots: debootstrap mounts, too, and may have been killed. Whatever still runs in them is ended.
 unmount() {
-    for process in /proc/[0-9]*; do
-        if [ "$(readlink "$process/root" 2>/dev/null)" = "$root" ]; then kill -KILL "${process#/proc/}"; fi
-    done
-    for point in dev/shm dev/pts dev proc; do
-        if mountpoint -q "$root/$point"; then umount -l "$root/$point"; fi
+    for folder in "$root" "$base"; do
+        for process in /proc/[0-9]*; do
+            if [ "$(readlink "$process/root" 2>/dev/null)" = "$folder" ]; then kill -KILL "${process#/proc/}" || true; fi
+        done
+        for point in dev/shm dev/pts dev sys proc; do
+            if mountpoint -q "$folder/$point"; then umount -l "$folder/$point"; fi
+        done
     done
 }
 
@@ -175,6 +178,9 @@ install_page() {
 
 new=
 trap 'unmount; rm -rf "$new"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 if [ -n "$(git -c safe.directory='*' -C "$source" status --porcelain 2>/dev/null)" ]; then
     say "what is not committed is not tried"
 fi
