@@ -166,9 +166,9 @@ async def is_empty(settings: Settings) -> bool:
     connection = await _connect(settings)
 
     def something() -> bool:
-        # What the broker says of itself, and heartbeats, come at QoS 0: they are never queued.
+        # What the broker says of itself, and heartbeats, come at QoS 0: they are never queued. See `Reader._accept`.
         own = (*SYS_TOPICS, settings.mqtt_heartbeat_topic)
-        return any(message.topic not in own for message in connection.codec.messages)
+        return any(message.qos or message.topic not in own for message in connection.codec.messages)
 
     async def look() -> None:
         await connection.handshake()
