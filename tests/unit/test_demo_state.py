@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import socket
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from traksense.commands import demo
 from traksense.errors import ConfigError, TraksenseError
 from traksense.metrics import LATENCY_BUCKETS, Histogram
 from traksense.model import Reason
@@ -19,9 +23,6 @@ from traksense.tools.demo.state import Addresses, Scrape, State, quantile
 from traksense.tools.demo.verdict import Line, Verdict, compare
 from traksense.tools.fleet import Fault, Fleet, FleetOptions, Tally
 from traksense.tools.stack import Samples
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ADDRESSES = Addresses("mqtt://127.0.0.1:1883", "mosquitto", "postgresql://127.0.0.1/traksense", "http://m", "/d")
@@ -231,3 +232,27 @@ def test_place_unwritable_is_one_clear_line(tmp_path: Path) -> None:
 
     with pytest.raises(TraksenseError, match="take another --directory"):
         Place(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Not allowed", "/d/broker"), "cannot use /d/broker: Not allowed; take another"),
+        (OSError(errno.EROFS, "Read-only"), "cannot use /d: Read-only; take another --directory"),
+        (FileNotFoundError(errno.ENOENT, "Not found", "/usr/bin/initdb"), "cannot use /usr/bin/initdb: Not found$"),
+        (OSError(errno.EMFILE, "Too many", "/d/log"), r"Too many: raise the limit of files \(ulimit -n\)$"),
+        (OSError(errno.ENOMEM, "No memory"), "No memory: free some memory$"),
+    ],
+)
+def test_another_directory_is_advised_where_it_helps(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not against a program that is missing, nor a machine that is short of something."""
+
+    def fail(_arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr(demo, "_run", fail)
+
+    with pytest.raises(TraksenseError, match=said):
+        demo.main(argparse.Namespace(directory=Path("/d")))

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 from pathlib import Path
 from typing import Final
 
 from traksense.commands.arguments import count, need_small_fleet, percent, port, positive
 
 DIRECTORY: Final = Path("traksense-demo")
+
+SCARCE: Final = {
+    errno.EMFILE: "raise the limit of files (ulimit -n)",
+    errno.ENFILE: "the whole machine has too many open files",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+}
+"""What the machine lacks, whatever the directory, and what to do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
         alone = _alone(error)
         if not isinstance(alone, OSError) or isinstance(alone, ConnectionError | TimeoutError):
             raise
-        # All files that the demo opens are in its directory.
-        where, what = alone.filename or arguments.directory, alone.strerror or alone
-        raise TraksenseError(f"cannot use {where}: {what}; take another --directory") from error
+        raise TraksenseError(_said(alone, arguments.directory)) from error
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -112,6 +120,16 @@ def _run(arguments: argparse.Namespace) -> int:
         screenshot=arguments.screenshot,
     )
     return trio.run(demo, options)
+
+
+def _said(error: OSError, directory: Path) -> str:
+    """One line; another directory helps where it is the directory's fault."""
+    what = error.strerror or str(error)
+    if error.errno in SCARCE:
+        return f"the demo cannot go on: {what}: {SCARCE[error.errno]}"
+    where = Path(os.fsdecode(error.filename or directory))
+    own = where.absolute().is_relative_to(directory.absolute())
+    return f"cannot use {where}: {what}" + ("; take another --directory" if own else "")
 
 
 def _alone(error: BaseException) -> BaseException:
