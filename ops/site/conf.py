@@ -11,6 +11,8 @@ html_copy_source = False
 
 extensions = ["myst_parser"]
 root_doc = "ops/site/index"
+# Leads from the top of the site to that page.
+html_extra_path = ["index.html"]
 include_patterns = ["*.md", "ops/*.md", "ops/**/*.md"]
 # As GitHub makes them.
 myst_heading_anchors = 4
