@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.manuals import block_of, blocks_of
-from traksense.adapters import Context, load_registry
+from traksense.adapters import Context, Registry, check_items, load_registry
 from traksense.cli import main
+from traksense.errors import DecodeError
 from traksense.model import Kind, Point, Reason, Telemetry
 
 MANUAL = (Path(__file__).parents[3] / "ops" / "adapters.md").read_text("utf-8")
@@ -34,7 +35,7 @@ NOT_OF_ADAPTERS = {
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The example, installed as pip would: its module, and metadata with the entry points of its setup.cfg."""
     config = configparser.ConfigParser()
-    module, setup_cfg, _, _, test_module = blocks_of("adapters.md")
+    module, setup_cfg, _, _, _, test_module = blocks_of("adapters.md")
     config.read_string(setup_cfg.text)
     (tmp_path / f"{config['options']['py_modules']}.py").write_text(module.text, "utf-8")
     (tmp_path / "test_acme_meter.py").write_text(test_module.text, "utf-8")
@@ -70,12 +71,28 @@ def test_manual_example_can_be_built() -> None:
 def test_manual_commands_decode_the_example(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The check behind the installation shows the two points."""
     commands = block_of("adapters.md /opt/traksense/bin/pip").text.splitlines()
-    subprocess.run(commands[2], shell=True, cwd=installed, check=True)
-    program, *arguments, file = commands[3].split()
+    subprocess.run(commands[1], shell=True, cwd=installed, check=True)
+    program, *arguments, file = commands[2].split()
     assert "traksense" == program
 
     assert 0 == main([*arguments, str(installed / file)])
     assert "2 points at 2025-10-08T15:30:45Z" in capsys.readouterr().out
+
+
+def test_manual_json_example_decodes(installed: Path) -> None:
+    """The variant for JSON works behind the module of the example, alongside the other adapters."""
+    module = vars(importlib.import_module("acme_meter"))
+    exec(block_of("adapters.md import msgspec").text, module)
+    registry = Registry([module["AcmeJson"]()])
+    context = Context("acme", "plant-1", "meter-1", datetime(2025, 10, 8, 15, 31, tzinfo=UTC))
+
+    items = registry.decode(Kind.TELEM, b'{"time": 1759937445, "temp": 23.5}', context)
+    check_items(items)
+    assert [Telemetry(datetime(2025, 10, 8, 15, 30, 45, tzinfo=UTC), [Point("temp", 23.5, u="°C")])] == items
+    for payload in (b'{"time": 1759937445, "temp": "warm"}', b'{"time": 999999999999, "temp": 23.5}'):
+        with pytest.raises(DecodeError) as caught:
+            registry.decode(Kind.TELEM, payload, context)
+        assert Reason.INVALID_FIELD == caught.value.reason
 
 
 def test_manual_example_tests_pass(installed: Path) -> None:
