@@ -1,5 +1,5 @@
 #!/bin/sh
-# What bare.sh has for systemctl in a root without systemd: starts and stops what the installation page asks for.
+# What bare.sh has for systemctl in a root without systemd: starts and stops what the pages ask for.
 set -eu
 unit=/etc/systemd/system/traksense.service
 
@@ -25,9 +25,12 @@ case "$*" in
         version=$(pg_lsclusters -h | cut -d ' ' -f 1)
         pg_ctlcluster "$version" main status >/dev/null || pg_ctlcluster "$version" main start
         ;;
+    "stop postgresql") pg_ctlcluster "$(pg_lsclusters -h | cut -d ' ' -f 1)" main stop ;;
+    "stop mosquitto") stop mosquitto ;;
     "restart mosquitto") stop mosquitto && start mosquitto mosquitto -c /etc/mosquitto/mosquitto.conf ;;
     "reload mosquitto") kill -HUP "$(cat /run/mosquitto.pid)" ;;
-    "enable --now traksense")
+    "restart traksense") "$0" stop traksense && "$0" start traksense ;;
+    "enable --now traksense" | "start traksense")
         if [ -e /run/traksense.pid ]; then exit; fi
         # As the unit says: this file, this program, and a user without rights.
         file=$(sed -n 's/^EnvironmentFile=//p' "$unit")
@@ -36,6 +39,6 @@ case "$*" in
         # shellcheck disable=SC2046,SC2086
         start traksense env -i HOME=/ PATH="$PATH" $(sed '/^ *#/d' "$file") setpriv --reuid=nobody --clear-groups $program
         ;;
-    "disable --now traksense") stop traksense ;;
+    "disable --now traksense" | "stop traksense") stop traksense ;;
     *) echo "systemctl: this stand-in cannot $*" >&2 && exit 1 ;;
 esac

@@ -154,13 +154,21 @@ tests() {
 
 install_page() {
     fresh_root
-    say "install-debian.md and uninstall.md, as root"
+    say "install-debian.md, operations.md (upgrade, restore) and uninstall.md, as root"
     cp "$source/ops/bare-systemctl.sh" "$root/usr/local/bin/systemctl"
     chmod 755 "$root/usr/local/bin/systemctl"
     # Each block twice, as by somebody who pastes one again.
     { echo 'PATH=/usr/local/bin:$PATH DEBIAN_FRONTEND=noninteractive; export PATH DEBIAN_FRONTEND' && blocks install-debian.md 2; } \
         >"$root/install.sh"
     blocks uninstall.md >"$root/uninstall.sh"
+    # An upgrade, and the way back from the dump: what was stored is there again, and more is stored.
+    {
+        echo "count() { env -C / runuser -u postgres -- psql -XAtd traksense -c 'SELECT count(*) FROM ts_measure'; }"
+        echo 'before=$(count)' && grep pg_dump "$source/ops/uninstall.md" && blocks operations.md
+        echo '[ "$before" -gt 0 ]'
+        echo '[ "$(count)" = "$before" ]'
+        echo 'traksense --env-file /etc/traksense/operator.env validate'
+    } >"$root/restore.sh"
     inside root 'sh -eux /install.sh' 2>&1 | tee "$place/install.log"
     shown install-debian.md "$place/install.log"
     grep -q 'parse_error' "$place/install.log"
@@ -168,9 +176,11 @@ install_page() {
     sed -n -e 's/^PATH=/export &/p' -e 's/^\([0-9*][^ ]* \)\{5\}root //p' "$root/etc/cron.d/traksense" >"$root/cron.sh"
     chroot "$root" /usr/bin/env -i HOME=/root SHELL=/bin/sh /bin/sh -eux /cron.sh 2>&1 | tee "$place/cron.log"
     grep -q 'parse_error' "$place/cron.log"
-    # Behind a pipe its exit status would be lost.
-    inside root 'PATH=/usr/local/bin:$PATH sh -eux /uninstall.sh' >"$place/uninstall.log" 2>&1 ||
-        { tail -n 50 "$place/uninstall.log" && exit 1; }
+    # Behind a pipe their exit status would be lost.
+    for script in restore uninstall; do
+        inside root "PATH=/usr/local/bin:\$PATH sh -eux /$script.sh" >"$place/$script.log" 2>&1 ||
+            { tail -n 50 "$place/$script.log" && exit 1; }
+    done
     # Debian's own settings, which name no file that is gone.
     grep -q '^include_dir' "$root/etc/mosquitto/mosquitto.conf"
     [ -s "$root/var/backups/traksense.dump" ]
