@@ -169,7 +169,8 @@ def load_settings(read: Callable[[Mapping[str, str]], config.Settings] = config.
 
 
 def load_env_file(path: Path) -> None:
-    """Put the lines `NAME=value` of a file into the environment; what is set already wins.
+    """Put the lines `NAME=value` of a file into the environment; what is set already wins. Of several lines with one
+    name the last counts, as for systemd and Compose.
 
     Raises:
         ConfigError: The file cannot be read; or a line is not of that form, with all faults of the configuration.
@@ -179,6 +180,7 @@ def load_env_file(path: Path) -> None:
     except ValueError as error:
         raise ConfigError([f"{path}: cannot read it: {error}"]) from None
     faults = []
+    own = set(os.environ)
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
@@ -189,8 +191,10 @@ def load_env_file(path: Path) -> None:
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
+        if name.strip() in own:
+            continue
         try:
-            os.environ.setdefault(name.strip(), value)
+            os.environ[name.strip()] = value
         except UnicodeEncodeError:
             encoding = sys.getfilesystemencoding()
             faults.append(f"{path}:{number}: has a character that {encoding} lacks: set LC_ALL=C.UTF-8")

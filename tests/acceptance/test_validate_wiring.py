@@ -26,6 +26,7 @@ from traksense.tools.publisher import open_publisher
 from traksense.tools.stack import open_service
 from traksense.tools.validate.payloads import numbers
 from traksense.tools.validate.target import utc_now
+from traksense.tools.validate.wiring import EMPTY_MESSAGES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from traksense.tools.stack import BrokerProcess, PostgresProcess
 
 PATIENCE = ("--patience", "5")
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE 'kept waiting by a test' USING ERRCODE = 'lock_not_available'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON traksense.series FOR EACH ROW
+    WHEN (NEW.tenant_id LIKE 'validate-%') EXECUTE FUNCTION refuse();
+"""
 
 
 @attrs.frozen
@@ -172,14 +180,7 @@ async def test_wiring_reads_the_dead_letter(
 
 async def test_wiring_says_that_the_service_cannot_write(plant: Plant) -> None:
     """Received and not stored: what the service says of itself, and that the point may come when it can write again."""
-    plant.ours.change(
-        """
-        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN RAISE 'kept waiting by a test' USING ERRCODE = 'lock_not_available'; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON traksense.series FOR EACH ROW
-            WHEN (NEW.tenant_id LIKE 'validate-%') EXECUTE FUNCTION refuse();
-        """
-    )
+    plant.ours.change(REFUSE)
     outcome = await plant.ours.validate("--json", *PATIENCE)
 
     figure, step = wrong(outcome)
@@ -189,3 +190,28 @@ async def test_wiring_says_that_the_service_cannot_write(plant: Plant) -> None:
     assert "may still store 1 point" in failures(outcome)[-1]
     assert "DELETE FROM traksense.device" in findings(outcome, "cleanup")[0]["next_step"]
     plant.ours.change("DROP TRIGGER refuse ON traksense.series")
+
+
+async def test_wiring_accuses_nobody_if_the_broker_goes_away(
+    database: str, own_broker: OwnBroker, unique: Callable[[str], str], tmp_path: Path
+) -> None:
+    """What the service held is forgotten with its connection, and comes again: it is not in another database."""
+    broker = own_broker()
+    env = {"DATABASE_URL": database, "MQTT_URL": broker.url, "MQTT_CLIENT_ID": unique("lost")}
+    outcomes: list[Outcome] = []
+    async with open_service(env | {"INGEST_SHUTDOWN_SECONDS": "5"}, tmp_path) as service:
+        await service.wait_ready()
+        stack = Stack(database, env | {"METRICS_PORT": service.env["METRICS_PORT"]}, service)
+        stack.change(REFUSE)
+
+        async def validate() -> None:
+            outcomes.append(await stack.validate("--json", *PATIENCE))
+
+        with trio.fail_after(HANG_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(validate)
+                while (await service.metrics()).value("ingest_in_flight_messages") <= EMPTY_MESSAGES:
+                    await trio.sleep(0.01)
+                broker.kill()
+
+    assert "another database" not in wrong(outcomes[0])[0]

@@ -315,6 +315,7 @@ def test_policy_faults_are_told_at_once() -> None:
     ("text", "fault"),
     [
         ("1 year acme=30 days", "a comma is missing in '1 year acme=30 days'"),
+        ("1 year; acme=30 days", "a comma is missing in '1 year; acme=30 days'"),
         ("acme=30 days beta=1 year", "a comma is missing in 'acme=30 days beta=1 year'"),
         ("forever acme=1d", "a comma is missing in 'forever acme=1d'"),
         ("acme=30 days, acme=1 year", "acme is named twice"),

@@ -346,10 +346,12 @@ def test_help_fits_any_terminal(command: str) -> None:
 def test_env_file_is_read_and_the_environment_wins(
     command: Callable[[Callable[[], int]], None], tmp_path: Path
 ) -> None:
-    """Lines NAME=value of a file become variables, with or without quotes; what is set already stays."""
+    """Lines NAME=value of a file become variables, with or without quotes, the last of a name; what is set
+    already stays.
+    """
     file = tmp_path / ".env"
     file.write_text(
-        "# a comment\n\nMQTT_URL=mqtt://broker:1883\nexport MQTT_USERNAME='o''brien'\n"
+        "# a comment\n\nMQTT_URL=mqtt://other\nMQTT_URL=mqtt://broker:1883\nexport MQTT_USERNAME='o''brien'\n"
         ' MQTT_PASSWORD = "a=b c" \nMETRICS_PORT=1\n',
         encoding="utf-8",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -65,8 +66,16 @@ async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> S
         if isinstance(error, trio.TooSlowError):
             raise BrokerError(f"no connection within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
         if isinstance(error, (OSError, UnicodeError, trio.BrokenResourceError)):
-            raise BrokerError(f"cannot connect: {root(error)}") from error
+            raise BrokerError(f"cannot connect: {_reason(root(error))}") from error
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Without the number and the address that stand in front of it; the URL is named elsewhere."""
+    if isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    known = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    return os.strerror(known) if known else str(error)
 
 
 def root(error: BaseException) -> BaseException:

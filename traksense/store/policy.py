@@ -50,7 +50,7 @@ _UNITS: Final = {
     "y": timedelta(days=365),
 }
 # A duration, and then what may have been meant for the tenant's name.
-_NO_COMMA: Final = re.compile(r"(forever|never|\d{1,6}\s*[a-z]+)\s", re.IGNORECASE)
+_NO_COMMA: Final = re.compile(r"(forever|never|\d{1,6}\s*[a-z]+)[\s;]", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(?P<number>\d{1,6})\s*(?P<unit>[a-z]+?)s?", re.IGNORECASE)
 
 _RETENTION_MINIMUM: Final = timedelta(days=1)

@@ -19,7 +19,7 @@ def layout_of(settings: Settings) -> Layout:
         ConfigError: It does not.
     """
     if settings.layout is None:
-        raise ConfigError(["MQTT_SHARD_COUNT: there are no shards: set MQTT_TENANTS too"])
+        raise ConfigError(["MQTT_TENANTS is not set, so there are no shards: one process reads everything"])
     return settings.layout
 
 

@@ -49,6 +49,7 @@ FROM traksense.ingest_session ORDER BY 4 DESC, last_alive_at DESC LIMIT 1
 _DEAD: Final = "SELECT reason, detail FROM public.ingest_errors WHERE tenant_id = $1 AND payload = $2"
 
 _EMPTY: Final = "ingest_messages_empty_total"
+_ABANDONED: Final = "ingest_messages_abandoned_total"
 
 _DATABASE: Final = "let DATABASE_URL name the database that the service at this endpoint has (its own DATABASE_URL)"
 
@@ -140,8 +141,10 @@ async def _send(target: Target) -> _Seen:
         dead = await target.database.fetch(_DEAD, target.tenant, payload)
         empty = samples.value(_EMPTY) - before.value(_EMPTY)
         age = samples.value("ingest_oldest_unacknowledged_seconds")
-        holds = samples.value("ingest_in_flight_messages") > 0
-        settled = bool(heard_at) and (not holds or age < asked - heard_at[0])
+        # What was in flight on a connection that is lost is forgotten, and comes again.
+        again = samples.value(_ABANDONED) > before.value(_ABANDONED)
+        holds = again or samples.value("ingest_in_flight_messages") > 0
+        settled = bool(heard_at) and not again and (not holds or age < asked - heard_at[0])
         if not heard_at and empty >= EMPTY_MESSAGES:
             heard_at.append(trio.current_time())
         return _Seen(
