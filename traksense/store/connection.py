@@ -75,12 +75,15 @@ class DatabaseConnection:
 
 
 @asynccontextmanager
-async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterator[DatabaseConnection]:
-    """Connect, for the duration; with an asyncio loop of its own.
+async def open_connection(
+    url: DatabaseUrl, *, application: str, schema: bool = True
+) -> AsyncIterator[DatabaseConnection]:
+    """Connect, for the duration; with an asyncio loop of its own. With `schema`, the database has to have the one that
+    this release needs.
 
     Raises:
         ConfigError: The URL cannot work: a parameter, a wrong password, no such role or database.
-        StoreError: The database is not available, or refuses, or has not the schema that this release needs.
+        StoreError: The database is not available, or refuses, or has not that schema.
 
     Resource handling: on the way out the connection is terminated, which takes no time and rolls back what is open.
 
@@ -89,7 +92,7 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
     alone: BaseException
     try:
         async with open_asyncio_loop():
-            connection = await _connect(url, application)
+            connection = await _connect(url, application, schema=schema)
             try:
                 yield DatabaseConnection(connection, url)
             finally:
@@ -103,7 +106,7 @@ async def open_connection(url: DatabaseUrl, *, application: str) -> AsyncIterato
     raise alone
 
 
-async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asyncpg.Record]:
+async def _connect(url: DatabaseUrl, application: str, *, schema: bool) -> asyncpg.Connection[asyncpg.Record]:
     return await _call(
         connect,
         url,
@@ -111,7 +114,7 @@ async def _connect(url: DatabaseUrl, application: str) -> asyncpg.Connection[asy
         settings=session_settings.wanted(STATEMENT_SECONDS),
         connect_seconds=CONNECT_SECONDS,
         statement_seconds=STATEMENT_SECONDS + GRACE_SECONDS,
-        schema=True,
+        schema=schema,
     )
 
 

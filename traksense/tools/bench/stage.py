@@ -114,7 +114,7 @@ class Stage:
     @asynccontextmanager
     async def connection(self, dsn: str) -> AsyncIterator[DatabaseConnection]:
         """Our own connection. Trio-flavored."""
-        async with open_connection(DatabaseUrl(Secret(dsn)), application=APPLICATION) as database:
+        async with open_connection(DatabaseUrl(Secret(dsn)), application=APPLICATION, schema=False) as database:
             await database.fetch("SET statement_timeout = 0")
             yield database
 

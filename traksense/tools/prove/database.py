@@ -164,7 +164,7 @@ class Database:
         Raises:
             StoreError: There is none to be had.
         """
-        async with open_connection(self.url, application=APPLICATION) as connection:
+        async with open_connection(self.url, application=APPLICATION, schema=False) as connection:
             # A read-only default must not bind whoever has to undo it.
             await connection.fetch("SET default_transaction_read_only = off")
             yield connection

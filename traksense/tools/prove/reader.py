@@ -44,7 +44,7 @@ async def lock_everything(stage: Stage, injection: Injection) -> bool:
     host, port = stage.servers.primary.host, stage.servers.primary.port
     url = DatabaseUrl(Secret(f"postgresql://{ROLE}:{PASSWORD}@{host}:{port}/{stage.database_name}"))
     try:
-        async with open_connection(url, application=ROLE) as connection:
+        async with open_connection(url, application=ROLE, schema=False) as connection:
             await connection.fetch("SET app.tenant_id = 'tenant-0'")
             await connection.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ")
             for (relation,) in await connection.fetch(_READABLE):
