@@ -18,8 +18,8 @@ TIME_FORM: Final = "text in ISO 8601, such as 2026-11-28T12:00:00Z"
 
 _LONGEST_DATE: Final = len("2025-10-07")
 
-_PLAUSIBLE: Final = range(1, int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()))
-"""Seconds that a device may mean. Chosen by guess; it only decides what a fault suggests."""
+_PLAUSIBLE_END: Final = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
+"""Seconds before which a device's time may lie. Chosen by guess; it only decides what a fault suggests."""
 
 
 def parse_timestamp(text: str, where: str) -> datetime:
@@ -61,7 +61,7 @@ def from_unix_seconds(seconds: float, where: str) -> datetime:
     try:
         return EPOCH + timedelta(seconds=seconds)
     except OverflowError as exc:
-        milliseconds = ": milliseconds?" if int(seconds / 1000) in _PLAUSIBLE else ""
+        milliseconds = ": milliseconds?" if 1 <= seconds / 1000 < _PLAUSIBLE_END else ""
         detail = f"{seconds!r} is no Unix time in seconds{milliseconds} - at `{where}`"
         raise DecodeError(Reason.INVALID_FIELD, detail) from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -138,6 +139,7 @@ def test_from_unix_seconds_moment(seconds: float, expected: datetime) -> None:
         (1759937445000000, ""),
         (-1e12, ""),
         (1e300, ""),
+        (math.inf, ""),
     ],
 )
 def test_from_unix_seconds_beyond_the_calendar(seconds: float, milliseconds: str) -> None:
