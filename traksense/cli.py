@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from traksense import __version__, config, log, signals
-from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.errors import ConfigError, StoreUnavailableError, TraksenseError
 from traksense.files import read_text
 from traksense.names import printable
 from traksense.terminal import replace_closed, say
@@ -143,13 +143,12 @@ def report(error: BaseException, command: str = "") -> int:
 
 def _cannot_enter(error: BaseException) -> bool:
     """Whether there is no database server, or it has no such user, password or database."""
-    # `open_connection` makes a fault of the configuration of the latter.
+    # `store.connecting` makes a fault of the configuration of the latter, and of what the driver raised.
     refused = error.__cause__ if isinstance(error, ConfigError) else error
-    if not isinstance(refused, StoreError):
-        return False
-    if refused.sqlstate is None:
+    sqlstate: str | None = getattr(refused, "sqlstate", None)
+    if sqlstate is None:
         return isinstance(refused, StoreUnavailableError)
-    return refused.sqlstate[:2] in ("08", "28", "3D")
+    return sqlstate[:2] in ("08", "28", "3D")
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

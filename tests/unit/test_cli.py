@@ -10,12 +10,14 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from tests.patience import HANG_SECONDS
 from traksense import __version__, cli
 from traksense.config import DatabaseUrl, Secret, Settings
 from traksense.errors import BrokerError, ConfigError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.store import session_settings
 from traksense.tools.stack import free_port
 
 if TYPE_CHECKING:
@@ -161,6 +163,22 @@ def test_database_that_was_entered_is_not_the_question(
 
     assert alone == f"{other}{note}"
     assert f"traksense: DATABASE_URL: no{note}\n" == capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("bare_environment")
+@pytest.mark.parametrize("argv", [["migrate"], ["dlq", "list"], ["maintain"]])
+def test_database_that_nobody_named_and_that_refuses_the_login_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    """A PostgreSQL of somebody's on this machine knows no user of the default's."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise asyncpg.InvalidPasswordError("no")
+
+    monkeypatch.setattr(session_settings, "connect", refuse)
+
+    assert cli.MISUSED == cli.main(argv)
+    assert capsys.readouterr().err.endswith(f"{DEFAULT_USED}\n")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), ExceptionGroup("", [BrokerError("x"), ZeroDivisionError()])])
