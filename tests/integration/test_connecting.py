@@ -72,6 +72,31 @@ async def test_commands_say_that_the_schema_is_missing_or_old(database: str, emp
     assert (0, "") == (removed.status, removed.stderr)
 
 
+async def test_commands_say_nothing_of_a_newer_schema_and_the_service_logs_it(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their work is as good as the service's, which goes on."""
+    with psycopg.connect(database) as session:
+        session.execute(
+            "INSERT INTO traksense.schema_version (version, name) VALUES (%s, 'of_the_future')", (LATEST + 1,)
+        )
+    for command in (("maintain",), ("lifecycle", "plan"), ("dlq", "list", "--json")):
+        outcome = await run_command({"DATABASE_URL": database}, *command)
+        assert (0, "") == (outcome.status, outcome.stderr), command
+    with trio.fail_after(HANG_SECONDS):
+        async with (
+            open_asyncio_loop(),
+            open_store(
+                load({"DATABASE_URL": database, "DB_ALLOW_UNSAFE": "true"}), Health(["database"], ["maintenance"])
+            ) as store,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(store.run)
+            await store.probe()
+            nursery.cancel_scope.cancel()
+    assert ["schema_newer"] == [r.getMessage() for r in caplog.records if r.name == "traksense.store.pool"]
+
+
 @contextmanager
 def listening(kind: str) -> Iterator[int]:
     """Something that is no PostgreSQL; its port."""
@@ -105,7 +130,7 @@ async def test_what_is_no_postgresql_is_called_so(
     monkeypatch.setattr(connecting, "ANSWER_SECONDS", 0.5)
     with listening(kind) as opened:
         port = broker.port if kind == "mosquitto" else opened
-        where = f"postgresql://127.0.0.1:{port}/x"
+        where = f"postgresql://u:***@127.0.0.1:{port}/x"
         line = await refused(f"postgresql://u:p@127.0.0.1:{port}/x?sslmode={mode}")
 
     assert f"{where}: {NOT_POSTGRESQL}" == line

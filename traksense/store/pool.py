@@ -12,6 +12,7 @@ from traksense.errors import PoolBusyError, ServerUnfitError
 from traksense.store import migrate, session_settings
 from traksense.store.connecting import explain
 from traksense.store.schema_version import check_schema
+from traksense.store.sql_files import LATEST
 from traksense.store.sqlstate import FOREIGN, is_broken_session
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from traksense.config import Settings
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -146,7 +149,7 @@ class Connections:
 
 
 async def check_server(connection: PoolConnectionProxy) -> None:
-    """Check version and schema. asyncio-flavored.
+    """Check version and schema; a newer schema is told in the log. asyncio-flavored.
 
     Raises:
         ServerUnfitError: The server is too old.
@@ -155,7 +158,9 @@ async def check_server(connection: PoolConnectionProxy) -> None:
     server = connection.get_server_version()
     if server.major < migrate.SERVER_MINIMUM:
         raise ServerUnfitError(f"PostgreSQL {server.major} is too old, {migrate.SERVER_MINIMUM} or newer is needed")
-    await check_schema(connection)
+    version = await check_schema(connection)
+    if version > LATEST:
+        logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": LATEST})
 
 
 async def read_incarnation(connection: Any) -> str:

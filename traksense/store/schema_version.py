@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from traksense.errors import StoreMisconfiguredError
@@ -12,8 +11,6 @@ from traksense.store.sqlstate import FOREIGN, translate
 
 if TYPE_CHECKING:
     from traksense.store.migrate import Connection
-
-logger = logging.getLogger(__name__)
 
 
 async def read_version(connection: Connection) -> int | None:
@@ -32,8 +29,8 @@ async def read_version(connection: Connection) -> int | None:
     return version
 
 
-async def check_schema(connection: Connection) -> None:
-    """Make sure that the schema is what this release needs; a newer one is told in the log.
+async def check_schema(connection: Connection) -> int:
+    """Make sure that the schema is what this release needs, or newer; its version.
 
     Raises:
         StoreMisconfiguredError: There is none, or it is older.
@@ -44,8 +41,7 @@ async def check_schema(connection: Connection) -> None:
         raise StoreMisconfiguredError(
             f"the database schema is at version {version or 0}, this release needs {LATEST}: run `traksense migrate`"
         )
-    if version > LATEST:
-        logger.warning("schema_newer", extra={"traksense_version": version, "traksense_known": LATEST})
+    return version
 
 
 def newer(version: int) -> str:
