@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -51,15 +51,18 @@ async def run_interruptible(body: Callable[[Interruption], Awaitable[None]]) -> 
     """
     interruption = Interruption()
     watching = trio.Event()
+    # Of its own: who watches is not cancelled with the body, which may still have something to put right.
+    whole = trio.CancelScope()
 
     async def watch() -> None:
         with trio.open_signal_receiver(*signals.wanted()) as received:
             watching.set()
             await anext(received)
-            interruption.interrupt(nursery.cancel_scope)
+            interruption.interrupt(whole)
             while await anext(received) == signal.SIGHUP:
                 pass
-            sys.stdout.flush()
+            with suppress(OSError):  # the terminal is gone
+                sys.stdout.flush()
             os._exit(INTERRUPTED)
 
     failure: BaseException | None = None
@@ -67,7 +70,8 @@ async def run_interruptible(body: Callable[[Interruption], Awaitable[None]]) -> 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
             await watching.wait()
-            await body(interruption)
+            with whole:
+                await body(interruption)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # The nursery is our own affair: what the body raised leaves as it is.
