@@ -70,6 +70,16 @@ hypothesis.settings.register_profile("explore", max_examples=int(_examples or 10
 hypothesis.settings.load_profile("explore" if _examples else "gate")
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that a test calls configures the log of its process, which is that of all tests."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",

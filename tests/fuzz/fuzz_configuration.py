@@ -65,7 +65,8 @@ def check(settings: Settings) -> None:
     assert settings.receive_maximum >= 1
     assert settings.client_id
     assert isinstance(settings.topics, tuple)
-    without = re.sub("//[^/?#]*@", "//", settings.database.dsn.reveal())
-    assert str(settings.database) == without.partition("?")[0]
+    # What a URL says of credentials is in front of the @, or in its parameters; of these a URL shows the user.
+    shown, told = (re.sub("//[^/?#]*@", "//", url) for url in (str(settings.database), settings.database.dsn.reveal()))
+    assert shown == told.partition("?")[0]
     for secret in (settings.database.dsn, settings.broker.password, settings.mqtt_password):
         assert secret is None or repr(secret) == "'***'"
