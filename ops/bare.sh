@@ -167,6 +167,8 @@ install_page() {
         echo 'before=$(count)' && grep pg_dump "$source/ops/uninstall.md" && blocks operations.md
         echo '[ "$before" -gt 0 ]'
         echo '[ "$(count)" = "$before" ]'
+        # It has just been started.
+        echo 'curl --silent --output /dev/null --retry 60 --retry-delay 1 --retry-all-errors --fail http://localhost:9100/readyz'
         echo 'traksense --env-file /etc/traksense/operator.env validate'
     } >"$root/restore.sh"
     inside root 'sh -eux /install.sh' 2>&1 | tee "$place/install.log"
