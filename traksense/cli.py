@@ -235,6 +235,13 @@ class _Parser(argparse.ArgumentParser):
             help="read variables from this .env file; those already set win",
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Nobody takes what a command does not know: here the usage is the command's, not that of the program."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
     def error(self, message: str) -> NoReturn:
         """Usage, the line, exit 2."""
         super().error(printable(message))
@@ -259,4 +266,4 @@ def _parser(argv: list[str]) -> argparse.Namespace:
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         _module(name).add_arguments(sub)
-    return parser.parse_args(argv)
+    return parser.parse_args([*argv[1:], "--help"] if argv[:1] == ["help"] else argv)

@@ -215,8 +215,9 @@ async def test_dlq_replay_leaves_what_cannot_be_published(bench: ServiceBench) -
 
     assert 1 == outcome.status
     assert "published 1 of 3 dead letters (1 unpublishable, 1 missing)\n" == outcome.text
-    left, rest = outcome.stderr.splitlines()
+    left, gone, rest = outcome.stderr.splitlines()
     assert f"traksense: {escaped}: left alone: the topic had bytes that are not UTF-8" == left
+    assert "traksense: 999999: there is no such dead letter, or the other options exclude it" == gone
     assert rest.startswith(
         "traksense: what the service cannot store this time is open again: `traksense dlq list --since "
     )

@@ -110,6 +110,11 @@ def test_plan_apply_and_maintain(
         "policy LIFECYCLE_ONLINE_WITHIN=10 min",
     ] == for_people[:11]
     assert "change retain_1h: forever -> 1 year" in for_people[11:]
+    (drop,) = (part for part in plan["expired"] if part["relation"] == "measure")
+    begin, end = (datetime.fromisoformat(drop[name]).astimezone(UTC) for name in ("oldest", "newest"))
+    assert timedelta(days=drop["parts"]) == end - begin
+    (line,) = (line for line in for_people if line.startswith("drop ") and " of measure, " in line)
+    assert line.endswith(f" {begin:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}")
     assert {"value": "10 days", "default": False} == plan["policy"]["LIFECYCLE_RETAIN_RAW"]
     assert {"value": "7 days", "default": True} == plan["policy"]["LIFECYCLE_COMPRESS_AFTER"]
     (wanted,) = (change["wanted"] for change in plan["changes"] if change["what"] == "retain_1h")

@@ -244,7 +244,7 @@ def test_life_of_many_points(migrated: Database) -> None:
     book.note("dropped", f"{len(dropped)} parts, {count - left:,} points; {left:,} are left")
 
     assert raw <= RAW_BYTES_MAX
-    assert len(dropped) == sum(parts for relation, parts, _ in plan.expired if relation == "measure") > 0
+    assert len(dropped) == sum(parts.number for parts in plan.expired if parts.relation == "measure") > 0
     assert begin + len(dropped) * DAY <= database.value("SELECT min(ts) FROM traksense.measure")
     # What was aggregated stays.
     assert aggregated == {level: database.value(f"SELECT count(*) FROM traksense.rollup_{level}") for level in LEVELS}

@@ -69,6 +69,28 @@ def test_main_returns_the_status_of_the_command(command: Callable[[Callable[[], 
     assert status == cli.main(["fake"])
 
 
+def test_help_is_a_command_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """`traksense help dlq list` is `traksense dlq list --help`."""
+    texts = []
+    for words in (["help", "dlq", "list"], ["dlq", "list", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(words)
+        texts.append(capsys.readouterr().out)
+
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("usage: traksense dlq list ")
+
+
+def test_unknown_option_shows_the_usage_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """And names the option, once."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["dlq", "list", "--newest", "4"])
+
+    told = capsys.readouterr().err
+    assert told.startswith("usage: traksense dlq list ")
+    assert told.endswith("traksense dlq list: error: unrecognized arguments: --newest 4\n")
+
+
 def test_main_runs_the_service_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """`traksense` alone is `traksense run`."""
     module = ModuleType("traksense.commands.run")

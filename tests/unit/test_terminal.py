@@ -22,7 +22,7 @@ from traksense import cli
 from traksense.config import load
 from traksense.log import JsonFormatter, TextFormatter
 from traksense.store.dead_letters import Letter, Summary
-from traksense.store.lifecycle import Change, Plan
+from traksense.store.lifecycle import Change, Parts, Plan
 from traksense.store.policy import Setting
 from traksense.terminal import WHOLE, say
 from traksense.tools.demo.display import chosen_display, show_lines, show_page
@@ -153,7 +153,8 @@ def validate() -> int:
 def lifecycle() -> int:
     from traksense.commands import lifecycle
 
-    plan = Plan("postgresql", [Change(EVIL, EVIL, EVIL)], [(EVIL, 1, 1)], [], [])
+    now = datetime.now(UTC)
+    plan = Plan("postgresql", [Change(EVIL, EVIL, EVIL)], [Parts(EVIL, 1, 1, now, now)], [], [])
     settings = [Setting("LIFECYCLE_RETAIN_EVENTS", f"{EVIL}=1 year", default=True)]
     lifecycle._tell(lifecycle._plan_json(plan, settings), lifecycle._plan_text(plan, settings), as_json=False)
     return 0

@@ -17,27 +17,27 @@ FLEET_MAX: Final = 100_000
 
 
 def count(text: str) -> int:
-    """A whole number from 1 up."""
+    """A whole number, 1-`LARGEST`."""
     return int(_number(text, 1, LARGEST, f"a whole number, 1-{LARGEST}", int))
 
 
 def window(text: str) -> int:
-    """As many messages as there are packet identifiers, less one."""
+    """Messages under way: 1 up to as many as there are packet identifiers, less one."""
     return int(_number(text, 1, 65_534, "a whole number, 1-65534", int))
 
 
 def port(text: str) -> int:
-    """A TCP port."""
+    """A TCP port, 1-65535."""
     return int(_number(text, 1, 65_535, "a port, 1-65535", int))
 
 
 def rate(text: str) -> float:
-    """A number, 0 or more."""
+    """A number, 0-`LARGEST`."""
     return _number(text, 0, LARGEST, f"a number, 0-{LARGEST}")
 
 
 def positive(text: str) -> float:
-    """A number above 0."""
+    """A number, 0.001-`LARGEST`."""
     return _number(text, 1e-3, LARGEST, f"a number, 0.001-{LARGEST}")
 
 
@@ -47,12 +47,12 @@ def percent(text: str) -> float:
 
 
 def hour(text: str) -> float:
-    """An hour of the day."""
+    """An hour of the day, 0-24."""
     return _number(text, 0, 24, "an hour, 0-24")
 
 
 def points(text: str) -> int:
-    """Points of a message: ten times what the service takes by default."""
+    """Points of a message, 1 up to ten times what the service takes by default."""
     return int(_number(text, 1, 100_000, "a whole number, 1-100000", int))
 
 

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     import argparse
     from datetime import datetime
 
-    from traksense.store.lifecycle import Change, Plan
+    from traksense.store.lifecycle import Change, Parts, Plan
     from traksense.store.policy import Setting
 
 APPLICATION: Final = "traksense lifecycle"
+
+_PART: Final = {"timescaledb": "chunk", "postgresql": "partition"}
+"""What holds a span of time, by engine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,37 +79,56 @@ def _plan_json(plan: Plan, settings: list[Setting]) -> dict[str, Any]:
         "engine": plan.engine,
         "policy": {setting.variable: {"value": setting.value, "default": setting.default} for setting in settings},
         "changes": _changes_json(plan.changes),
-        "compress": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.compress],
-        "expired": [{"relation": name, "parts": parts, "bytes": size} for name, parts, size in plan.expired],
+        "compress": [_parts_json(parts) for parts in plan.compress],
+        "expired": [_parts_json(parts) for parts in plan.expired],
         "purge": [{"relation": name, "rows": rows} for name, rows in plan.purge],
     }
 
 
 def _plan_text(plan: Plan, settings: list[Setting]) -> list[str]:
-    parts = "chunks" if plan.engine == "timescaledb" else "partitions"
+    part = _PART[plan.engine]
     lines = [f"change {change}" for change in plan.changes]
-    lines += [f"compress {number} chunks of {name}, {_size(size)}" for name, number, size in plan.compress]
-    lines += [f"drop {number} {parts} of {name}, {_size(size)}" for name, number, size in plan.expired]
-    lines += [f"delete {rows} rows of {name}" for name, rows in plan.purge]
+    lines += [f"compress {_parts_text(parts, part)}" for parts in plan.compress]
+    lines += [f"drop {_parts_text(parts, part)}" for parts in plan.expired]
+    lines += [f"delete {_count(rows, 'row')} of {name}" for name, rows in plan.purge]
     return [*(f"policy {setting}" for setting in settings), *(lines or ["nothing to do"])]
 
 
+def _parts_json(parts: Parts) -> dict[str, Any]:
+    return {
+        "relation": parts.relation,
+        "parts": parts.number,
+        "bytes": parts.size,
+        "oldest": parts.begin,
+        "newest": parts.end,
+    }
+
+
+def _parts_text(parts: Parts, part: str) -> str:
+    span = f"{_time(parts.begin)} to {_time(parts.end)}"
+    return f"{_count(parts.number, part)} of {parts.relation}, {_size(parts.size)}, {span}"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def _status_text(status: dict[str, Any]) -> list[str]:
-    parts = "chunks" if status["engine"] == "timescaledb" else "partitions"
     lines = [f"engine {status['engine']}"]
     lines += [f"drift {drift}" for drift in status["drift"]] or [
         "drift none: the database has the policy of the environment"
     ]
+    part = _PART[status["engine"]]
     for relation in status["relations"]:
         lines.append(
-            f"{relation['relation']}: {_size(relation['bytes'])} in {relation['parts']} {parts}, "
+            f"{relation['relation']}: {_size(relation['bytes'])} in {_count(relation['parts'], part)}, "
             f"{_time(relation['oldest'])} to {_time(relation['newest'])}"
         )
     lines += [f"{table['relation']}: {_size(table['bytes'])}" for table in status["tables"]]
     for row in status["compression"]:
         ratio = row["bytes_before"] / row["bytes_after"]
         lines.append(
-            f"compressed {row['chunks']} chunks of {row['relation']}: {_size(row['bytes_before'])} to "
+            f"compressed {_count(row['chunks'], 'chunk')} of {row['relation']}: {_size(row['bytes_before'])} to "
             f"{_size(row['bytes_after'])}, {ratio:.1f} to 1"
         )
     if status["behind"]:

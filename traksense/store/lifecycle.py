@@ -42,21 +42,40 @@ class Change:
 
 
 @attrs.frozen
+class Parts:
+    """Some of the partitions or chunks of a relation.
+
+    Attributes:
+        relation: `measure`, or an aggregate.
+        number: How many.
+        size: Their bytes.
+        begin: The least instant that has its place in one of them.
+        end: The first instant after all of them.
+    """
+
+    relation: str
+    number: int
+    size: int
+    begin: datetime
+    end: datetime
+
+
+@attrs.frozen
 class Plan:
     """What `apply` would do.
 
     Attributes:
         engine: `postgresql` or `timescaledb`.
         changes: Differences between the policy wanted and the one in the database.
-        compress: What the wanted policy would compress now: relation, chunks, bytes before.
-        expired: What the wanted policy would drop now: relation, partitions or chunks, bytes.
+        compress: What the wanted policy would compress now.
+        expired: What the wanted policy would drop now.
         purge: What it would delete now: kind and rows.
     """
 
     engine: str
     changes: list[Change]
-    compress: list[tuple[str, int, int]]
-    expired: list[tuple[str, int, int]]
+    compress: list[Parts]
+    expired: list[Parts]
     purge: list[tuple[str, int]]
 
 
@@ -77,13 +96,13 @@ async def plan(connection: Any, policy: Policy) -> Plan:
             cut = datetime.now(UTC) - keep - GRACE
             row = await connection.fetchrow(sql, relation, cut)
             if row["number"]:
-                expired.append((relation, row["number"], row["bytes"]))
+                expired.append(Parts(relation, *row))
         after = policy.compress_after if level == "raw" else policy.compress_aggregates_after
         if engine == "timescaledb" and after is not None:
             due = datetime.now(UTC) - after
             row = await connection.fetchrow(_DUE_CHUNKS.replace("{schema}", schema), relation, due, cut)
             if row["number"]:
-                compress.append((relation, row["number"], row["bytes"]))
+                compress.append(Parts(relation, *row))
     purge = []
     for kind, (relation, at) in _ROWS.items():
         tenants = {tenant: keep for (tenant, k), keep in policy.tenants.items() if k == kind}
@@ -218,7 +237,7 @@ WHERE c.relpartbound IS NOT NULL
 """
 
 _EXPIRED_PARTITIONS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(oid)), 0)::bigint AS bytes
+SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(oid)), 0)::bigint AS bytes, min(lower), max(upper)
 FROM ({_BOUNDS}) AS b WHERE parent = ('traksense.' || $1::text)::regclass AND upper <= $2::timestamptz
 """  # noqa: S608  (constants)
 
@@ -240,12 +259,12 @@ LEFT JOIN _timescaledb_catalog.chunk k ON k.schema_name = c.chunk_schema AND k.t
 # Status bit 8: late points came in, the chunk is compressed again. As in `traksense.compress_next()`.
 
 _EXPIRED_CHUNKS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes
+SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes, min(range_start), max(range_end)
 FROM ({_CHUNKS}) AS c WHERE relation = $1::text AND range_end <= $2::timestamptz
 """  # noqa: S608  (constants)
 
 _DUE_CHUNKS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes
+SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes, min(range_start), max(range_end)
 FROM ({_CHUNKS}) AS c
 WHERE relation = $1::text AND NOT is_compressed AND range_end < $2::timestamptz
     AND (range_end > $3::timestamptz) IS NOT FALSE

@@ -76,6 +76,7 @@ class Replay:
     say: Callable[[str], None]
     note: Callable[[str], None] = lambda _text: None
     counts: Counts = attrs.field(factory=Counts)
+    _seen: set[int] = attrs.field(factory=set)
     _confirmed: set[int] = attrs.field(factory=set)
     _refused: set[int] = attrs.field(factory=set)
     _unmatched: int = 0
@@ -126,6 +127,7 @@ class Replay:
             if selection.limit is not None:
                 selection = attrs.evolve(selection, limit=selection.limit - len(page))
             self.counts.selected += len(page)
+            self._seen.update(summary.id for summary in page)
             ids = []
             for summary in page:
                 if (why := summary.unpublishable) is None:
@@ -145,6 +147,8 @@ class Replay:
         assert self._publisher is not None  # opened by run
         letters = await self.database.call(dead_letters.read, ids, open_only=self.selection.open_only)
         self.counts.missing += len(ids) - len(letters)
+        for number in sorted(set(ids) - {letter.id for letter in letters}):
+            self.say(f"{number}: deleted or replayed by somebody else meanwhile")
         try:
             with trio.move_on_after(CONFIRM_SECONDS) as self._patience:
                 for letter in letters:
@@ -169,9 +173,11 @@ class Replay:
     def _count_missing_ids(self) -> None:
         """Ids that were asked for and are not there."""
         if self.selection.ids is not None and self.selection.limit is None:
-            missing = len(set(self.selection.ids)) - self.counts.selected
-            self.counts.selected += missing
-            self.counts.missing += missing
+            missing = sorted(set(self.selection.ids) - self._seen)
+            self.counts.selected += len(missing)
+            self.counts.missing += len(missing)
+            for number in missing:
+                self.say(f"{number}: there is no such dead letter, or the other options exclude it")
 
     def _on_confirmed(self, number: int) -> None:
         assert self._publisher is not None  # it is calling

@@ -87,7 +87,9 @@ def point_in_time(text: str, *, now: datetime | None = None) -> datetime:
         instant = datetime.fromisoformat(text.strip())
         return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"neither ISO 8601 nor an age like 90s, 15m, 2h, 7d, 1w: {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"must be ISO 8601, or an age like 90s, 15m, 2h, 7d, 1w, not {text[:40]!r}"
+        ) from None
 
 
 def dead_letter_id(text: str) -> int:
@@ -100,13 +102,13 @@ def dead_letter_id(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    return _number(text, "a positive whole number")
+    return _number(text, f"a whole number, 1-{_ID_MAX}")
 
 
 def _number(text: str, what: str) -> int:
     # Python reads no number of more than 4,300 digits.
     if not re.fullmatch("[0-9]{1,19}", text) or not 0 < int(text) <= _ID_MAX:
-        raise argparse.ArgumentTypeError(f"not {what}: {text[:40]!r}")
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text[:40]!r}")
     return int(text)
 
 

@@ -23,6 +23,9 @@ APPLICATION: Final = "traksense-prove"
 SERVICE_APPLICATION: Final = "traksense %"
 """What the service calls itself (`store.postgres`), as a LIKE pattern; it does not match ours."""
 
+AT_LAST_SECONDS: Final = 300.0
+"""Longer than any fault of `prove` lasts, and any start of a server. Chosen by guess."""
+
 _FULL: Final = "could not extend file: No space left on device (emulated by traksense prove)"
 
 PREPARE: Final = (
@@ -178,11 +181,18 @@ class Database:
         return rows
 
     async def execute_at_last(self, *statements: str) -> list[tuple[Any, ...]]:
-        """As `execute`, again and again until it succeeds: the server may be starting."""
+        """As `execute`, again and again until it succeeds: the server may be starting.
+
+        Raises:
+            StoreError: It has not succeeded within `AT_LAST_SECONDS`.
+        """
+        deadline = trio.current_time() + AT_LAST_SECONDS
         while True:
             try:
                 return await self.execute(*statements)
             except StoreError:
+                if trio.current_time() > deadline:
+                    raise
                 await trio.sleep(0.1)
 
     async def backends(self) -> list[int]:
