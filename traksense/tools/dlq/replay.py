@@ -76,7 +76,7 @@ class Replay:
     say: Callable[[str], None]
     note: Callable[[str], None] = lambda _text: None
     counts: Counts = attrs.field(factory=Counts)
-    _seen: set[int] = attrs.field(factory=set)
+    _missing: set[int] = attrs.field(factory=set)
     _confirmed: set[int] = attrs.field(factory=set)
     _refused: set[int] = attrs.field(factory=set)
     _unmatched: int = 0
@@ -114,6 +114,7 @@ class Replay:
 
     async def _pages(self, *, publish: bool) -> None:
         selection = self.selection
+        self._missing.update(selection.ids or ())
         after = 0
         # What is dead-lettered from now on, be it for our own sake, is not part of the question.
         count = await self.database.call(dead_letters.count, selection)
@@ -127,7 +128,7 @@ class Replay:
             if selection.limit is not None:
                 selection = attrs.evolve(selection, limit=selection.limit - len(page))
             self.counts.selected += len(page)
-            self._seen.update(summary.id for summary in page)
+            self._missing.difference_update(summary.id for summary in page)
             ids = []
             for summary in page:
                 if (why := summary.unpublishable) is None:
@@ -145,6 +146,9 @@ class Replay:
     async def _publish(self, ids: list[int]) -> bool:
         """Publish a page; says whether it is worth going on."""
         assert self._publisher is not None  # opened by run
+        # Of the page before, all were answered.
+        self._confirmed.clear()
+        self._refused.clear()
         letters = await self.database.call(dead_letters.read, ids, open_only=self.selection.open_only)
         self.counts.missing += len(ids) - len(letters)
         for number in sorted(set(ids) - {letter.id for letter in letters}):
@@ -172,11 +176,10 @@ class Replay:
 
     def _count_missing_ids(self) -> None:
         """Ids that were asked for and are not there."""
-        if self.selection.ids is not None and self.selection.limit is None:
-            missing = sorted(set(self.selection.ids) - self._seen)
-            self.counts.selected += len(missing)
-            self.counts.missing += len(missing)
-            for number in missing:
+        if self.selection.limit is None:
+            self.counts.selected += len(self._missing)
+            self.counts.missing += len(self._missing)
+            for number in sorted(self._missing):
                 self.say(f"{number}: there is no such dead letter, or the other options exclude it")
 
     def _on_confirmed(self, number: int) -> None:
