@@ -47,5 +47,5 @@ def _read(file: int) -> bytes:
     ready = select.poll()
     ready.register(file, select.POLLIN)
     if not ready.poll(SILENCE_SECONDS * 1000):
-        raise ValueError(f"nothing came out of it for {SILENCE_SECONDS:.0f} s: it is a pipe that nobody writes to")
+        raise ValueError(f"nothing came out of it for {SILENCE_SECONDS:.0f} s: its writer is missing or too slow")
     return os.read(file, _PIECE_BYTES)

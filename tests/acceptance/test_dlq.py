@@ -1,4 +1,4 @@
-"""`traksense dlq` against the real thing: what a device sent wrong is found, seen, mended, sent again, deleted."""
+"""`traksense dlq` against the real thing: what a device sent wrong is found, seen, fixed, sent again, deleted."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ async def test_dlq_purge_says_what_was_not_there(database: str) -> None:
     told = await dlq(env, "purge", str(number), str(number + 1), "--yes")
     for_machines = await dlq(env, "purge", str(number), "--yes", "--json")
 
-    assert (1, "deleted 1 dead letter (1 not there, or not selected)\n") == (told.status, told.text)
+    assert (1, "deleted 1 dead letter (1 not there, or excluded by the other options)\n") == (told.status, told.text)
     assert (1, {"deleted": 0, "missing": 1}) == (for_machines.status, json.loads(for_machines.stdout))
 
 

@@ -221,7 +221,7 @@ def test_config_reads_no_file_without_end(tmp_path: Path, monkeypatch: pytest.Mo
     for path, why in {
         "/dev/zero": longer,
         large: longer,
-        silent: "nothing came out of it for 0 s: it is a pipe that nobody writes to",
+        silent: "nothing came out of it for 0 s: its writer is missing or too slow",
         tmp_path: "Is a directory",
         binary: "it is not UTF-8",
     }.items():

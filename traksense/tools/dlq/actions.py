@@ -147,7 +147,8 @@ async def purge(context: Context, counted: Count) -> bool:
     if context.arguments.json:
         print_json({"deleted": deleted, "missing": missing})
     else:
-        tell(f"deleted {letters(deleted)}{f' ({missing} not there, or not selected)' if missing else ''}")
+        rest = f" ({missing} not there, or excluded by the other options)" if missing else ""
+        tell(f"deleted {letters(deleted)}{rest}")
     return not missing
 
 
