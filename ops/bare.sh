@@ -167,7 +167,7 @@ install_page() {
         echo 'before=$(count)' && grep pg_dump "$source/ops/uninstall.md" && blocks operations.md
         echo '[ "$before" -gt 0 ]'
         echo '[ "$(count)" = "$before" ]'
-        # It has just been started.
+        # The service has just been started.
         echo 'curl --silent --output /dev/null --retry 60 --retry-delay 1 --retry-all-errors --fail http://localhost:9100/readyz'
         echo 'traksense --env-file /etc/traksense/operator.env validate'
     } >"$root/restore.sh"

@@ -198,7 +198,7 @@ def load_env_file(path: Path) -> None:
             encoding = sys.getfilesystemencoding()
             faults.append(f"{path}:{number}: has a character that {encoding} lacks: set LC_ALL=C.UTF-8")
     if faults:
-        # Whoever mends these lines should not have to come back for the variables.
+        # Whoever fixes these lines should not have to come back for the variables.
         from traksense.tools.check_config import check
 
         try:

@@ -74,7 +74,7 @@ class StoreTooSlowError(StoreUnavailableError):
 
 
 class StoreMisconfiguredError(StoreError):
-    """An operator's to mend: a missing relation, column or right, an older schema. Wait and say so; dead-letter
+    """An operator's to fix: a missing relation, column or right, an older schema. Wait and say so; dead-letter
     nothing.
     """
 

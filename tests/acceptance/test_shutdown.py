@@ -303,7 +303,7 @@ async def test_wrong_configuration_exits_2(
 async def test_missing_schema_waits_and_says_so(
     broker: BrokerProcess, empty_database: str, tenant: str, tmp_path: Path
 ) -> None:
-    """A database without the schema is an operator's to mend: the service waits, says what to run, and goes on when it
+    """A database without the schema is an operator's to fix: the service waits, says what to run, and goes on when it
     is done.
     """
     environ = {

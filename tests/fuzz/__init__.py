@@ -13,5 +13,5 @@ more. To look for longer, until it finds something or is stopped, with any argum
 
     python -m tests.fuzz NAME [CORPUS-DIRECTORY] [-max_total_time=600]
 
-What it finds is put into the working directory as `crash-…`; once that is mended, the file becomes a seed.
+What it finds is put into the working directory as `crash-…`; once that is fixed, the file becomes a seed.
 """

@@ -158,10 +158,10 @@ def test_verdict_counts_checks(found: Report, said: str, capsys: pytest.CaptureF
 def test_judge_has_a_next_step_only_if_it_failed() -> None:
     """What is in order needs none."""
     result = Result("check", "Check", lambda _finding: None)
-    result.judge("what", "figure", faults=[], next_step="mend it")
-    result.judge("what", "figure", faults=["broken"], next_step="mend it")
+    result.judge("what", "figure", faults=[], next_step="fix it")
+    result.judge("what", "figure", faults=["broken"], next_step="fix it")
 
-    assert ["", "mend it"] == [finding.next_step for finding in result.findings]
+    assert ["", "fix it"] == [finding.next_step for finding in result.findings]
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ class SessionWatch:
         """Record that nobody uses the session any more, after the last connection has ended. If the broker was away by
         then, the interval at risk has begun before.
 
-        Error handling: what cannot be recorded is said; the session then seems to be in use for a while.
+        Error handling: what cannot be recorded is said, unless the database is known to be away; the session then seems
+        to be in use for a while.
         """
         self._leaving = True
         denied = next((connection for connection in self._waiting if not connection.session_present), None)

@@ -147,7 +147,7 @@ async def test_write_what_takes_too_long_is_tried_in_halves(autojump_clock: Mock
 
 
 async def test_write_misconfigured_dead_letters_nothing(autojump_clock: MockClock) -> None:
-    """A missing relation or right is an operator's to mend: the batch waits, and the reason is said."""
+    """A missing relation or right is an operator's to fix: the batch waits, and the reason is said."""
     bench = Bench()
     tries = 0
 
