@@ -175,11 +175,11 @@ _FOREIGN_ABOUT: Final = """\
 ## My device sends something else
 
 Reshape it to the envelope where that is easiest: in the device, in its gateway, or in a flow that reads one topic and
-publishes to another. This, as it is, becomes a dead letter:
+publishes to another. As it is, this payload becomes a dead letter:
 """
 
 _RESHAPED_ABOUT: Final = """\
-What the envelope needs is in it, or known, as the units are. In Python, for example:
+It has all that the envelope needs, except for the units, which you know. In Python, for example:
 """
 
 _FOREIGN_RULES: Final = """\
@@ -188,7 +188,7 @@ _FOREIGN_RULES: Final = """\
   that is sent again then has the same time, and is stored once.
 * The topic names the device, so the payload does not have to.
 * If nothing between device and broker can be changed, write an [adapter](../adapters.md): a small Python package that
-  reads the payload as it comes. It cannot make up a time either.
+  reads the payload as it comes. It, too, needs a time in the payload.
 """
 
 RESHAPE: Final = """\
