@@ -177,6 +177,13 @@ def note_of_default_database(environ: Mapping[str, str]) -> str:
     return "; DATABASE_URL is not set: this is its default; give it, or --env-file"
 
 
+def note_of_default_broker(environ: Mapping[str, str]) -> str:
+    """As `note_of_default_database`, for the broker."""
+    if environ.get("MQTT_URL") or environ.get("MQTT_URL_FILE"):
+        return ""
+    return "; MQTT_URL is not set: this is its default; give it, or --env-file"
+
+
 def variables() -> dict[str, attrs.Attribute[Any]]:
     """Every variable that `load` reads, by name; those that may come from a file have a `_FILE` twin."""
     result: dict[str, attrs.Attribute[Any]] = {}

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 TEXT_MAX_BYTES: Final = 1024 * 1024
 """What is longer is neither a secret nor a file of variables, and may have no end (`/dev/zero`)."""
 
-SILENCE_SECONDS: Final = 5.0
-"""How long a pipe may bring nothing. Chosen by guess: whoever writes to it was started together with us."""
+SILENCE_SECONDS: Final = 30.0
+"""How long a pipe may bring nothing. Chosen by guess: its writer may have to ask a server for a secret."""
 
 _PIECE_BYTES: Final = 64 * 1024
 

@@ -15,6 +15,7 @@ import logging
 import signal
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -59,7 +60,8 @@ INFORMING: Final = ("maintenance",)
 
 
 LEAVE_SECONDS: Final = 1.0
-"""For so long the end waits until the database knows that we have left. Chosen by guess."""
+"""For so long the end waits until the database knows that we have left, and when devices were last heard. Chosen by
+guess."""
 
 
 async def run(
@@ -100,13 +102,7 @@ async def run(
             _log_start(settings, listener)
             await pipeline.run()
             if pipeline.failure is None:
-                left = trio.Event()
-                nursery.start_soon(_leave, pipeline.session_watch, left)
-                with trio.move_on_after(LEAVE_SECONDS) as waiting:
-                    await left.wait()
-                if waiting.cancelled_caught:
-                    reason = f"the database does not answer within {LEAVE_SECONDS:.0f} s"
-                    logger.warning("session_log_failed", extra={"traksense_reason": reason})
+                await _leave(nursery, pipeline, store)
             # A Trio deadline around asyncpg is soft; with its connections gone, nothing under way can hold us up.
             store.terminate()
             nursery.cancel_scope.cancel()
@@ -269,9 +265,31 @@ class Pipeline:
         )
 
 
-async def _leave(watch: SessionWatch, left: trio.Event) -> None:
-    await watch.leave()
-    left.set()
+async def _leave(nursery: trio.Nursery, pipeline: Pipeline, store: PostgresStore) -> None:
+    """Tell the database what it would not learn otherwise, for `LEAVE_SECONDS` at most. What is not done by then is
+    said, and goes on until the connections are terminated.
+    """
+    waiting: set[str] = set()
+    done = trio.Event()
+
+    async def last(event: str, work: Callable[[], Awaitable[None]]) -> None:
+        await work()
+        waiting.discard(event)
+        if not waiting:
+            done.set()
+
+    works = {
+        "session_log_failed": pipeline.session_watch.leave,
+        "last_seen_failed": partial(pipeline.upkeep.leave, store.call),
+    }
+    waiting.update(works)
+    for event, work in works.items():
+        nursery.start_soon(last, event, work)
+    with trio.move_on_after(LEAVE_SECONDS):
+        await done.wait()
+    for event in sorted(waiting):
+        reason = f"the database does not answer within {LEAVE_SECONDS:.0f} s"
+        logger.warning(event, extra={"traksense_reason": reason})
 
 
 async def _drain_on_signal(received: SignalReceiver, pipeline: Pipeline, store: PostgresStore, deadline: float) -> None:

@@ -134,3 +134,8 @@ class Screen:
 
 WHOLE: Final = Screen()
 """No terminal: nothing is cut."""
+
+
+def counted(number: int, name: str) -> str:
+    """A number of things, in words: `1 row`, `2 rows`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -218,9 +218,7 @@ async def test_dlq_replay_leaves_what_cannot_be_published(bench: ServiceBench) -
     left, gone, rest = outcome.stderr.splitlines()
     assert f"traksense: {escaped}: left alone: the topic had bytes that are not UTF-8" == left
     assert "traksense: 999999: there is no such dead letter, or the other options exclude it" == gone
-    assert rest.startswith(
-        "traksense: what the service cannot store this time is open again: `traksense dlq list --since "
-    )
+    assert "is open again" in rest
     assert escaped in open_ids(bench.dsn)
 
 
@@ -269,7 +267,7 @@ async def test_dlq_replay_without_a_broker_marks_nothing(database: str) -> None:
     outcome = await dlq({"DATABASE_URL": database, "MQTT_URL": f"mqtt://127.0.0.1:{port}"}, "replay", "--open")
 
     assert (1, "") == (outcome.status, outcome.text)
-    assert outcome.stderr.startswith("traksense: cannot connect")
+    assert outcome.stderr.startswith(f"traksense: mqtt://127.0.0.1:{port}: cannot connect")
     assert 1 == outcome.stderr.count("\n")
     assert [number] == open_ids(database)
 

@@ -170,6 +170,37 @@ async def test_clean_exit_is_written_down_and_waits_for_nobody(
     assert (False, locked) == ("drain_abandoned" in log, "session_log_failed" in log)
 
 
+SEEN = "SELECT last_seen_at IS NOT NULL FROM traksense.device WHERE tenant_id = $1"
+ROUNDS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'traksense maintenance ingest-' || $1"
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_clean_exit_remembers_when_devices_were_heard(
+    broker: BrokerProcess, database: str, tenant: str, tmp_path: Path, locked: bool
+) -> None:
+    """A device that was heard since the last round is not silent afterwards; if that cannot be recorded, it is said,
+    and the end is the same.
+    """
+    async with running_service(broker, database, tenant, tmp_path, INGEST_SHUTDOWN_SECONDS="4") as bench:
+        # The first round is done, and the next one comes in half a minute.
+        with trio.fail_after(HANG_SECONDS):
+            while not any(name == "ingest_rollup_marks" for name, _ in await bench.service.metrics()):
+                await trio.sleep(0.05)
+            while await bench.query(ROUNDS, tenant):
+                await trio.sleep(0.05)
+        await bench.publish((bench.topic(), envelope([{"name": "p", "v": 1}], ts=NOON)))
+        await bench.wait_ended(1)
+        with psycopg.connect(database) as owner:
+            if locked:
+                owner.execute("LOCK TABLE traksense.device")
+            assert 0 == await bench.service.stop()
+            owner.rollback()
+        assert [(not locked,)] == await bench.query(SEEN, tenant)
+
+    log = bench.service.log_path.read_text()
+    assert (False, locked) == ("drain_abandoned" in log, "last_seen_failed" in log)
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_second_signal_exits_at_once(
     broker: BrokerProcess, lone_postgres: PostgresProcess, tenant: str, tmp_path: Path, how: str

@@ -16,6 +16,7 @@ from tests.patience import HANG_SECONDS
 from traksense.config import DatabaseUrl, Secret
 from traksense.errors import ConfigError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import dead_letters
+from traksense.store.connecting import check_operator
 from traksense.store.connection import open_connection
 from traksense.store.dead_letters import Selection
 
@@ -266,7 +267,7 @@ async def test_check_operator_refuses_a_role_that_sees_a_part(database: str, let
         with trio.fail_after(HANG_SECONDS):
             async with open_connection(reader, application="test") as connection:
                 with pytest.raises(StoreMisconfiguredError, match="not an operator"):
-                    await connection.call(dead_letters.check_operator)
+                    await connection.call(check_operator)
     finally:
         letters.connection.execute("DROP OWNED BY dlq_reader; DROP ROLE dlq_reader")
 

@@ -130,6 +130,21 @@ def test_only_the_connection_that_is_known_is_alive(database: str) -> None:
     assert [False, False, True] == [played[0], played[2], played[5]]
 
 
+def test_who_was_taken_over_does_not_record_itself_again(database: str) -> None:
+    """Its connection may be half open for one and a half keepalives; a time to come, though, proves nothing."""
+    now = datetime.now(UTC)
+    steps = [
+        (sessions.connected, "one", "b", now - HOUR),
+        (sessions.alive, "one", now - 2 * HOUR, Told()),
+        (sessions.connected, "one", "b", now + HOUR),
+        (sessions.alive, "one", now - 2 * HOUR, Told()),
+    ]
+
+    played = play(database, *steps)
+
+    assert [True, False] == [played[1], played[3]]
+
+
 def test_what_a_broker_told_is_remembered_of_that_broker(database: str) -> None:
     """By the database's clock; what is not told again stays, and another broker begins anew."""
     now = datetime.now(UTC)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import shlex
 import tracemalloc
 from collections import deque
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -165,3 +167,14 @@ def test_description_is_cut_and_says_so() -> None:
 
     assert "x" * text.SHOWN_BYTES == shown
     assert f"... cut here; `traksense dlq show 7 --raw` writes all {len(payload)} bytes" == last
+
+
+def test_listing_asks_what_was_asked() -> None:
+    """The same database, tenant and reason; the shell takes it as printed."""
+    asked = argparse.Namespace(env_file=Path("an operator's.env"), tenant="a b", reason=None)
+    command = text.listing(asked, since=datetime(2026, 11, 28, 21, 5, 59, tzinfo=UTC))
+
+    assert shlex.split(command) == [
+        *("traksense", "--env-file", "an operator's.env", "dlq", "list"),
+        *("--tenant", "a b", "--since", "2026-11-28T21:05Z"),
+    ]

@@ -65,6 +65,14 @@ _PARTS: Final = msgspec.json.Decoder(_Parts)
 _POINT: Final = msgspec.json.Decoder(Point)
 _VALUE: Final = msgspec.json.Decoder(_Value)
 _NOT_NUMERIC: Final = frozenset({b'"bool"', b'"enum"', b'"text"'})
+_T_DEFAULT: Final = Point("", 0.0).t
+
+_ONE_OF: Final = {"t": ", ".join(CLASS_OF), "q": "0, 1, 2"}
+"""What these fields of a point may be."""
+
+_OTHER: Final = re.compile(r"Invalid enum value (?P<value>.*) - at `(?P<at>\$.*\.(?P<name>[tq]))`", re.DOTALL)
+"""What msgspec says of others."""
+
 _NO_VALUE: Final = re.compile(r"Expected .* - at `\$\.points\[\d+\]\.v`")
 
 
@@ -128,10 +136,18 @@ class EnvelopeV1:
 
 
 def _refusal(payload: bytes, refusal: DecodeError) -> DecodeError:
-    refusal = refusal_v1(payload, refusal)
+    refusal = _name_choices(refusal_v1(payload, refusal))
     if refusal.reason is Reason.INVALID_FIELD and _NO_VALUE.match(refusal.detail):
         return DecodeError(Reason.TYPE_MISMATCH, refusal.detail)
     return refusal
+
+
+def _name_choices(refusal: DecodeError) -> DecodeError:
+    """The same, with what `t` or `q` may be if it is something else."""
+    if (found := _OTHER.fullmatch(refusal.detail)) is None:
+        return refusal
+    name, value = found["name"], found["value"][:40]
+    return DecodeError(refusal.reason, f"`{name}` is {value}, not one of {_ONE_OF[name]} - at `{found['at']}`")
 
 
 def _point(raw: bytes) -> Point:
@@ -145,7 +161,7 @@ def _point(raw: bytes) -> Point:
     except DecodeError as refusal:
         if refusal.reason is Reason.INVALID_FIELD and refusal.detail.endswith("- at `$.v`"):
             raise DecodeError(Reason.TYPE_MISMATCH, refusal.detail) from refusal
-        raise
+        raise _name_choices(refusal) from refusal
     _check_type(point, "$.v")
     if type(point.v) is float:
         exact = read_number(bytes(_VALUE.decode(raw).v))
@@ -175,4 +191,7 @@ def _check_points(points: list[Point]) -> None:
 def _check_type(point: Point, where: str) -> None:
     if type(point.v) is not CLASS_OF[point.t]:
         got = {float: "a number", bool: "a bool", str: "a text"}[type(point.v)]
-        raise DecodeError(Reason.TYPE_MISMATCH, f"`t` is {point.t}, but the value is {got} - at `{where}`")
+        default = ", its default," if point.t == _T_DEFAULT else ""
+        fits = ", ".join(name for name, cls in CLASS_OF.items() if cls is type(point.v))
+        said = f"`t` is {point.t}{default} but the value is {got}, which needs `t`: {fits} - at `{where}`"
+        raise DecodeError(Reason.TYPE_MISMATCH, said)

@@ -110,7 +110,7 @@ def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable
     import trio
 
     from traksense import config
-    from traksense.store import dead_letters
+    from traksense.store.connecting import check_operator
     from traksense.store.connection import open_connection
     from traksense.tools.dlq.actions import Context
     from traksense.tools.interrupt import run_interruptible
@@ -122,7 +122,7 @@ def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable
 
     async def body(_: Interruption) -> None:
         async with open_connection(settings.database, application="traksense dlq") as database:
-            await database.call(dead_letters.check_operator)
+            await database.call(check_operator)
             answers.append(await act(Context(arguments, settings, database)))
 
     if trio.run(run_interruptible, body):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from traksense.terminal import say
+from traksense.terminal import counted, say
 from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from traksense.store.lifecycle import Change, Parts, Plan
     from traksense.store.policy import Setting
 
+T = TypeVar("T")
+
 APPLICATION: Final = "traksense lifecycle"
+
+_WHEN: Final = (
+    "it is carried out within an hour; at once by `traksense maintain` (on TimescaleDB with --jobs), and on PostgreSQL "
+    "when the service starts"
+)
 
 _PART: Final = {"timescaledb": "chunk", "postgresql": "partition"}
 """What holds a span of time, by engine."""
@@ -31,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary in (
         ("plan", "show the policy, what apply would change, and what would be compressed, dropped and deleted"),
         ("apply", "write the policy of the environment into the database"),
-        ("status", "show differences from the policy, sizes, compression, oldest and newest data, and jobs"),
+        ("status", "show differences from the policy, sizes, the times that are covered, compression, and jobs"),
     ):
         action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -44,21 +52,28 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense import config
     from traksense.cli import DONE
     from traksense.store import lifecycle, maintenance, policy
+    from traksense.store.connecting import check_operator
     from traksense.tools.progress import Progress
+
+    async def as_operator(connection: Any, work: Callable[[], Awaitable[T]]) -> T:
+        await check_operator(connection)
+        return await work()
 
     wanted = policy.load(os.environ)
     dsn = config.load(os.environ).database.dsn.reveal()
     if arguments.action == "plan":
-        plan = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.plan(c, wanted))
+        plan = maintenance.run_once(dsn, APPLICATION, lambda c: as_operator(c, lambda: lifecycle.plan(c, wanted)))
         settings = policy.settings(os.environ)
         _tell(_plan_json(plan, settings), _plan_text(plan, settings), as_json=arguments.json)
     elif arguments.action == "apply":
         with Progress() as progress:
-            changes = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.apply(c, wanted, progress.at))
-        text = [f"changed {change}" for change in changes] or ["nothing to change"]
+            changes = maintenance.run_once(
+                dsn, APPLICATION, lambda c: as_operator(c, lambda: lifecycle.apply(c, wanted, progress.at))
+            )
+        text = [*(f"changed {change}" for change in changes), _WHEN] if changes else ["nothing to change"]
         _tell({"changed": _changes_json(changes)}, text, as_json=arguments.json)
     else:
-        status = maintenance.run_once(dsn, APPLICATION, lambda c: lifecycle.status(c, wanted))
+        status = maintenance.run_once(dsn, APPLICATION, lambda c: as_operator(c, lambda: lifecycle.status(c, wanted)))
         _tell(status, _status_text(status), as_json=arguments.json)
     return DONE
 
@@ -90,7 +105,7 @@ def _plan_text(plan: Plan, settings: list[Setting]) -> list[str]:
     lines = [f"change {change}" for change in plan.changes]
     lines += [f"compress {_parts_text(parts, part)}" for parts in plan.compress]
     lines += [f"drop {_parts_text(parts, part)}" for parts in plan.expired]
-    lines += [f"delete {_count(rows, 'row')} of {name}" for name, rows in plan.purge]
+    lines += [f"delete {counted(rows, 'row')} of {name}" for name, rows in plan.purge]
     return [*(f"policy {setting}" for setting in settings), *(lines or ["nothing to do"])]
 
 
@@ -106,11 +121,7 @@ def _parts_json(parts: Parts) -> dict[str, Any]:
 
 def _parts_text(parts: Parts, part: str) -> str:
     span = f"{_time(parts.begin)} to {_time(parts.end)}"
-    return f"{_count(parts.number, part)} of {parts.relation}, {_size(parts.size)}, {span}"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    return f"{counted(parts.number, part)} of {parts.relation}, {_size(parts.size)}, {span}"
 
 
 def _status_text(status: dict[str, Any]) -> list[str]:
@@ -121,14 +132,14 @@ def _status_text(status: dict[str, Any]) -> list[str]:
     part = _PART[status["engine"]]
     for relation in status["relations"]:
         lines.append(
-            f"{relation['relation']}: {_size(relation['bytes'])} in {_count(relation['parts'], part)}, "
+            f"{relation['relation']}: {_size(relation['bytes'])} in {counted(relation['parts'], part)}, "
             f"{_time(relation['oldest'])} to {_time(relation['newest'])}"
         )
     lines += [f"{table['relation']}: {_size(table['bytes'])}" for table in status["tables"]]
     for row in status["compression"]:
         ratio = row["bytes_before"] / row["bytes_after"]
         lines.append(
-            f"compressed {_count(row['chunks'], 'chunk')} of {row['relation']}: {_size(row['bytes_before'])} to "
+            f"compressed {counted(row['chunks'], 'chunk')} of {row['relation']}: {_size(row['bytes_before'])} to "
             f"{_size(row['bytes_after'])}, {ratio:.1f} to 1"
         )
     if status["behind"]:

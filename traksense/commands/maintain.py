@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from traksense.terminal import say
+from traksense.terminal import counted, say
 
 if TYPE_CHECKING:
     import argparse
@@ -40,8 +40,8 @@ def main(arguments: argparse.Namespace) -> int:
             dsn, APPLICATION, lambda c: maintenance.maintain(c, jobs=arguments.jobs, at=progress.at)
         )
     say(
-        f"aggregated {report.marks} time ranges, dropped {report.dropped} partitions, deleted {report.purged} rows"
-        + (f", ran {report.jobs} jobs" if arguments.jobs else ""),
+        f"aggregated {counted(report.marks, 'time range')}, dropped {counted(report.dropped, 'partition')}, "
+        f"deleted {counted(report.purged, 'row')}" + (f", ran {counted(report.jobs, 'job')}" if arguments.jobs else ""),
         hanging=2,
     )
     for name, error in report.failed.items():

@@ -133,8 +133,11 @@ class SessionLog(Protocol):
         ...
 
     async def alive(self, client_id: str, connected_at: datetime, told: Told) -> bool:
-        """Record that the session is alive, by the store's clock, and what its broker has said; whether the connection
-        of `connected_at` is the one that the store knows, and was not left. If it is not, nothing is recorded.
+        """Record that the session is alive, by the store's clock, and what its broker has said, if the connection of
+        `connected_at` is the one that the store knows, and was not left. If it is not, nothing is recorded.
+
+        Returns:
+            Whether the store knows that connection, or another process has connected to the session since.
 
         Raises:
             StoreError: It was not recorded.

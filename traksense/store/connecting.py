@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from traksense.errors import ConfigError, StoreError, StoreUnavailableError, TraksenseError
+from traksense.errors import ConfigError, StoreError, StoreMisconfiguredError, StoreUnavailableError, TraksenseError
 from traksense.store import session_settings
 from traksense.store.fault_words import LOST, NO_TLS, NOT_POSTGRESQL, SILENT
 from traksense.store.schema_version import check_schema
@@ -83,6 +83,24 @@ async def explain(error: BaseException, dsn: str) -> StoreError:
     if str(translated) in (LOST, SILENT, NO_TLS) and await _is_something_else(dsn):
         return StoreUnavailableError(NOT_POSTGRESQL)
     return translated
+
+
+async def check_operator(connection: Any) -> None:
+    """Make sure that this role sees all of every tenant, and the policy: others would be shown a part, or refused at
+    some later point. asyncio-flavored.
+
+    Raises:
+        StoreMisconfiguredError: It does not.
+    """
+    try:
+        operator = await connection.fetchval("SELECT traksense.is_operator()")
+    except asyncpg.InsufficientPrivilegeError:
+        operator = False
+    if not operator:
+        raise StoreMisconfiguredError(
+            "this role is not an operator: DATABASE_URL must be that of the role that ran `traksense migrate`",
+            NO_PRIVILEGE,
+        )
 
 
 async def _check(connection: ServiceConnection) -> None:

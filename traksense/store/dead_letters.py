@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-import asyncpg
 import attrs
-
-from traksense.errors import StoreMisconfiguredError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
     from typing import TypeAlias
+
+    import asyncpg
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 
@@ -147,24 +146,6 @@ _LAST_OF_PLANES: Final = "".join(chr(plane << 16 | last) for plane in range(17) 
 _MALFORMED: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_LAST_OF_PLANES}]")
 """What MQTT lets a receiver end the connection for. Source: MQTT 5.0 §1.5.4."""
 _ESCAPE: Final = re.compile(r"\\x[0-9a-f]{2}|\\ud[89a-f][0-9a-f]{2}")
-
-
-async def check_operator(connection: Connection) -> None:
-    """Make sure that this role sees every dead letter: others would silently be shown a part. asyncio-flavored.
-
-    Raises:
-        StoreMisconfiguredError: It does not.
-    """
-    try:
-        operator = await connection.fetchval("SELECT traksense.is_operator()")
-    except asyncpg.InsufficientPrivilegeError:
-        operator = False
-    if not operator:
-        raise StoreMisconfiguredError(
-            "this role is not an operator and would see a part of the dead letters at most: "
-            "DATABASE_URL must be that of the role that ran `traksense migrate`",
-            "42501",
-        )
 
 
 async def select(connection: Connection, selection: Selection) -> list[Summary]:

@@ -96,13 +96,13 @@ async def plan(connection: Any, policy: Policy) -> Plan:
             cut = datetime.now(UTC) - keep - GRACE
             row = await connection.fetchrow(sql, relation, cut)
             if row["number"]:
-                expired.append(Parts(relation, *row))
+                expired.append(Parts(relation, **row))
         after = policy.compress_after if level == "raw" else policy.compress_aggregates_after
         if engine == "timescaledb" and after is not None:
             due = datetime.now(UTC) - after
             row = await connection.fetchrow(_DUE_CHUNKS.replace("{schema}", schema), relation, due, cut)
             if row["number"]:
-                compress.append(Parts(relation, *row))
+                compress.append(Parts(relation, **row))
     purge = []
     for kind, (relation, at) in _ROWS.items():
         tenants = {tenant: keep for (tenant, k), keep in policy.tenants.items() if k == kind}
@@ -237,7 +237,8 @@ WHERE c.relpartbound IS NOT NULL
 """
 
 _EXPIRED_PARTITIONS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(oid)), 0)::bigint AS bytes, min(lower), max(upper)
+SELECT count(*) AS number, coalesce(sum(pg_total_relation_size(oid)), 0)::bigint AS size,
+    min(lower) AS begin, max(upper) AS "end"
 FROM ({_BOUNDS}) AS b WHERE parent = ('traksense.' || $1::text)::regclass AND upper <= $2::timestamptz
 """  # noqa: S608  (constants)
 
@@ -259,12 +260,14 @@ LEFT JOIN _timescaledb_catalog.chunk k ON k.schema_name = c.chunk_schema AND k.t
 # Status bit 8: late points came in, the chunk is compressed again. As in `traksense.compress_next()`.
 
 _EXPIRED_CHUNKS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes, min(range_start), max(range_end)
+SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS size,
+    min(range_start) AS begin, max(range_end) AS "end"
 FROM ({_CHUNKS}) AS c WHERE relation = $1::text AND range_end <= $2::timestamptz
 """  # noqa: S608  (constants)
 
 _DUE_CHUNKS: Final = f"""
-SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS bytes, min(range_start), max(range_end)
+SELECT count(*) AS number, coalesce(sum(total_bytes), 0)::bigint AS size,
+    min(range_start) AS begin, max(range_end) AS "end"
 FROM ({_CHUNKS}) AS c
 WHERE relation = $1::text AND NOT is_compressed AND range_end < $2::timestamptz
     AND (range_end > $3::timestamptz) IS NOT FALSE

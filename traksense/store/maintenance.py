@@ -121,6 +121,9 @@ class Seen:
             words.append(delivery.message.payload.decode(errors="replace").strip().strip('"'))
         return not self.gone_words.isdisjoint(_words(words))
 
+    def __bool__(self) -> bool:
+        return bool(self._at)
+
     def take(self) -> list[tuple[Route, datetime]]:
         """What has been noted; it is forgotten here."""
         noted, self._at = self._at, {}

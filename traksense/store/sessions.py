@@ -47,6 +47,12 @@ UPDATE traksense.ingest_session SET
 # or alive for longer. A connection is recorded late if the database was away, so that keeps its own time, up to now.
 
 _ALIVE: Final = f"{_TOLD}, last_alive_at = now() WHERE client_id = $1 AND connected_at = $5 AND left_at IS NULL"
+_NEWER: Final = """
+SELECT EXISTS (
+    SELECT FROM traksense.ingest_session WHERE client_id = $1 AND connected_at > $2 AND connected_at <= now()
+)
+"""
+# What has a time to come, a wrong clock has written: that keeps nobody from being known.
 _LEFT: Final = f"""{_TOLD}, left_at = now(), last_alive_at = CASE WHEN $6 THEN now() ELSE last_alive_at END
 WHERE client_id = $1 AND connected_at = $5
 """
@@ -137,7 +143,7 @@ async def alive(connection: PoolConnectionProxy, client_id: str, connected_at: d
     """See `ingest.ports.SessionLog.alive`; by the database's clock. asyncio-flavored."""
     told_by_broker = told.started_seconds, told.dropped, told.denies_session
     status: str = await connection.execute(_ALIVE, client_id, *told_by_broker, connected_at)
-    return status == "UPDATE 1"
+    return status == "UPDATE 1" or await connection.fetchval(_NEWER, client_id, connected_at)
 
 
 async def left(

@@ -171,6 +171,21 @@ class Upkeep:
         if report.dropped or report.purged:
             logger.info("expired", extra={"traksense_dropped": report.dropped, "traksense_purged_rows": report.purged})
 
+    async def leave(self, call: Callable[..., Awaitable[None]]) -> None:
+        """Write down now when devices were last heard: no round will. Trio-flavored.
+
+        Args:
+            call: Calls an asyncio-flavored function with a connection, and raises StoreError only.
+
+        Error handling: that it fails is logged.
+        """
+        if not self.seen:
+            return
+        try:
+            await call(maintenance.write_seen, self.seen)
+        except StoreError as error:
+            logger.warning("last_seen_failed", extra={"traksense_reason": str(error)})
+
     def terminate(self) -> None:
         """Close the connection now. Needs no event loop turn."""
         if self._connection is not None:

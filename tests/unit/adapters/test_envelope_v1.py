@@ -113,9 +113,10 @@ def test_envelope_value_disagrees(refuse: Refuse, t: str, v: object) -> None:
 
 def test_envelope_type_mismatch_without_type(refuse: Refuse) -> None:
     """A point without `t` is a number, so a text in it is a type mismatch."""
-    assert (Reason.TYPE_MISMATCH, "`t` is num, but the value is a text - at `$.points[0].v`") == refuse(
-        EnvelopeV1(), one_point(v="7.3")
-    )
+    assert (
+        Reason.TYPE_MISMATCH,
+        "`t` is num, its default, but the value is a text, which needs `t`: enum, text - at `$.points[0].v`",
+    ) == refuse(EnvelopeV1(), one_point(v="7.3"))
 
 
 @pytest.mark.parametrize("q", [0, 1, 2])
@@ -322,3 +323,24 @@ def test_envelope_claims() -> None:
     assert adapter.claims(b"", frozenset({"schema", "x"}))
     assert not adapter.claims(b"", frozenset({"x"}))
     assert not adapter.claims(b"", None)
+
+
+@pytest.mark.parametrize(
+    ("point", "reason", "said"),
+    [
+        ('"t":"str","v":"x"', Reason.INVALID_FIELD, "`t` is 'str', not one of float, num, int, bool, enum, text"),
+        ('"q":3,"v":1', Reason.INVALID_FIELD, "`q` is 3, not one of 0, 1, 2"),
+        (
+            '"t":"bool","v":1',
+            Reason.TYPE_MISMATCH,
+            "`t` is bool but the value is a number, which needs `t`: float, num, int",
+        ),
+    ],
+)
+@pytest.mark.parametrize("beside", ["", ',{"name":"good","v":1}'])
+def test_envelope_says_what_would_be_right(refuse: Refuse, point: str, reason: Reason, said: str, beside: str) -> None:
+    """Of a field that may be one of a few things; alone and beside good points."""
+    points = f'[{{"name":"p",{point}}}{beside}]'
+    refused, detail = refuse(EnvelopeV1(), f'{{"schema":"v1","ts":"2026-01-01T00:00:00Z","points":{points}}}'.encode())
+
+    assert (reason, True) == (refused, said in detail)

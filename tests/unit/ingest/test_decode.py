@@ -48,7 +48,8 @@ def test_good_points_beside_a_bad_one() -> None:
         Rejection(
             Reason.TYPE_MISMATCH,
             "2 faults, and the rest is stored: "
-            "type_mismatch: `t` is num, but the value is a text - at `$.points[1].v`; "
+            "type_mismatch: `t` is num, its default, but the value is a text, which needs `t`: enum, text"
+            " - at `$.points[1].v`; "
             "invalid_field: Expected `str` of length >= 1 - at `$.points[3].name`",
         )
         == delivery.rejection
@@ -62,10 +63,13 @@ def test_no_good_point() -> None:
     two = decode(envelope({"name": "b", "v": "abc"}, {"name": "", "v": 1}, {"name": "c", "v": None}))
 
     assert ([], 0) == (one.items, one.points) == (two.items, two.points)
-    assert one.rejection == Rejection(Reason.TYPE_MISMATCH, "`t` is num, but the value is a text - at `$.points[0].v`")
+    assert one.rejection == Rejection(
+        Reason.TYPE_MISMATCH,
+        "`t` is num, its default, but the value is a text, which needs `t`: enum, text - at `$.points[0].v`",
+    )
     assert two.rejection == Rejection(
         Reason.TYPE_MISMATCH,
-        "`t` is num, but the value is a text - at `$.points[0].v`; "
+        "`t` is num, its default, but the value is a text, which needs `t`: enum, text - at `$.points[0].v`; "
         "invalid_field: Expected `str` of length >= 1 - at `$.points[1].name`",
     )
 

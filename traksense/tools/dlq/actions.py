@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from traksense.store import dead_letters
-from traksense.terminal import Screen
+from traksense.terminal import Screen, counted
 from traksense.terminal import say as tell
 from traksense.tools.dlq import text
 from traksense.tools.dlq.replay import Replay
@@ -109,8 +109,8 @@ def _tell(counts: Counts, arguments: argparse.Namespace, began: datetime) -> Non
     tell(f"{verb} {counts.published} of {letters(counts.selected)}{told}")
     if counts.published and not arguments.dry_run:
         # What is stored leaves no trace in a dead letter, so there is nothing to wait for.
-        since = (began - MARGIN).strftime("%Y-%m-%dT%H:%MZ")
-        say(f"what the service cannot store this time is open again: `traksense dlq list --since {since}` shows it")
+        command = text.listing(arguments, since=began - MARGIN)
+        say(f"what the service cannot store this time is open again, beside what else comes: `{command}` shows them")
 
 
 async def summary(context: Context) -> bool:
@@ -154,7 +154,7 @@ async def purge(context: Context, counted: Count) -> bool:
 
 def letters(number: int) -> str:
     """A number of dead letters, in words."""
-    return f"{number} dead letter{'' if number == 1 else 's'}"
+    return counted(number, "dead letter")
 
 
 def say(line: str, *, progress: Progress | None = None) -> None:

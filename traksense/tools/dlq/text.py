@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import shlex
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from traksense.names import printable
 from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
@@ -200,3 +202,11 @@ def _time(instant: datetime | None) -> str:
 
 def _or_dash(text: str | None) -> str:
     return "-" if text is None else text
+
+
+def listing(arguments: argparse.Namespace, *, since: datetime) -> str:
+    """The command that lists what has come since then, of the same database, tenant and reason as these arguments."""
+    options = {"--tenant": arguments.tenant, "--reason": arguments.reason, "--since": f"{since:%Y-%m-%dT%H:%MZ}"}
+    said = [word for name, value in options.items() if value is not None for word in (name, value)]
+    where = [] if arguments.env_file is None else ["--env-file", str(arguments.env_file)]
+    return shlex.join(["traksense", *where, "dlq", "list", *said])

@@ -197,7 +197,10 @@ class Printer:
 
     def end(self, report: Report) -> None:
         """The verdict."""
-        said = _counted([result.status for result in report.results])
+        # The clean-up is no check, and has no number; it counts if it failed.
+        said = _counted(
+            [result.status for result in report.results if result.name != "cleanup" or result.status == "fail"]
+        )
         missing = report.not_checked
         why = "; ".join(
             f"{result.title}: {finding.figure}" + (f" (next step: {finding.next_step})" if finding.next_step else "")

@@ -12,7 +12,7 @@ import trio
 
 from traksense import __version__
 from traksense.config import note_of_default_database
-from traksense.errors import TraksenseError
+from traksense.errors import StoreUnavailableError, TraksenseError
 from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
@@ -264,9 +264,8 @@ class _Run:
             )
             rows = await database.fetch(_DATABASE)
         except TraksenseError as error:
-            step = (
-                "is PostgreSQL running? DATABASE_URL must name the database of the service, and the login of its owner"
-            )
+            away = "is PostgreSQL running? " if isinstance(error, StoreUnavailableError) else ""
+            step = f"{away}DATABASE_URL must name the database of the service, and the login of its owner"
             result.add("fail", "Database", f"{error}{note_of_default_database(os.environ)}", next_step=step)
             return None
         version, operator, read_only = rows[0]
