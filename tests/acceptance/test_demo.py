@@ -92,7 +92,9 @@ OWN = "SELECT v_num FROM ts_measure WHERE tenant_id = 'mine'"
 
 
 async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself or at SIGTERM it ends with exit 0 and equal counts; a second run and psql find the rows."""
+    """By itself or at SIGTERM it ends with exit 0 and equal counts; a second run and psql find the rows. The query
+    that it prints sees the tenant that it names, and no other.
+    """
     place = ("--directory", str(directory))
     picture = tmp_path / "page.svg"
     client = os.environ.get("TRAKSENSE_MOSQUITTO_PUB") or shutil.which("mosquitto_pub")
@@ -104,7 +106,14 @@ async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path, monkeyp
         second = await Running.start(*place)
         await second.read_until("received")
         line = next(line for line in second.said.splitlines() if "mosquitto_pub" in line)
-        await trio.run_process(line, shell=True, cwd=tmp_path)  # as typed
+        published = await trio.run_process(line, shell=True, cwd=tmp_path, capture_stdout=True)  # as typed
+        query = next(line for line in second.said.splitlines() if "service=reader" in line)
+        mine = b""
+        while b"7.3" not in mine:
+            mine = (await trio.run_process(query, shell=True, cwd=tmp_path, capture_stdout=True)).stdout
+        others = (await trio.run_process(query.replace("mine", "acme"), shell=True, capture_stdout=True)).stdout
+        unnamed = query.replace("SET app.tenant_id = 'mine';", "")
+        nobody = (await trio.run_process(unnamed, shell=True, capture_stdout=True)).stdout
         second.process.send_signal(signal.SIGTERM)
         status = await second.finish()
         look = await run_command({}, "demo", *place, "--psql", "-Atc", "SELECT count(*) FROM ts_measure")
@@ -115,6 +124,11 @@ async def test_demo_adds_up_and_goes_on(directory: Path, tmp_path: Path, monkeyp
     assert 0 == status
     assert "It adds up" in second.said  # what somebody else publishes is no difference
     assert "7.3" == own.text.strip()
+    assert b"" == published.stdout
+    assert b"(1 row)" in mine
+    assert b" acme " in others
+    assert b" mine " not in others
+    assert b"(0 rows)" in nobody
     assert 0 < rows_so_far(first.text) < rows_so_far(second.said)
     assert str(rows_so_far(second.said)) == look.text.strip()
     assert f"--directory {directory}" in first.text

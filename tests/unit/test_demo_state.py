@@ -216,6 +216,8 @@ def test_place_service_file_is_private(tmp_path: Path) -> None:
     assert {"host=127.0.0.1", "port=5999", "password=geheim", "dbname=traksense"} <= set(
         place.service_file.read_text(encoding="utf-8").splitlines()
     )
+    reader = place.service_file.read_text(encoding="utf-8").partition("[reader]")[2]
+    assert "options=-c role=traksense_readonly" in reader, "within the walls"
 
 
 def test_place_needs_an_earlier_demo_for_psql(tmp_path: Path) -> None:

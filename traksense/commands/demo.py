@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--psql",
         nargs=argparse.REMAINDER,
         metavar="ARG",
-        help="instead of the demo, open psql on its database with these arguments; starts the database if necessary",
+        help="instead of the demo, open psql on its database with these arguments, as the superuser, who sees every "
+        "tenant; starts the database if necessary",
     )
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="number of tenants (default: 3)")

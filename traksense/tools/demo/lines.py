@@ -76,7 +76,7 @@ def ending(place: Place, state: State, verdict: Verdict, status: int, service: S
         verdict.text(),
         "",
         f"The data stay in {place.directory}{elsewhere}: {state.rows:,} rows so far.",
-        "Look at them (this starts the database alone, and psql):",
+        "Look at them as the superuser, who sees every tenant (this starts the database alone, and psql):",
         f"  {place.command('--psql')}",
         "Start it again with them:",
         f"  {place.command()}",

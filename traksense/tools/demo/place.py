@@ -4,7 +4,7 @@ cluster, postgres.log, password   PostgreSQL (elsewhere if its user cannot reach
 broker/                           the broker's state and log
 traksense.log                     the service's log
 ports.json                        the ports of the last run, taken again so that addresses stay
-pg_service.conf                   connects psql without a password on the command line
+pg_service.conf                   connects psql without a password on the command line, as the superuser or as a reader
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DATABASE: Final = "traksense"
 SERVICE_NAME: Final = "traksense"
+READER_NAME: Final = "reader"
 PORTS: Final = ("mqtt", "postgres", "metrics")
 PORTS_FILE: Final = "ports.json"
 
@@ -103,16 +104,17 @@ class Place:
         self._ports_file.write_text(json.dumps(self._ports, indent=2) + "\n", encoding="utf-8")
 
     def write_service_file(self, dsn: str) -> None:
-        """Let psql connect to this database."""
+        """Let psql connect to this database: above the walls between tenants, and as a dashboard does."""
         parts = urlsplit(dsn)
-        lines = [
-            f"[{SERVICE_NAME}]",
+        login = [
             f"host={parts.hostname}",
             f"port={parts.port}",
             f"user={parts.username}",
             f"password={parts.password}",
             f"dbname={parts.path.lstrip('/')}",
         ]
+        reader = "options=-c role=traksense_readonly"
+        lines = [f"[{SERVICE_NAME}]", *login, f"[{READER_NAME}]", *login, reader]
         self.service_file.unlink(missing_ok=True)
         descriptor = os.open(self.service_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -127,13 +129,14 @@ class Place:
             return True
         return False
 
-    def psql_line(self, postgres: PostgresProcess | None) -> str | None:
-        """What to paste into a shell while the database runs; None if there is no psql."""
+    def psql_line(self, postgres: PostgresProcess | None, tenant: str) -> str | None:
+        """What to paste into a shell to see a tenant's newest values while the database runs; None without psql."""
         psql = find_psql(postgres)
         if psql is None:
             return None
         program = "psql" if shutil.which("psql") == str(psql) else shlex.quote(str(psql))
-        return f"PGSERVICEFILE={shlex.quote(str(self.service_file))} {program} service={SERVICE_NAME}"
+        query = f"SET app.tenant_id = '{tenant}'; SELECT * FROM latest"  # noqa: S608  (our own tenant, for people to read)
+        return f'PGSERVICEFILE={shlex.quote(str(self.service_file))} {program} service={READER_NAME} -c "{query}"'
 
     def command(self, *arguments: str) -> str:
         """The line that runs the demo in this directory, from whatever folder."""

@@ -62,7 +62,8 @@ CLIENT_ID: Final = "traksense-demo"
 TOPICS: Final = "traksense/#"
 """More than the service's default: a message on a topic that is none of ours shall become a dead letter."""
 
-OWN_TOPIC: Final = "traksense/mine/here/device-1/telem"
+OWN_TENANT: Final = "mine"
+OWN_TOPIC: Final = f"traksense/{OWN_TENANT}/here/device-1/telem"
 """A tenant of its own, so that the comparison at the end is not disturbed."""
 
 OWN_MESSAGE: Final = """'{"schema": "v1", "ts": "'$(date -u +%FT%TZ)'", "points": [{"name": "t", "v": 7.3}]}'"""
@@ -214,9 +215,11 @@ class Demo:
         )
 
     def _state(self, broker: BrokerProcess, postgres: PostgresProcess, service: ServiceProcess, fleet: Fleet) -> State:
-        if psql := self._place.psql_line(postgres):
-            self._say(f"  look at the data from another terminal:\n    {psql}")
-        self._say(f"  send a message of your own:\n    {_own_publish(broker)}")
+        self._say(
+            f"  send a message of your own, from another terminal (it prints nothing):\n    {_own_publish(broker)}"
+        )
+        if psql := self._place.psql_line(postgres, OWN_TENANT):
+            self._say(f"  look at the data as a dashboard does, which sees only the tenant that it names:\n    {psql}")
         o = self._options.fleet
         described = f"{o.tenants} tenants, {fleet.devices} devices, {o.rate:,.0f} points/s"
         if o.speed != 1:
