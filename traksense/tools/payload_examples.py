@@ -49,7 +49,8 @@ EXAMPLES: Final = (
         """\
 * `schema` is `v1`. `ts` is ISO 8601 with an offset or `Z`, to the microsecond; without an offset it is UTC.
 * `points`: one or more. `name` has 1-128 characters. `t` is `float`, `num`, `int`, `bool`, `enum` or `text`, and `num`
-  if it is missing; `v` agrees with it. `u` is the unit, `q` the quality: 0 good, 1 suspect, 2 bad.
+  if it is missing. `v` is any number for `float`, `num` and `int` (an `int` of 1.5 is stored as 1.5), `true` or `false`
+  for `bool`, and a text for `enum` and `text`. `u` is the unit, `q` the quality: 0 good, 1 suspect, 2 bad.
 * A `v` of `null` is no reading: nothing is stored, and nothing is wrong.
 * `meta`: an object that describes the device. It is stored once for each distinct value.
 * A point that comes twice in a message is stored once; with two values, the message is a dead letter as well.
