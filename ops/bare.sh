@@ -87,10 +87,11 @@ inside() {
         "cd && { [ -d traksense ] || git clone -q /srv/traksense.git traksense; } && cd traksense && $*"
 }
 
-# blocks PAGE [TIMES]: the text of the blocks of commands of a page, each so many times.
+# blocks PAGE [TIMES]: the text of the blocks of commands of a page, each so many times. With -e, sh goes on after a list
+# of && of which a command fails: the status is looked at.
 blocks() {
     awk -v times="${2:-1}" '/^```sh$/ { on = 1; text = ""; next }
-        /^```$/ { for (n = on ? times : 0; n > 0; n--) printf "%s", text; on = 0 }
+        /^```$/ { for (n = on ? times : 0; n > 0; n--) printf "%s[ $? = 0 ]\n", text; on = 0 }
         on { text = text $0 "\n" }' "$source/ops/$1"
 }
 
@@ -101,6 +102,12 @@ shown() {
         while read -r line; do
             grep -qe "$line" "$2" || { say "$1 shows what was not printed: $line" && exit 1; }
         done
+}
+
+# as_cron FILE LOG: the lines of a file of cron's, as cron runs them: with its PATH, nothing else, from elsewhere.
+as_cron() {
+    sed -n -e 's/^PATH=/export &/p' -e 's/^\([0-9*][^ ]* \)\{5\}root //p' "$root/etc/cron.d/$1" >"$root/cron.sh"
+    chroot "$root" /usr/bin/env -i HOME=/root SHELL=/bin/sh /bin/sh -eux /cron.sh >"$2" 2>&1 || { cat "$2" && exit 1; }
 }
 
 demo() {
@@ -174,14 +181,18 @@ install_page() {
     inside root 'sh -eux /install.sh' 2>&1 | tee "$place/install.log"
     shown install-debian.md "$place/install.log"
     grep -q 'parse_error' "$place/install.log"
-    # As cron does: its PATH, nothing else, from elsewhere.
-    sed -n -e 's/^PATH=/export &/p' -e 's/^\([0-9*][^ ]* \)\{5\}root //p' "$root/etc/cron.d/traksense" >"$root/cron.sh"
-    chroot "$root" /usr/bin/env -i HOME=/root SHELL=/bin/sh /bin/sh -eux /cron.sh 2>&1 | tee "$place/cron.log"
+    as_cron traksense "$place/cron.log"
     grep -q 'parse_error' "$place/cron.log"
     # Behind a pipe their exit status would be lost.
     for script in restore uninstall; do
         inside root "PATH=/usr/local/bin:\$PATH sh -eux /$script.sh" >"$place/$script.log" 2>&1 ||
             { tail -n 50 "$place/$script.log" && exit 1; }
+        [ $script = restore ] || continue
+        # The dump that was tried has as many rows as the database, and the one that cron makes every night is a dump.
+        [ "$(sed -n 's/^ *\([1-9][0-9]*\) | 2.*/\1/p' "$place/restore.log" | uniq -c | tr -s ' ' | cut -d ' ' -f 2)" = 2 ]
+        rm "$root/var/backups/traksense.dump"
+        as_cron traksense-backup "$place/backup.log"
+        chroot "$root" pg_restore --list /var/backups/traksense.dump >/dev/null
     done
     # Debian's own settings, which name no file that is gone.
     grep -q '^include_dir' "$root/etc/mosquitto/mosquitto.conf"

@@ -53,6 +53,10 @@ ELSEWHERE: Final = {
     "uninstall.md": "ops/bare.sh",
     "operations.md docker compose": NOT_HERE,
     "operations.md git pull": "ops/bare.sh",
+    "operations.md (umask": "ops/bare.sh",
+    "operations.md cat >/etc/cron.d": "ops/bare.sh",
+    "operations.md . /etc/traksense/passwords\nenv": "ops/bare.sh",
+    "operations.md env -C / runuser": "ops/bare.sh",
     "operations.md systemctl stop traksense": "ops/bare.sh",
     "reading.md SELECT": "tests/integration/test_reading.py",
     "reading.md WITH": "tests/integration/test_reading.py",
@@ -77,16 +81,18 @@ HERE: Final = (
     "operations.md traksense shards retire",
     "operations.md $ curl",
     "operations.md traksense dlq count",
-    "operations.md . /etc/traksense/passwords",
+    "operations.md . /etc/traksense/passwords\nletter",
     "operations.md INSERT INTO traksense.tenant",
     "operations.md psql -X -d traksense -c",
     "operations.md export PGOPTIONS=",
     'operations.md psql "$DATABASE_URL" -c "DELETE',
     'operations.md psql "$DATABASE_URL" -c "SET lock_timeout',
     "operations.md traksense validate",
+    "operations.md pg_dump",
     "operations.md SELECT point_id, count(*)",
     "performance.md traksense bench",
     "reading.md CREATE ROLE",
+    "reading.md mkdir",
     "scale-out.md MQTT_TENANTS_FILE=",
 )
 """Which blocks are run in this file."""
@@ -170,7 +176,8 @@ def _environment(postgres: PostgresProcess, broker: BrokerProcess, place: Path) 
     programs.mkdir()
     (programs / "traksense").write_text(f'#!/bin/sh\nexec {sys.executable} -P -m traksense "$@"\n')
     (programs / "traksense").chmod(0o755)
-    (programs / "psql").symlink_to(postgres.bindir / "psql")
+    for program in ("psql", "pg_dump", "pg_restore"):
+        (programs / program).symlink_to(postgres.bindir / program)
     client = os.environ.get("TRAKSENSE_MOSQUITTO_PUB") or shutil.which("mosquitto_pub")
     assert client is not None, "mosquitto_pub is missing: run the tests with ops/test.sh, or install mosquitto-clients"
     (programs / "mosquitto_pub").symlink_to(client)
@@ -245,6 +252,8 @@ async def test_the_manuals_run_as_they_are_written(stack: Stack, tmp_path: Path)
         told = json.loads(stack.take("operations.md $ curl").split("\n", 1)[1])
         assert json.loads((await process.get("/readyz"))[1])["conditions"].keys() == told["conditions"].keys()
         await _validate(stack, owner)
+        await _owners_dump(stack, owner)
+        await _debian_grafana(stack)
         await stack.run('operations.md psql "$DATABASE_URL" -c "SET lock_timeout', **owner)
         assert await stack.psql("SELECT count(*) FROM traksense.device", **owner) == "0\n"
         (stack.place / "operator.env").write_text(stack.take("lifecycle.md LIFECYCLE_RETAIN_RAW"))
@@ -302,17 +311,17 @@ async def _devices(stack: Stack, owner: Mapping[str, str]) -> None:
 async def _corrected_letter(stack: Stack, owner: Mapping[str, str]) -> None:
     """Somebody corrects the file; its point is stored and the letter is gone. What is still wrong is not published."""
     good = '{"schema": "v1", "ts": "2025-10-07T15:30:00Z", "points": [{"name": "temp", "v": 7.3}]}'
-    editor = stack.place / "bin" / "nano"
+    editor = stack.place / "bin" / "vi"
     (stack.place / "passwords").write_text("OPERATOR_PASSWORD=word\n")
     (stack.place / "operator.env").touch()
-    block = stack.installed("operations.md . /etc/traksense/passwords")
+    block = stack.installed("operations.md . /etc/traksense/passwords\nletter")
     commands = block.replace("TOPIC", "traksense/acme/factory/press-3/telem").replace(" ID", " 4711")
     letter = "SELECT count(*) FROM ingest_errors WHERE id = 4711"
     for text, left in (("temp=7.4", "1\n"), (good, "0\n")):
         editor.write_text(f"#!/bin/sh\nprintf '%s' '{text}' >\"$1\"\n")
         editor.chmod(0o755)
         letters = Path(tempfile.mkdtemp(dir=stack.place))
-        await stack.shell(f"{commands.rstrip()} || true", TMPDIR=str(letters), **owner)
+        await stack.shell(f"{commands.rstrip()} || true", EDITOR="", TMPDIR=str(letters), **owner)
         assert len([*letters.iterdir()]) == int(left), "the file stays until it is right"
         assert await stack.psql(letter, **owner) == left
     points = "SELECT count(*) FROM ts_measure WHERE device_id = 'press-3'"
@@ -348,6 +357,33 @@ async def _validate(stack: Stack, owner: Mapping[str, str]) -> None:
     failed = {check.splitlines()[0] for check in checks if "[FAIL]" in check}
     assert len(checks) > 10
     assert failed <= {"Throughput Smoke Test", "Latency"}, out
+
+
+async def _owners_dump(stack: Stack, owner: Mapping[str, str]) -> None:
+    """Without a superuser, and with the grants of tenant-walls.sql in the dump: everything is there again."""
+    await stack.psql("CREATE DATABASE moved OWNER traksense_owner")
+    moved = re.sub("traksense$", "moved", owner["DATABASE_URL"])
+    await stack.run("operations.md pg_dump", NEW_DATABASE_URL=moved, **owner)
+    count = "SELECT count(*), count(DISTINCT tenant_id) FROM ts_measure;"
+    kept = await stack.psql(count, **owner)
+    assert int(kept.split("|")[1]) > 1
+    assert await stack.psql(count, PGDATABASE="moved") == kept
+    reader = {"PGOPTIONS": "-c role=traksense_readonly", "PGDATABASE": "moved"}
+    one = "SELECT count(*) FROM ts_measure WHERE tenant_id = 'test_tenant';"
+    assert await stack.psql(f"SET app.tenant_id = 'test_tenant'; {one}", **reader) == "2\n"
+
+
+async def _debian_grafana(stack: Stack) -> None:
+    """In the folders of Grafana's package: the data source is on this machine, the dashboard where it is looked for."""
+    grafana = stack.place / "grafana"
+    for name in ("dashboards", "datasources"):
+        (grafana / "provisioning" / name).mkdir(parents=True)
+    await stack.shell(stack.take("reading.md mkdir").replace("/etc/grafana", str(grafana)))
+    source = (grafana / "provisioning" / "datasources" / "tenant.yaml").read_text("utf-8")
+    assert "url: localhost:5432\n" in source
+    provider = (grafana / "provisioning" / "dashboards" / "traksense.yaml").read_text("utf-8")
+    assert "path: /etc/grafana/dashboards\n" in provider
+    assert (grafana / "dashboards" / "tenant.json").exists()
 
 
 async def _replicas(stack: Stack, owner: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ CODE: Final = re.compile(r"^    (.*)$|`([^`]+)`", re.MULTILINE)
 INCOMPLETE: Final = ("arguments are required", "expected one argument")
 """How argparse refuses what a sentence mentions in part, as in `traksense dlq`."""
 
-PLACEHOLDERS: Final = {"ID": "4711"}
+PLACEHOLDERS: Final = {"ID": "4711", "$@": "migrate"}
 
 
 def commands(text: str) -> Iterator[list[str]]:
