@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from traksense import __version__, config, log, signals
-from traksense.errors import BrokerError, ConfigError, StoreUnavailableError, TraksenseError
+from traksense.errors import ConfigError, StoreUnavailableError, TraksenseError
 from traksense.files import read_text
 from traksense.names import printable
 from traksense.terminal import replace_closed, say
@@ -49,9 +49,6 @@ COMMANDS: Final = {
 WITH_DATABASE: Final = ("migrate", "dlq", "lifecycle", "maintain", "shards", "uninstall")
 """Those that end if there is no database where DATABASE_URL says. (The service waits, and validate has a report.)"""
 
-
-WITH_BROKER: Final = ("simulate", "dlq", "shards")
-"""Those that end if there is no broker where MQTT_URL says."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,8 +136,6 @@ def _sent(stream: TextIO | None) -> bool:
 def report(error: BaseException, command: str = "") -> int:
     """Tell the user, one line a fault; returns the exit status."""
     faults = error.faults if isinstance(error, ConfigError) else (str(error),)
-    if isinstance(error, BrokerError) and command in WITH_BROKER:
-        faults = (f"{config.load(os.environ).broker}: {error}{config.note_of_default_broker(os.environ)}",)
     note = config.note_of_default_database(os.environ) if command in WITH_DATABASE and _cannot_enter(error) else ""
     for fault in faults:
         say(f"traksense: {printable(fault)}{note}", to=sys.stderr)
