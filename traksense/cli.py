@@ -72,8 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command != "run":
         # The service says that its log has no place to go.
         replace_closed("stdout")
-        # The service keeps its signals to its end, the others take what they need.
-        signals.release()
     try:
         status = _run(command, arguments)
         if not _flush() and command != "run":
@@ -85,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: argparse.Namespace) -> int:
     try:
+        if command != "run":
+            # The service keeps its signals to its end, the others take what they need. A Ctrl-C from before comes now.
+            signals.release()
         if arguments.env_file is not None:
             load_env_file(arguments.env_file)
         status: int = _module(command).main(arguments)

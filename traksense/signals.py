@@ -32,10 +32,15 @@ def hold() -> None:
 
 
 def release() -> None:
-    """As it was before `hold`; what was noted meanwhile happens now."""
+    """As it was before `hold`, but that a terminal which is closed interrupts as Ctrl-C does; what was noted meanwhile
+    happens now.
+    """
+    held = signal.SIGHUP in _before
     while _before:
         number, handler = _before.popitem()
         signal.signal(number, handler)  # type: ignore[arg-type]  # what `getsignal` gave
+    if held and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _interrupt)
     for number in noted():
         signal.raise_signal(number)
 
@@ -57,6 +62,12 @@ def wanted() -> tuple[signal.Signals, ...]:
     """The signals that end the service: without SIGHUP if whoever started it has us ignore that (`nohup`)."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in ENDING if number != signal.SIGHUP or not ignored)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Once: of a terminal that is closed, both the shell and the kernel tell.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _note(number: int, _frame: FrameType | None) -> None:

@@ -62,12 +62,15 @@ def test_signal_while_the_service_starts(module: str, number: str) -> None:
     assert (0, "") == (done.returncode, done.stderr)
 
 
-def test_signal_while_another_command_starts() -> None:
-    """It is not swallowed: the command ends by it, as before."""
-    code = STEP_IN.format(module="traksense.errors", signal="SIGTERM", command="migrate")
+@pytest.mark.usefixtures("hangup_has_its_meaning")
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", -signal.SIGTERM), ("SIGINT", 130), ("SIGHUP", 130)])
+@pytest.mark.parametrize("module", ["traksense.errors", "traksense.store.migrate"])
+def test_signal_while_another_command_starts(module: str, number: str, status: int) -> None:
+    """It is not swallowed: the command ends by it, without a traceback; a closed terminal is Ctrl-C."""
+    code = STEP_IN.format(module=module, signal=number, command="migrate")
     done = subprocess.run([sys.executable, "-c", code], check=False, env=environment(NOBODY), capture_output=True)
 
-    assert (-signal.SIGTERM, b"") == (done.returncode, done.stdout)
+    assert (status, b"", b"") == (done.returncode, done.stdout, done.stderr)
 
 
 async def test_signals_until_the_end(tmp_path: Path) -> None:
