@@ -38,7 +38,8 @@ def read_text(path: str | Path) -> str:
     except OSError as error:
         raise ValueError(error.strerror or type(error).__name__) from None
     try:
-        return content.decode()
+        # Editors of Windows begin a file with a byte order mark.
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
 

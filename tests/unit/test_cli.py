@@ -387,10 +387,11 @@ def test_env_file_is_read_and_the_environment_wins(
     command: Callable[[Callable[[], int]], None], tmp_path: Path
 ) -> None:
     """Lines NAME=value of a file become variables, with or without quotes, the last of a name; what is set
-    already stays.
+    already stays. A byte order mark is no part of a name.
     """
     file = tmp_path / ".env"
     file.write_text(
+        "\ufeffMQTT_VERSION=3.1.1\n"
         "# a comment\n\nMQTT_URL=mqtt://other\nMQTT_URL=mqtt://broker:1883\nexport MQTT_USERNAME='o''brien'\n"
         ' MQTT_PASSWORD = "a=b c" \nMETRICS_PORT=1\n',
         encoding="utf-8",
@@ -399,8 +400,8 @@ def test_env_file_is_read_and_the_environment_wins(
     command(lambda: 0)
 
     assert 0 == cli.main(["--env-file", str(file), "fake"])
-    names = ("MQTT_URL", "MQTT_USERNAME", "MQTT_PASSWORD", "METRICS_PORT")
-    assert ["mqtt://broker:1883", "o''brien", "a=b c", "9100"] == [os.environ[name] for name in names]
+    names = ("MQTT_VERSION", "MQTT_URL", "MQTT_USERNAME", "MQTT_PASSWORD", "METRICS_PORT")
+    assert ["3.1.1", "mqtt://broker:1883", "o''brien", "a=b c", "9100"] == [os.environ[name] for name in names]
 
 
 @pytest.mark.usefixtures("bare_environment")
