@@ -263,11 +263,11 @@ async def test_dlq_replay_publishes_nothing_that_it_could_not_mark(bench: Servic
 async def test_dlq_replay_without_a_broker_marks_nothing(database: str) -> None:
     """If the broker cannot be reached, one line says so and every dead letter stays as it is."""
     number = insert(database, "traksense/acme/site/device/telem")
-    port = free_port()
-    outcome = await dlq({"DATABASE_URL": database, "MQTT_URL": f"mqtt://127.0.0.1:{port}"}, "replay", "--open")
+    url = f"mqtt://127.0.0.1:{free_port()}"
+    outcome = await dlq({"DATABASE_URL": database, "MQTT_URL": url}, "replay", "--open")
 
     assert (1, "") == (outcome.status, outcome.text)
-    assert outcome.stderr.startswith(f"traksense: mqtt://127.0.0.1:{port}: cannot connect")
+    assert outcome.stderr.startswith(f"traksense: {url}: cannot connect")
     assert 1 == outcome.stderr.count("\n")
     assert [number] == open_ids(database)
 
@@ -303,17 +303,21 @@ async def test_dlq_replay_says_why_the_broker_ends_the_connection(database: str)
 
 
 async def test_dlq_replay_speaks_the_version_of_mqtt_that_is_set(database: str) -> None:
-    """To a broker without MQTT 5 the way out is named as the service names it; then it works."""
+    """To a broker without MQTT 5 the way out is named as the service names it, by every command; then it works."""
     number = insert(database, "traksense/acme/site/device/telem")
     with trio.fail_after(HANG_SECONDS):
         async with odd_broker(b"\x00", level=4) as (url, _):
             env = {"DATABASE_URL": database, "MQTT_URL": url}
             refused = await dlq(env, "replay", "--open")
+            for arguments in (["simulate"], ["shards", "retire", "gone"]):
+                other = await run_command(env, *arguments)
+                assert (refused.status, refused.stderr) == (other.status, other.stderr)
             assert [number] == open_ids(database)
             done = await dlq(env | {"MQTT_VERSION": "3.1.1"}, "replay", "--open")
 
     hint = "if it speaks MQTT 3.1.1 only, set MQTT_VERSION=3.1.1\n"
     assert (2, 1, True) == (refused.status, refused.stderr.count("\n"), refused.stderr.endswith(hint))
+    assert refused.stderr.startswith("traksense: MQTT_VERSION: the broker refuses the connection: ")
     assert (0, "published 1 of 1 dead letter\n") == (done.status, done.text)
     assert [] == open_ids(database)
 
@@ -451,6 +455,31 @@ async def test_dlq_purge_says_what_was_not_there(database: str) -> None:
 
     assert (1, "deleted 1 dead letter (1 not there, or excluded by the other options)\n") == (told.status, told.text)
     assert (1, {"deleted": 0, "missing": 1}) == (for_machines.status, json.loads(for_machines.stdout))
+
+
+async def test_dlq_purge_interrupted_says_what_is_deleted(database: str) -> None:
+    """Ctrl-C while the second of its transactions waits for somebody's lock: what the first one deleted is gone."""
+    rows = dead_letters.PURGE_ROWS + 1
+    with psycopg.connect(database) as holder, trio.fail_after(HANG_SECONDS):
+        holder.execute(
+            "INSERT INTO ingest_errors (topic, payload, reason, digest) SELECT 't', '', 'parse_error',"
+            " decode(md5(n::text), 'hex') FROM generate_series(1, %s) AS n",
+            (rows,),
+        )
+        holder.commit()
+        holder.execute("SELECT FROM ingest_errors ORDER BY id DESC LIMIT 1 FOR UPDATE")
+        process = await trio.lowlevel.open_process(
+            argv("dlq", "purge", "--all", "--yes"), env=environment({"DATABASE_URL": database}), stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None  # it is a pipe
+        while len(open_ids(database)) == rows:
+            await trio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said = b"".join([piece async for piece in process.stderr])
+        status = await process.wait()
+
+    told = f"traksense: deleted {rows - 1} dead letters; stopped before the end: repeat the command for the rest\n"
+    assert (130, told) == (status, said.decode())
 
 
 async def test_dlq_count_is_by_tenant_and_reason(database: str) -> None:

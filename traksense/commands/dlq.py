@@ -56,7 +56,6 @@ def main(arguments: argparse.Namespace) -> int:
     import os
 
     from traksense.cli import DONE, FAILED
-    from traksense.errors import BrokerRefusedError, ConfigError
     from traksense.tools.dlq import actions
     from traksense.tools.interrupt import INTERRUPTED
 
@@ -74,8 +73,6 @@ def main(arguments: argparse.Namespace) -> int:
             }[arguments.action]
             done = _connected(arguments, act)
         sys.stdout.flush()
-    except BrokerRefusedError as error:
-        raise ConfigError([f"{error.variable}: {error}"]) from error
     except _InterruptedError:
         return INTERRUPTED
     except BrokenPipeError:
@@ -112,6 +109,7 @@ def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable
     from traksense import config
     from traksense.store.connecting import check_operator
     from traksense.store.connection import open_connection
+    from traksense.tools.broker_faults import told
     from traksense.tools.dlq.actions import Context
     from traksense.tools.interrupt import run_interruptible
 
@@ -125,6 +123,8 @@ def _connected(arguments: argparse.Namespace, act: Callable[[Context], Awaitable
             await database.call(check_operator)
             answers.append(await act(Context(arguments, settings, database)))
 
-    if trio.run(run_interruptible, body):
+    with told(settings.broker):
+        interrupted = trio.run(run_interruptible, body)
+    if interrupted:
         raise _InterruptedError
     return answers[0]

@@ -63,6 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense import config
     from traksense.cli import DONE, FAILED, load_settings
     from traksense.log import TextFormatter
+    from traksense.tools.broker_faults import told
     from traksense.tools.json_text import ascii_json
     from traksense.tools.progress import Progress, log_to_people
     from traksense.tools.shards import layout
@@ -78,13 +79,15 @@ def main(arguments: argparse.Namespace) -> int:
             say("\n".join(lines), hanging=hanging)
         return DONE
     if arguments.action == "check":
-        unread = trio.run(check, config.load(os.environ), arguments.listen)
+        settings = config.load(os.environ)
+        with told(settings.broker):
+            unread = trio.run(check, settings, arguments.listen)
         for name, where in sorted(unread.seen.items()):
             say(f"in no shard: {name} ({where})", hanging=2)
         return FAILED if unread.seen else DONE
     settings, progress = load_settings(), Progress()
     log_to_people(progress, TextFormatter())
-    with progress:
+    with progress, told(settings.broker):
         ended = trio.run(partial(retire, settings, arguments.client_id, progress=progress, unread=arguments.unread))
     say("session ended" if ended else "interrupted: the session still exists; what was read has been stored")
     sys.stdout.flush()

@@ -103,7 +103,10 @@ def main(arguments: argparse.Namespace) -> int:
     import trio
 
     from traksense import config
+    from traksense.tools.broker_faults import told
     from traksense.tools.simulate import simulate
 
     need_small_fleet(arguments.tenants, arguments.devices)
-    return trio.run(simulate, arguments, config.load(os.environ))
+    settings = config.load(os.environ)
+    with told(settings.broker):
+        return trio.run(simulate, arguments, settings)

@@ -135,14 +135,25 @@ async def count(context: Context) -> Count:
 
 
 async def purge(context: Context, counted: Count) -> bool:
-    """Delete those that were counted. Trio-flavored."""
+    """Delete those that were counted; what was deleted until then is also said after a failure. Trio-flavored."""
     wanted = selection(context.arguments)
+    deleted = 0
     with Progress() as progress:
 
-        def note(deleted: int) -> None:
+        def note(so_far: int) -> None:
+            nonlocal deleted
+            deleted = so_far
             progress.at(f"deleted {deleted:,} of {counted.total:,}")
 
-        deleted = await context.database.call(dead_letters.purge, wanted, newest=counted.newest, note=note)
+        try:
+            deleted = await context.database.call(dead_letters.purge, wanted, newest=counted.newest, note=note)
+        except BaseException:
+            if deleted:
+                say(
+                    f"deleted {letters(deleted)}; stopped before the end: repeat the command for the rest",
+                    progress=progress,
+                )
+            raise
     missing = len(set(wanted.ids or ())) - deleted if wanted.ids and wanted.limit is None else 0
     if context.arguments.json:
         print_json({"deleted": deleted, "missing": missing})
