@@ -309,17 +309,25 @@ async def test_reader_tls(
     assert [100_000, 1] == sizes
 
 
-async def test_reader_untrusted_certificate_is_said(
-    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, stack_directory: Path
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        (False, "cannot connect: the certificate of the broker is not trusted ("),
+        (True, "connection lost: the broker asks for a certificate: set MQTT_CERT_FILE and MQTT_KEY_FILE (mqtts://"),
+    ],
+)
+async def test_reader_says_what_is_wrong_with_certificates(
+    own_broker: OwnBroker, unique: Callable[[str], str], tenant: str, stack_directory: Path, ours: bool, said: str
 ) -> None:
-    """A broker whose certificate we do not trust is not used, and the reason names the certificate."""
+    """A broker whose certificate we do not trust is not used, and one that wants ours has it from a variable."""
     ca, other = trustme.CA(), trustme.CA()
     server = ca.issue_cert("localhost")
     files = {name: stack_directory / f"{unique('tls')}-{name}" for name in ("ca", "cert", "key")}
-    other.cert_pem.write_to_path(files["ca"])
+    (ca if ours else other).cert_pem.write_to_path(files["ca"])
     server.cert_chain_pems[0].write_to_path(files["cert"])
     server.private_key_pem.write_to_path(files["key"])
-    broker = own_broker(options=BrokerOptions(tls=TlsFiles(ca=files["ca"], cert=files["cert"], key=files["key"])))
+    tls = TlsFiles(ca=files["ca"], cert=files["cert"], key=files["key"], require_certificate=ours)
+    broker = own_broker(options=BrokerOptions(tls=tls))
     settings = settings_for(broker, unique("reader"), tenant, MQTT_URL=broker.tls_url, MQTT_CA_FILE=str(files["ca"]))
     bench = Bench(settings)
     with trio.fail_after(HANG_SECONDS):
@@ -329,7 +337,7 @@ async def test_reader_untrusted_certificate_is_said(
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
-    assert "certificate verify failed" in str(bench.health.report()["broker"]["reason"])
+    assert said in str(bench.health.report()["broker"]["reason"])
 
 
 async def test_broker_overruns_receive_maximum(own_broker: OwnBroker, tenant: str) -> None:

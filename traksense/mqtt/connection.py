@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from traksense.errors import BrokerError, BrokerRefusedError, ConnectionLostError, SessionTakenOverError
 from traksense.mqtt.codec import Connected, Disconnected, ProtocolError
+from traksense.mqtt.stream import reason, root
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -102,6 +104,8 @@ class Connection:
                 try:
                     events = await self.receive()
                 except ConnectionLostError as error:
+                    if isinstance(root(error), ssl.SSLError):
+                        raise
                     # Some do that to a version that they do not speak.
                     hint = OTHER_VERSION[self.codec.version]
                     raise BrokerError(f"{error} instead of answering CONNECT: {hint}") from error
@@ -135,7 +139,7 @@ class Connection:
         try:
             data = await self._stream.receive_some(READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLostError(f"connection lost: {error.__cause__ or error}") from error
+            raise ConnectionLostError(f"connection lost: {reason(root(error))}") from error
         if not data:
             raise ConnectionLostError("the broker closed the connection")
         self._heard_at = trio.current_time()
@@ -193,7 +197,7 @@ class Connection:
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 if farewell:
                     return
-                raise ConnectionLostError(f"connection lost: {error.__cause__ or error}") from error
+                raise ConnectionLostError(f"connection lost: {reason(root(error))}") from error
 
     async def _ping(self) -> None:
         # The broker may want to hear from us more often than we meant to.

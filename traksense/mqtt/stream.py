@@ -66,14 +66,20 @@ async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> S
         if isinstance(error, trio.TooSlowError):
             raise BrokerError(f"no connection within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
         if isinstance(error, (OSError, UnicodeError, trio.BrokenResourceError)):
-            raise BrokerError(f"cannot connect: {_reason(root(error))}") from error
+            raise BrokerError(f"cannot connect: {reason(root(error))}") from error
         raise
 
 
-def _reason(error: BaseException) -> str:
-    """Without the number and the address that stand in front of it; the URL is named elsewhere."""
+def reason(error: BaseException) -> str:
+    """In words, with what to do where that is known, and without the number and the address that stand in front: the
+    URL is named elsewhere.
+    """
     if isinstance(error, socket.gaierror):
         return str(error.strerror)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of the broker is not trusted ({error.verify_message}): check MQTT_CA_FILE and MQTT_URL"
+    if isinstance(error, ssl.SSLError) and error.reason and "CERTIFICATE_REQUIRED" in error.reason:
+        return "the broker asks for a certificate: set MQTT_CERT_FILE and MQTT_KEY_FILE"
     known = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
     return os.strerror(known) if known else str(error)
 
