@@ -50,7 +50,6 @@ WITH_DATABASE: Final = ("migrate", "dlq", "lifecycle", "maintain", "shards", "un
 """Those that end if there is no database where DATABASE_URL says. (The service waits, and validate has a report.)"""
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     replace_closed("stderr")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from traksense.config import note_of_default_broker
 from traksense.errors import BrokerError, BrokerRefusedError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,4 +28,4 @@ def told(broker: Broker) -> Iterator[None]:
     except BrokerRefusedError as error:
         raise ConfigError([f"{error.variable}: {error}"]) from error
     except BrokerError as error:
-        raise type(error)(f"{broker}: {error}") from error
+        raise type(error)(f"{broker}: {error}{note_of_default_broker(os.environ)}") from error
