@@ -278,7 +278,7 @@ async def _leave(nursery: trio.Nursery, pipeline: Pipeline, store: PostgresStore
         if not waiting:
             done.set()
 
-    works = {
+    works: dict[str, Callable[[], Awaitable[None]]] = {
         "session_log_failed": pipeline.session_watch.leave,
         "last_seen_failed": partial(pipeline.upkeep.leave, store.call),
     }
