@@ -39,7 +39,9 @@ def release() -> None:
     while _before:
         number, handler = _before.popitem()
         signal.signal(number, handler)  # type: ignore[arg-type]  # what `getsignal` gave
-    if held and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    # Where Ctrl-C is ignored, as in what a script starts with &, the terminal ends it as ever.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if held and not ignored and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _interrupt)
     for number in noted():
         signal.raise_signal(number)

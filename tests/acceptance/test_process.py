@@ -68,9 +68,21 @@ def test_signal_while_the_service_starts(module: str, number: str) -> None:
 def test_signal_while_another_command_starts(module: str, number: str, status: int) -> None:
     """It is not swallowed: the command ends by it, without a traceback; a closed terminal is Ctrl-C."""
     code = STEP_IN.format(module=module, signal=number, command="migrate")
+    # A shell ignores SIGINT in what it starts with &, such as these tests.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     done = subprocess.run([sys.executable, "-c", code], check=False, env=environment(NOBODY), capture_output=True)
 
     assert (status, b"", b"") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.usefixtures("hangup_has_its_meaning")
+def test_closed_terminal_ends_what_ignores_ctrl_c() -> None:
+    """As what a script starts with & does."""
+    code = STEP_IN.format(module="traksense.errors", signal="SIGHUP", command="migrate")
+    code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], check=False, env=environment(NOBODY), capture_output=True)
+
+    assert -signal.SIGHUP == done.returncode
 
 
 async def test_signals_until_the_end(tmp_path: Path) -> None:
