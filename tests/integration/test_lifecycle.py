@@ -13,7 +13,7 @@ from test_rollup import check
 from tests.contract.test_store import delivery, open_postgres_store
 from traksense.commands import lifecycle, maintain
 from traksense.commands.lifecycle import _status_text
-from traksense.errors import ConfigError, DeliveriesRefusedError
+from traksense.errors import ConfigError, DeliveriesRefusedError, StoreMisconfiguredError
 from traksense.model import Point, Reason, Telemetry
 from traksense.store import maintenance
 from traksense.store.policy import Policy, in_years, load, read_duration, settings, variables, write_duration
@@ -68,6 +68,17 @@ def days_of(database: Database, tenant: str, relation: str, column: str) -> int:
     return int(
         database.value(f"SELECT extract(day FROM now() - min({column})) FROM {relation} WHERE tenant_id = %s", tenant)
     )
+
+
+@pytest.mark.parametrize("action", ["plan", "apply", "status"])
+def test_service_is_no_operator(migrated: Database, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """It is told which role it takes, and not to migrate."""
+    monkeypatch.setenv("DATABASE_URL", migrated.create_member("traksense_ingest"))
+    parser = ArgumentParser()
+    lifecycle.add_arguments(parser)
+
+    with pytest.raises(StoreMisconfiguredError, match="this role is not an operator"):
+        lifecycle.main(parser.parse_args([action]))
 
 
 def test_plan_apply_and_maintain(

@@ -161,7 +161,9 @@ def _point(raw: bytes) -> Point:
     except DecodeError as refusal:
         if refusal.reason is Reason.INVALID_FIELD and refusal.detail.endswith("- at `$.v`"):
             raise DecodeError(Reason.TYPE_MISMATCH, refusal.detail) from refusal
-        raise _name_choices(refusal) from refusal
+        if (said := _name_choices(refusal)) is refusal:
+            raise
+        raise said from refusal
     _check_type(point, "$.v")
     if type(point.v) is float:
         exact = read_number(bytes(_VALUE.decode(raw).v))

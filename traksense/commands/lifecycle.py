@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from traksense.terminal import counted, say
 from traksense.tools.json_text import ascii_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from traksense.store.lifecycle import Change, Parts, Plan
     from traksense.store.policy import Setting
-
-T = TypeVar("T")
 
 APPLICATION: Final = "traksense lifecycle"
 
@@ -52,28 +50,21 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense import config
     from traksense.cli import DONE
     from traksense.store import lifecycle, maintenance, policy
-    from traksense.store.connecting import check_operator
     from traksense.tools.progress import Progress
 
-    async def as_operator(connection: Any, work: Callable[[], Awaitable[T]]) -> T:
-        await check_operator(connection)
-        return await work()
-
     wanted = policy.load(os.environ)
-    dsn = config.load(os.environ).database.dsn.reveal()
+    run_once = partial(maintenance.run_once, config.load(os.environ).database.dsn.reveal(), APPLICATION)
     if arguments.action == "plan":
-        plan = maintenance.run_once(dsn, APPLICATION, lambda c: as_operator(c, lambda: lifecycle.plan(c, wanted)))
+        plan = run_once(lambda c: lifecycle.plan(c, wanted))
         settings = policy.settings(os.environ)
         _tell(_plan_json(plan, settings), _plan_text(plan, settings), as_json=arguments.json)
     elif arguments.action == "apply":
         with Progress() as progress:
-            changes = maintenance.run_once(
-                dsn, APPLICATION, lambda c: as_operator(c, lambda: lifecycle.apply(c, wanted, progress.at))
-            )
+            changes = run_once(lambda c: lifecycle.apply(c, wanted, progress.at))
         text = [*(f"changed {change}" for change in changes), _WHEN] if changes else ["nothing to change"]
         _tell({"changed": _changes_json(changes)}, text, as_json=arguments.json)
     else:
-        status = maintenance.run_once(dsn, APPLICATION, lambda c: as_operator(c, lambda: lifecycle.status(c, wanted)))
+        status = run_once(lambda c: lifecycle.status(c, wanted))
         _tell(status, _status_text(status), as_json=arguments.json)
     return DONE
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from traksense.store import migrate
+from traksense.store.connecting import check_operator
 from traksense.store.maintenance import call_when_free
 from traksense.store.policy import in_years, write_duration
 
@@ -80,7 +81,12 @@ class Plan:
 
 
 async def plan(connection: Any, policy: Policy) -> Plan:
-    """Compare, and say what would go; changes nothing."""
+    """Compare, and say what would go; changes nothing.
+
+    Raises:
+        StoreMisconfiguredError: The role is not an operator's, as for the others.
+    """
+    await check_operator(connection)
     engine = await migrate.read_engine(connection)
     changes = await _differences(connection, policy, engine)
     schema, sql = "", _EXPIRED_PARTITIONS
@@ -125,6 +131,7 @@ async def apply(connection: Any, policy: Policy, at: Callable[[str], None] = lam
         policy: What is wanted.
         at: Told in words what is being done, before it is done.
     """
+    await check_operator(connection)
     engine = await migrate.read_engine(connection)
     if engine == "timescaledb":
         at("aggregate ts_measure, before less of it is looked at")
@@ -185,7 +192,8 @@ def _stored(value: timedelta | None) -> str:
 
 
 async def status(connection: Any, policy: Policy) -> dict[str, Any]:
-    """How things are: drift from the policy, sizes, compression, oldest and newest data, next jobs."""
+    """How things are: drift from the policy, sizes, compression, the times that are covered, next jobs."""
+    await check_operator(connection)
     engine = await migrate.read_engine(connection)
     timescaledb = engine == "timescaledb"
     sizes, compression = _SIZES, ""
