@@ -86,6 +86,11 @@ async def compare(store: PostgresStore, after: str) -> str | None:
     return None if bool(said) == bool(refused) else f"{after}: refused {refused}, but the probe says {said or 'yes'}"
 
 
+async def execute(owner: psycopg.Connection[Any], statement: str) -> None:
+    """In a thread: it may wait for a transaction of the store, which lives in this process and has to go on."""
+    await trio.to_thread.run_sync(owner.execute, statement.encode())
+
+
 @pytest.fixture
 def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "LOCK_SECONDS", 0.3)
@@ -100,9 +105,9 @@ async def test_probe_misses_each_right_that_a_message_needs(database: str) -> No
         assert len(rights) > 25
         async with as_service(database, timeout="1") as store:
             for right in rights:
-                owner.execute(f"REVOKE {right} FROM traksense_ingest".encode())
+                await execute(owner, f"REVOKE {right} FROM traksense_ingest")
                 wrong.append(await compare(store, f"REVOKE {right}"))
-                owner.execute(f"GRANT {right} TO traksense_ingest".encode())
+                await execute(owner, f"GRANT {right} TO traksense_ingest")
             wrong.append(await compare(store, "all rights given back"))
     assert not any(wrong), "\n".join(line for line in wrong if line)
 
@@ -117,13 +122,13 @@ async def test_probe_misses_each_table_that_a_message_needs(database: str, how: 
             for table in TABLES:
                 schema, name = table.split(".")
                 if how == "locked":
-                    owner.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE".encode())
+                    await execute(owner, f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
                 else:
-                    owner.execute(f"ALTER TABLE {table} RENAME TO elsewhere".encode())
+                    await execute(owner, f"ALTER TABLE {table} RENAME TO elsewhere")
                     owner.commit()
                 wrong.append(await compare(store, f"{table} {how}"))
                 if how == "renamed":
-                    owner.execute(f"ALTER TABLE {schema}.elsewhere RENAME TO {name}".encode())
+                    await execute(owner, f"ALTER TABLE {schema}.elsewhere RENAME TO {name}")
                 owner.commit()
             wrong.append(await compare(store, "all as before"))
     assert not any(wrong), "\n".join(line for line in wrong if line)
