@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -95,6 +97,47 @@ async def test_commands_say_nothing_of_a_newer_schema_and_the_service_logs_it(
             await store.probe()
             nursery.cancel_scope.cancel()
     assert ["schema_newer"] == [r.getMessage() for r in caplog.records if r.name == "traksense.store.pool"]
+
+
+@pytest.mark.parametrize("table", ["schema_version", "measure", "ingest_session"])
+async def test_commands_find_what_was_dropped_by_hand(database: str, table: str) -> None:
+    """They name the database, and a remedy that is not the command itself; all of it can still be taken away."""
+    with psycopg.connect(database) as session:
+        session.execute(f"DROP TABLE traksense.{table} CASCADE")
+    # All of them need the version, and send us to migrate.
+    outcomes = await said(database) if table == "schema_version" else {}
+    migrating = outcomes["migrate",] = await run_command({"DATABASE_URL": database}, "migrate")
+
+    for command, outcome in outcomes.items():
+        assert (1, "", 1) == (outcome.status, outcome.text, outcome.stderr.count("\n")), command
+        assert outcome.stderr.startswith(f"traksense: {DatabaseUrl(Secret(database))}: "), command
+    assert "undo that, or restore a backup: " in migrating.stderr
+    assert "traksense migrate" not in migrating.stderr
+    removed = await run_command({"DATABASE_URL": database}, "uninstall", "--yes")
+    assert (0, "") == (removed.status, removed.stderr)
+
+
+async def test_commands_say_that_a_role_may_not_connect(database: str) -> None:
+    """It is no privilege that migrating would give."""
+    role, name = f"outside_{os.getpid()}", urlsplit(database).path[1:]
+    dsn = urlunsplit((parts := urlsplit(database))._replace(netloc=f"{role}:p@{parts.netloc.rpartition('@')[2]}"))
+    with psycopg.connect(database, autocommit=True) as session:
+        session.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+        session.execute(f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC')
+        try:
+            outcomes = await said(dsn)
+            for command in ("migrate", "uninstall"):
+                outcomes[command,] = await run_command({"DATABASE_URL": dsn}, command)
+        finally:
+            session.execute(f'GRANT CONNECT ON DATABASE "{name}" TO PUBLIC')
+            session.execute(f"DROP ROLE {role}")
+
+    lines = {outcome.stderr for outcome in outcomes.values()}
+    assert {(1, "")} == {(outcome.status, outcome.text) for outcome in outcomes.values()}
+    assert 1 == len(lines), lines
+    assert lines.pop().startswith(
+        f"traksense: {DatabaseUrl(Secret(dsn))}: this role may not use the database: GRANT CONNECT ON DATABASE "
+    )
 
 
 @contextmanager

@@ -143,7 +143,10 @@ async def test_known_causes_raise_no_suspicion(
         ("2003008800", "refuses the connection for now: Server unavailable"),
         (
             "",
-            "closed the connection instead of answering CONNECT: if it speaks MQTT 3.1.1 only, set MQTT_VERSION=3.1.1",
+            (
+                "closed the connection instead of answering CONNECT: if this is its port for TLS, write mqtts:// in "
+                "MQTT_URL; if it speaks MQTT 3.1.1 only, set MQTT_VERSION=3.1.1"
+            ),
         ),
         ("9004000500 01", "Subscribed before CONNACK"),
         ("3004000161 00", "PUBLISH before CONNACK"),

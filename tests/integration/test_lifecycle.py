@@ -136,7 +136,9 @@ def test_plan_apply_and_maintain(
     )
     assert "nothing to change\n" == run(monkeypatch, capsys, migrated.dsn, "lifecycle", "apply", **policy)
     said: list[str] = []
-    maintenance.run_once(migrated.dsn, "test", lambda c: maintenance.maintain(c, jobs=True, at=said.append))
+    maintenance.run_once(
+        migrated.dsn, "test", lambda c: maintenance.maintain(c, maintenance.Report(), jobs=True, at=said.append)
+    )
 
     if migrated.server.timescaledb:
         assert ["job 1 of 2", "job 2 of 2"] == [text[:10] for text in said]

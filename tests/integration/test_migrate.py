@@ -177,7 +177,7 @@ def test_migrate_lock_wait_is_bounded(migrated: Database, monkeypatch: pytest.Mo
         error = run_migrate(migrated.dsn)
 
     assert StoreUnavailableError is type(error)
-    assert str(error).startswith("another migration of this database has been running")
+    assert ": another migration of this database has been running" in str(error)
 
 
 def test_migrate_lets_writers_go_on_beside_a_reader(
@@ -259,7 +259,7 @@ def test_migrate_refuses_newer_schema(migrated: Database) -> None:
 
     assert SchemaNewerError is type(error)
     expected = f"the database has schema version {LATEST + 1}, this release knows {LATEST}: upgrade traksense"
-    assert expected == str(error)
+    assert f"{DatabaseUrl(Secret(migrated.dsn))}: {expected}" == str(error)
 
 
 def test_migrate_refuses_changed_file(migrated: Database) -> None:
@@ -268,7 +268,9 @@ def test_migrate_refuses_changed_file(migrated: Database) -> None:
     error = run_migrate(migrated.dsn)
 
     assert StoreMisconfiguredError is type(error)
-    assert "migration 0001_first_schema is not the one that this database was given: its checksum differs" == str(error)
+    assert str(error).endswith(
+        ": migration 0001_first_schema is not the one that this database was given: its checksum differs"
+    )
 
 
 def test_migrate_refuses_gap(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +282,9 @@ def test_migrate_refuses_gap(migrated: Database, monkeypatch: pytest.MonkeyPatch
     migrated.run(f"INSERT INTO traksense.schema_version (version, name) VALUES ({last.version}, 'last')")
     error = run_migrate(migrated.dsn)
 
-    assert f"migration {skipped} was skipped: the database is at version {last.version} without it" == str(error)
+    assert str(error).endswith(
+        f": migration {skipped} was skipped: the database is at version {last.version} without it"
+    )
 
 
 def test_migrate_rolls_failure_back(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +294,7 @@ def test_migrate_rolls_failure_back(migrated: Database, monkeypatch: pytest.Monk
     error = run_migrate(migrated.dsn)
 
     assert StoreMisconfiguredError is type(error)
-    assert f"migrating {DatabaseUrl(Secret(migrated.dsn))}: division by zero (SQLSTATE 22012)" == str(error)
+    assert f"{DatabaseUrl(Secret(migrated.dsn))}: division by zero (SQLSTATE 22012)" == str(error)
     assert (None, LATEST) == migrated.rows(
         "SELECT to_regclass('public.half_done'), max(version) FROM traksense.schema_version"
     )[0]
@@ -339,7 +343,9 @@ def test_migrate_refuses_old_server(bare: Database, monkeypatch: pytest.MonkeyPa
     error = run_migrate(bare.dsn)
 
     assert StoreMisconfiguredError is type(error)
-    assert re.fullmatch(r"traksense needs PostgreSQL 99 or newer, this is \d+\.\d+", str(error))
+    where, _, said = str(error).partition(": ")
+    assert (str(DatabaseUrl(Secret(bare.dsn))), True) == (where, "traksense needs 99 or newer" in said)
+    assert re.search(r"this server is PostgreSQL \d+\.\d+,", said)
 
 
 def test_migrate_refuses_other_encodings(bare: Database) -> None:
@@ -347,11 +353,12 @@ def test_migrate_refuses_other_encodings(bare: Database) -> None:
     name = f"ascii_{secrets.token_hex(4)}"
     bare.run(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
     try:
-        error = run_migrate(with_parts(bare.dsn, database=name))
+        dsn = with_parts(bare.dsn, database=name)
+        error = run_migrate(dsn)
     finally:
         bare.run(f"DROP DATABASE {name} WITH (FORCE)")
 
-    assert "traksense needs a UTF8 database, this one is SQL_ASCII" == str(error)
+    assert str(error).startswith(f"{DatabaseUrl(Secret(dsn))}: this database has the encoding SQL_ASCII, ")
 
 
 def test_migrate_without_rights(bare: Database) -> None:
@@ -360,7 +367,8 @@ def test_migrate_without_rights(bare: Database) -> None:
     error = run_migrate(stranger)
 
     assert StoreMisconfiguredError is type(error)
-    assert str(error).startswith(f"migrating {DatabaseUrl(Secret(stranger))}: a privilege is missing: ")
+    assert str(error).startswith(f"{DatabaseUrl(Secret(stranger))}: a privilege is missing: ")
+    assert "traksense migrate" not in str(error)
     assert str(error).endswith(f": permission denied for database {urlsplit(bare.dsn).path[1:]} (SQLSTATE 42501)")
     assert version_of(bare.dsn) is None
 

@@ -204,6 +204,27 @@ async def test_publisher_qos_0_is_bounded_and_arrives(
     assert (2000, 0, 0) == (publisher.counters.published, publisher.counters.confirmed, publisher.unconfirmed)
 
 
+async def test_publisher_says_that_the_broker_confirms_nothing(
+    own_broker: OwnBroker, unique: Callable[[str], str]
+) -> None:
+    """A broker that takes QoS 0 only would end the connection over each message, for ever."""
+    broker = own_broker(options=BrokerOptions(extra_config=("max_qos 0",)))
+    with trio.fail_after(HANG_SECONDS):
+        async with open_publisher(where(broker), client_id=unique("publisher")) as publisher:
+            await publisher.publish("traksense/t/s/d/telem", b"x", qos=0)
+            with pytest.raises(BrokerError, match="takes QoS 0 only"):
+                await publisher.publish("traksense/t/s/d/telem", b"x")
+        broker.options = attrs.evolve(broker.options, extra_config=())
+        await broker.restart()
+        with pytest.raises(BrokerError, match="takes QoS 0 only"):  # noqa: PT012  (it is raised where the block waits)
+            async with open_publisher(where(broker), client_id=unique("publisher")) as publisher:
+                broker.kill()
+                await publisher.publish("traksense/t/s/d/telem", b"x")
+                broker.options = attrs.evolve(broker.options, extra_config=("max_qos 0",))
+                await broker.start()
+                await trio.sleep_forever()
+
+
 async def test_publisher_first_connection_must_succeed() -> None:
     """Without a broker, opening fails at once, with one plain error."""
     with trio.fail_after(HANG_SECONDS), pytest.raises(BrokerError, match="cannot connect: Connection refused"):

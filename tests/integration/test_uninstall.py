@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from schema_servers import user_of
 
 from tests.command_line import run_command
+from traksense.config import DatabaseUrl, Secret
 from traksense.errors import StoreMisconfiguredError
 from traksense.store import uninstall as module
 from traksense.store.maintenance import run_once
@@ -82,6 +84,13 @@ def test_a_plain_owner_may(owned: Database) -> None:
     assert [] == owned.rows("SELECT relname FROM pg_class WHERE relname ~ '^(ts_measure|cmd_ack|device_event)'")
 
 
+def test_not_by_others(owned: Database) -> None:
+    """Whoever may is named, also without --yes."""
+    for function in (look, uninstall):
+        with pytest.raises(StoreMisconfiguredError, match=f"must be that of {user_of(owned.dsn)}, or a superuser's"):
+            run_once(owned.create_app_role(), "test", function)
+
+
 def test_not_under_a_running_service(migrated: Database) -> None:
     """Whose client id is named; one that stopped a minute ago, or was left just now, is no obstacle."""
     migrated.run(
@@ -139,7 +148,8 @@ def test_not_under_what_others_made(migrated: Database) -> None:
     with pytest.raises(StoreMisconfiguredError) as refused:
         run_once(migrated.dsn, "test", uninstall)
 
-    named = str(refused.value).removeprefix("nothing is deleted: still needed by ")
+    where, _, named = str(refused.value).partition(": nothing is deleted: still needed by ")
+    assert str(DatabaseUrl(Secret(migrated.dsn))) == where
     assert sorted(needing) == sorted(named.removesuffix(": drop or change that first").split(", "))
     assert before == made_here(migrated)
     assert [(DAYS,)] == migrated.rows("SELECT count(*) FROM traksense.measure")

@@ -179,7 +179,8 @@ def test_job_that_nobody_runs_is_late(migrated: Database) -> None:
         migrated.value("SELECT string_agg(error, '') FROM traksense.step")
     )
 
-    report = maintenance.run_once(migrated.dsn, "test", lambda c: maintenance.maintain(c, jobs=True))
+    report = maintenance.Report()
+    maintenance.run_once(migrated.dsn, "test", lambda c: maintenance.maintain(c, report, jobs=True))
     assert 2 == report.jobs
     assert 0 == migrated.value("SELECT count(*) FROM traksense.measure")
     assert (None, True) == trio.run(after_a_round, migrated)[1:]

@@ -246,6 +246,13 @@ def test_main_helps(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None
         ["validate", "--points", "ten"],
         ["validate", "--patience", "0"],
         ["validate", "--patience", "nan"],
+        # What Python alone would read as a number.
+        ["simulate", "--devices", "\u0661\u0662"],
+        ["simulate", "--devices", "1_000"],
+        ["simulate", "--rate", "1e-400"],
+        ["simulate", "--seed", "\u0661"],
+        ["validate", "--patience", "\u0661"],
+        ["shards", "check", "--listen", "1_0"],
     ],
 )
 def test_main_refuses_bad_arguments(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:

@@ -44,8 +44,12 @@ async def test_under_nohup_a_closed_terminal_is_nothing() -> None:
     assert [False] == told
 
 
-async def test_body_that_is_cancelled_has_time_until_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that is closed says so twice. What stdout had not taken yet is lost with it, and ends nothing."""
+async def test_body_that_is_cancelled_has_time_until_a_second_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal that is closed says so twice. What stdout had not taken yet is lost with it, and ends nothing; what is
+    not put right is said.
+    """
 
     class Gone(io.StringIO):
         def flush(self) -> None:
@@ -59,6 +63,7 @@ async def test_body_that_is_cancelled_has_time_until_a_second_signal(monkeypatch
     before = signal.signal(signal.SIGHUP, lambda *_: None)
 
     async def body(interruption: Interruption) -> None:
+        interruption.remains = "remains: something"
         with trio.CancelScope(shield=True):
             for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT):
                 signal.raise_signal(number)
@@ -72,3 +77,4 @@ async def test_body_that_is_cancelled_has_time_until_a_second_signal(monkeypatch
     finally:
         signal.signal(signal.SIGHUP, before)
     assert [[], [], [INTERRUPTED]] == steps
+    assert "traksense: remains: something\n" == capsys.readouterr().err

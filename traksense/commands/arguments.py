@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Final
 
 from traksense.errors import ConfigError
@@ -14,6 +15,12 @@ LARGEST: Final = 1_000_000_000
 
 FLEET_MAX: Final = 100_000
 """Devices of a simulated fleet, of all tenants together."""
+
+
+_DECIMAL: Final = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+", re.ASCII)
+"""Python reads more than people write: digits of every script, `1_000`, and `1e-400`, which is zero."""
+
+SECONDS_MAX: Final = 3600.0
 
 
 def count(text: str) -> int:
@@ -39,6 +46,21 @@ def rate(text: str) -> float:
 def positive(text: str) -> float:
     """A number, 0.001-`LARGEST`."""
     return _number(text, 1e-3, LARGEST, f"a number, 0.001-{LARGEST}")
+
+
+def seconds(text: str) -> float:
+    """A time to wait, 0-`SECONDS_MAX`, in seconds."""
+    return _number(text, 0, SECONDS_MAX, f"seconds, 0-{SECONDS_MAX:.0f}")
+
+
+def patience(text: str) -> float:
+    """How long to wait for something, 0.001-`SECONDS_MAX`, in seconds."""
+    return _number(text, 1e-3, SECONDS_MAX, f"seconds, 0.001-{SECONDS_MAX:.0f}")
+
+
+def seed(text: str) -> int:
+    """Where a random sequence begins, 0-`LARGEST`."""
+    return int(_number(text, 0, LARGEST, f"a whole number, 0-{LARGEST}", int))
 
 
 def percent(text: str) -> float:
@@ -86,7 +108,7 @@ def need_small_fleet(tenants: int, devices: int) -> None:
 
 def _number(text: str, low: float, high: float, what: str, cast: Callable[[str], float] = float) -> float:
     try:
-        value = cast(text)
+        value = cast(text) if _DECIMAL.fullmatch(text) else float("nan")
     except ValueError:
         value = float("nan")
     if not low <= value <= high:

@@ -30,20 +30,31 @@ def main(arguments: argparse.Namespace) -> int:
 
     from traksense import config
     from traksense.cli import DONE, FAILED
+    from traksense.errors import TraksenseError
     from traksense.store import maintenance
     from traksense.store.fault_words import describe
     from traksense.tools.progress import Progress
 
     dsn = config.load(os.environ).database.dsn.reveal()
-    with Progress() as progress:
-        report = maintenance.run_once(
-            dsn, APPLICATION, lambda c: maintenance.maintain(c, jobs=arguments.jobs, at=progress.at)
+    report = maintenance.Report()
+
+    def done() -> str:
+        jobs = f", ran {counted(report.jobs, 'job')}" if arguments.jobs else ""
+        return (
+            f"aggregated {counted(report.marks, 'time range')}, dropped {counted(report.dropped, 'partition')}, "
+            f"deleted {counted(report.purged, 'row')}{jobs}"
         )
-    say(
-        f"aggregated {counted(report.marks, 'time range')}, dropped {counted(report.dropped, 'partition')}, "
-        f"deleted {counted(report.purged, 'row')}" + (f", ran {counted(report.jobs, 'job')}" if arguments.jobs else ""),
-        hanging=2,
-    )
+
+    try:
+        with Progress() as progress:
+            maintenance.run_once(
+                dsn, APPLICATION, lambda c: maintenance.maintain(c, report, jobs=arguments.jobs, at=progress.at)
+            )
+    except (KeyboardInterrupt, TraksenseError):
+        if report.marks or report.dropped or report.purged or report.jobs:
+            say(f"not finished; so far: {done()}; the next round goes on from there", hanging=2)
+        raise
+    say(done(), hanging=2)
     for name, error in report.failed.items():
         say(f"failed: {name}: {describe(error)}")
     return FAILED if report.failed else DONE

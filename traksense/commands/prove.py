@@ -6,7 +6,7 @@ import argparse
 import secrets
 from pathlib import Path
 
-from traksense.commands.arguments import count, positive
+from traksense.commands.arguments import count, positive, seed
 from traksense.terminal import say
 
 REVEALING = {
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", type=count, default=1, metavar="R", help="number of runs, with the seeds S, S+1, … (default: 1)"
     )
-    parser.add_argument("--seed", type=int, metavar="S", help="the same seed breaks the same things (default: random)")
+    parser.add_argument("--seed", type=seed, metavar="S", help="the same seed breaks the same things (default: random)")
     parser.add_argument(
         "--replicas",
         type=_replicas,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
-from traksense.commands.arguments import client_id
+from traksense.commands.arguments import client_id, seconds
 from traksense.terminal import say
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument(
         "--listen",
-        type=_seconds,
+        type=seconds,
         default=0.0,
         metavar="SECONDS",
         help="also subscribe to all topics for this long, at QoS 0: the only way to find new tenants",
@@ -92,13 +95,3 @@ def main(arguments: argparse.Namespace) -> int:
     say("session ended" if ended else "interrupted: the session still exists; what was read has been stored")
     sys.stdout.flush()
     return DONE if ended else FAILED
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be 0-3600 seconds, not {text!r}")
-    return seconds

@@ -12,6 +12,7 @@ from traksense.commands.arguments import (
     points,
     positive,
     rate,
+    seed,
     topic_level,
     window,
 )
@@ -26,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet, its rate and its faults."""
     parser.epilog = (
         "Publishes to MQTT_URL until --seconds, --messages or Ctrl-C, waits until the broker has confirmed everything, "
-        "and prints what it confirmed. Exit status 1 if a message was never confirmed."
+        "and prints what it confirmed. Exit status: 1 if the broker refused a message or has not confirmed it; those "
+        "of --bad that are larger than it takes do not count."
     )
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="number of tenants (default: 3)")
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fleet.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         metavar="N",
         help="the same seed gives the same fleet, apart from timestamps (default: random)",
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
+
+from traksense.commands.arguments import patience
 
 POINTS_MIN = 5_000
 """A second's worth at the target: with fewer, the figure says how long one message takes, not how many go through."""
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--patience",
-        type=_seconds,
+        type=patience,
         default=10.0,
         metavar="SECONDS",
         help="how long to wait for the service at each step (default: %(default)g)",
@@ -89,13 +90,3 @@ def _points(text: str) -> int:
     if not re.fullmatch("[0-9]{1,8}", text) or not POINTS_MIN <= int(text) <= POINTS_MAX:
         raise argparse.ArgumentTypeError(f"must be a whole number from {POINTS_MIN} to {POINTS_MAX}, not {text[:40]!r}")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be more than 0 and at most 3600 seconds, not {text!r}")
-    return seconds

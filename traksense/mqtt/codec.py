@@ -29,8 +29,8 @@ UNSUPPORTED_VERSION: Final = 0x84
 class Connected:
     """CONNACK: `reason` is 0 for success; `keepalive` is what the server wants instead of ours, if it said so.
 
-    `receive_maximum` and `packet_max_bytes` are the server's limits for what we publish, `session_expiry` is how many
-    seconds it keeps our session instead of what we asked for; if it said so.
+    `receive_maximum`, `packet_max_bytes` and `qos_max` are the server's limits for what we publish, `session_expiry` is
+    how many seconds it keeps our session instead of what we asked for; if it said so.
     """
 
     reason: int
@@ -40,6 +40,7 @@ class Connected:
     receive_maximum: int | None = None
     packet_max_bytes: int | None = None
     session_expiry: int | None = None
+    qos_max: int | None = None
 
 
 @attrs.frozen

@@ -31,6 +31,7 @@ OTHER_VERSION: Final = {
     "5": "if it speaks MQTT 3.1.1 only, set MQTT_VERSION=3.1.1",
     "3.1.1": "if it speaks MQTT 5 only, set MQTT_VERSION=5",
 }
+TLS_PORT: Final = "if this is its port for TLS, write mqtts:// in MQTT_URL"
 _CREDENTIALS: Final = "look at it and MQTT_PASSWORD, or at user and password in MQTT_URL where they are not set"
 REFUSED_CONFIGURATION: Final = {
     0x84: ("MQTT_VERSION", ""),
@@ -106,8 +107,10 @@ class Connection:
                 except ConnectionLostError as error:
                     if isinstance(root(error), ssl.SSLError):
                         raise
-                    # Some do that to a version that they do not speak.
+                    # Some do that to a version that they do not speak; all do, to what is not TLS where it should be.
                     hint = OTHER_VERSION[self.codec.version]
+                    if not isinstance(self._stream, trio.SSLStream):
+                        hint = f"{TLS_PORT}; {hint}"
                     raise BrokerError(f"{error} instead of answering CONNECT: {hint}") from error
                 for event in events:
                     if isinstance(event, Connected):

@@ -229,6 +229,7 @@ def _connected(packet: mqtt5.ConnAckPacket) -> Connected:
         limit if limit != RECEIVE_MAXIMUM_DEFAULT else None,
         packet.max_packet_size,
         packet.session_expiry_interval,
+        int(packet.max_qos) if packet.max_qos != mqtt5.QoS.EXACTLY_ONCE else None,
     )
 
 

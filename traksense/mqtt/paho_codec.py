@@ -226,7 +226,7 @@ class PahoCodec:
     def _on_connect(
         self, _client: Any, _userdata: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        names = ("ServerKeepAlive", "ReceiveMaximum", "MaximumPacketSize", "SessionExpiryInterval")
+        names = ("ServerKeepAlive", "ReceiveMaximum", "MaximumPacketSize", "SessionExpiryInterval", "MaximumQoS")
         limits = (getattr(properties, name, None) for name in names)
         self._events.append(Connected(reason.value, str(reason), bool(flags.session_present), *limits))
 

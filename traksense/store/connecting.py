@@ -6,6 +6,7 @@ asyncio-flavored throughout.
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,7 +19,7 @@ from traksense.store.schema_version import check_schema
 from traksense.store.sqlstate import FOREIGN, UNUSABLE_URL, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from traksense.store.session_settings import ServiceConnection
     from traksense.urls import DatabaseUrl
@@ -77,6 +78,24 @@ async def connect(
     return connection
 
 
+@contextmanager
+def located(url: DatabaseUrl) -> Iterator[None]:
+    """Whatever a database fails with in the block says which database it is. Not for what `connect` raises.
+
+    Raises:
+        StoreError: It failed.
+    """
+    try:
+        yield
+    except (StoreError, *FOREIGN) as error:
+        raise named(url, translate(error)) from error
+
+
+def named(url: DatabaseUrl, error: StoreError) -> StoreError:
+    """The same error, of a database that is named."""
+    return type(error)(f"{url}: {error}", error.sqlstate)
+
+
 async def explain(error: BaseException, dsn: str) -> StoreError:
     """The traksense error for one from connecting; it is found out whether what answers there is a PostgreSQL."""
     translated = translate(error)
@@ -125,7 +144,7 @@ async def _told(error: BaseException, url: DatabaseUrl) -> TraksenseError:
     found = await explain(error, url.dsn.reveal())
     if found.sqlstate in UNUSABLE_URL or isinstance(error, asyncpg.ClientConfigurationError):
         return ConfigError([f"DATABASE_URL: {url}: {found}"])
-    return type(found)(f"{url}: {found}", found.sqlstate)
+    return named(url, found)
 
 
 async def _is_something_else(dsn: str) -> bool:

@@ -12,7 +12,7 @@ from trio_asyncio import aio_as_trio
 from traksense.errors import StoreError, StoreUnavailableError, TraksenseError
 from traksense.store import session_settings
 from traksense.store.asyncio_loop import open_asyncio_loop
-from traksense.store.connecting import connect
+from traksense.store.connecting import connect, named
 from traksense.store.sqlstate import translate
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ class DatabaseConnection:
             try:
                 return await _call(function, self._connection, *arguments, **options)
             except StoreError as error:
-                if not self._connection.is_closed():
-                    raise
-                raise StoreUnavailableError(f"{self._url}: {error}", error.sqlstate) from error
+                if self._connection.is_closed():
+                    raise StoreUnavailableError(f"{self._url}: {error}", error.sqlstate) from error
+                raise named(self._url, error) from error
 
 
 @asynccontextmanager

@@ -12,9 +12,13 @@ import os
 import re
 import socket
 import ssl
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LOST: Final = "the connection to the database was lost"
 SILENT: Final = "the database does not answer in time"
@@ -61,6 +65,18 @@ _BY_SQLSTATE: Final[dict[str, str]] = {
 }
 """By whole SQLSTATE first, then by its class."""
 
+WHILE_MIGRATING: Final[dict[str, str]] = {
+    "42": "the schema was changed by hand: undo that, or restore a backup",
+    "42501": "a privilege is missing: the owner of the schema has to migrate it; to create it, a role needs CREATE on "
+    "the database and on the schema public",
+}
+"""There the remedy cannot be to migrate."""
+
+_NO_CONNECT: Final = "this role may not use the database: GRANT CONNECT ON DATABASE … TO …, or correct DATABASE_URL"
+_CHECKS_CONNECT: Final = "CheckMyDatabase"
+"""The function of the server that looks at CONNECT, which has the same SQLSTATE and words as others. Source:
+PostgreSQL, src/backend/utils/init/postinit.c."""
+
 _WITHOUT_MESSAGE: Final = ("25006", "26000", "42P05", "55P03", "57014", "57P03", "TK002")
 """Nothing but these words: the server's message says no more, and one trouble may come with several of them."""
 
@@ -80,11 +96,19 @@ _LOST: Final = (
 _ERRNO: Final = re.compile(r"\[Errno (-?\d+)\]")
 
 
-def describe(error: BaseException) -> str:
-    """One line, without the data that the server quotes in DETAIL."""
+def describe(error: BaseException, instead: Mapping[str, str] = MappingProxyType({})) -> str:
+    """One line, without the data that the server quotes in DETAIL.
+
+    Args:
+        error: What the driver raised.
+        instead: Other words for some SQLSTATEs, or classes of them, for whoever does something else than the service.
+    """
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(error, asyncpg.PostgresError) and sqlstate:
-        words = _BY_SQLSTATE.get(sqlstate) or _BY_SQLSTATE.get(sqlstate[:2])
+        known = {**_BY_SQLSTATE, **instead}
+        words = known.get(sqlstate) or known.get(sqlstate[:2])
+        if getattr(error, "server_source_function", None) == _CHECKS_CONNECT and sqlstate == "42501":
+            words = _NO_CONNECT
         if words == LOST:
             return LOST
         message = "" if sqlstate in _WITHOUT_MESSAGE else _first_line(error)

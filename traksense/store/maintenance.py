@@ -178,10 +178,11 @@ def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]
         ConfigError: The URL cannot work.
         StoreError: The database is not there, or refuses, or has not that schema.
     """
+    url = DatabaseUrl(Secret(dsn))
 
     async def run() -> T:
         connection = await connecting.connect(
-            DatabaseUrl(Secret(dsn)),
+            url,
             application=application,
             settings=session_settings.wanted(STATEMENT_SECONDS, lock_timeout=0),
             connect_seconds=CONNECT_SECONDS,
@@ -189,7 +190,8 @@ def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]
             schema=schema,
         )
         try:
-            return await function(connection)
+            with connecting.located(url):
+                return await function(connection)
         finally:
             connection.terminate()
 
@@ -275,27 +277,28 @@ async def step(name: str, connection: Any, report: Report) -> AsyncIterator[None
         await connection.execute("SELECT traksense.end_step($1)", name)
 
 
-async def maintain(connection: Any, *, jobs: bool = False, at: Callable[[str], None] = lambda _text: None) -> Report:
+async def maintain(
+    connection: Any, report: Report, *, jobs: bool = False, at: Callable[[str], None] = lambda _text: None
+) -> None:
     """One round of everything, until all is done.
 
     Args:
         connection: The owner's.
+        report: Told what is done, as it is done.
         jobs: Whether to run TimescaleDB's jobs, for a server whose scheduler is switched off. The owner may.
         at: Told in words which step it is at, and how far that has got.
 
     asyncio-flavored.
     """
-    report = Report()
     if await migrate.read_engine(connection) == "timescaledb":
         for number, job in enumerate(_JOBS if jobs else (), 1):
             at(f"job {number} of {len(_JOBS)}: {job}")
             await call_when_free(connection, job)
             report.jobs += 1
-        return report
+        return
     maintainer = Maintainer(at)
     await maintainer.aggregate(connection, report)
     await maintainer.expire(connection, report)
-    return report
 
 
 async def call_when_free(connection: Any, statement: str) -> None:

@@ -17,7 +17,8 @@ import attrs
 from traksense.errors import SchemaNewerError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import roles as role_file
 from traksense.store import session_settings
-from traksense.store.connecting import connect
+from traksense.store.connecting import connect, named
+from traksense.store.fault_words import WHILE_MIGRATING
 from traksense.store.migration_lock import schema_exists, take_turn
 from traksense.store.schema_version import newer
 from traksense.store.sql_files import LATEST, migrations, roles_sql
@@ -127,8 +128,8 @@ async def migrate(
             )
             report = attrs.evolve(report, roles_missing=missing)
         await connection.close(timeout=CONNECT_SECONDS)
-    except FOREIGN as error:
-        raise _failed(error, url) from error
+    except (StoreError, *FOREIGN) as error:
+        raise named(url, _failed(error)) from error
     finally:
         # After close() this does nothing; it cannot block.
         connection.terminate()
@@ -146,18 +147,23 @@ async def _check_server(connection: Connection) -> None:
     version = connection.get_server_version()
     if version.major < SERVER_MINIMUM:
         raise StoreMisconfiguredError(
-            f"traksense needs PostgreSQL {SERVER_MINIMUM} or newer, this is {_server_version(connection)}"
+            f"this server is PostgreSQL {_server_version(connection)}, traksense needs {SERVER_MINIMUM} or newer: "
+            "upgrade it, or name another one in DATABASE_URL"
         )
     encoding = await connection.fetchval("SHOW server_encoding")
     if encoding != "UTF8":
-        raise StoreMisconfiguredError(f"traksense needs a UTF8 database, this one is {encoding}")
+        raise StoreMisconfiguredError(
+            f"this database has the encoding {encoding}, traksense needs UTF8: create another with CREATE DATABASE … "
+            "ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL"
+        )
     timescaledb = await connection.fetchval(
         "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'timescaledb'"
     )
     if timescaledb is not None and tuple(map(int, re.findall(r"\d+", timescaledb)[:3])) < TIMESCALEDB_MINIMUM:
         minimum = ".".join(map(str, TIMESCALEDB_MINIMUM))
         raise StoreMisconfiguredError(
-            f"traksense needs TimescaleDB {minimum} or newer, this database has {timescaledb}"
+            f"this database has TimescaleDB {timescaledb}, traksense needs {minimum} or newer: install that on the "
+            "server, then run ALTER EXTENSION timescaledb UPDATE in the database"
         )
 
 
@@ -279,8 +285,10 @@ def _server_version(connection: Connection) -> str:
     return str(connection.get_settings().server_version).split()[0]
 
 
-def _failed(error: Exception, url: DatabaseUrl) -> StoreError:
+def _failed(error: Exception) -> StoreError:
     """What would be a message's fault while ingesting is ours or the operator's here."""
-    found = translate(error)
+    if isinstance(error, StoreError):
+        return error
+    found = translate(error, WHILE_MIGRATING)
     kind = StoreUnavailableError if isinstance(found, StoreUnavailableError) else StoreMisconfiguredError
-    return kind(f"migrating {url}: {found}", found.sqlstate)
+    return kind(str(found), found.sqlstate)

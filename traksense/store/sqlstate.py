@@ -8,7 +8,8 @@ alone while the database takes other writes.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
@@ -23,6 +24,9 @@ from traksense.errors import (
     UnclassifiedStoreError,
 )
 from traksense.store.fault_words import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _WAIT: Final = StoreUnavailableError
 _OPERATOR: Final = StoreMisconfiguredError
@@ -100,11 +104,11 @@ _STALE_CACHE: Final = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSche
 """The schema changed under a prepared statement: asyncpg has dropped it, and the next try prepares it anew."""
 
 
-def translate(error: BaseException) -> StoreError:
-    """The traksense error for a foreign one; to be raised `from` it."""
+def translate(error: BaseException, instead: Mapping[str, str] = MappingProxyType({})) -> StoreError:
+    """The traksense error for a foreign one; to be raised `from` it. `instead` is that of `describe`."""
     if isinstance(error, StoreError):
         return error
-    text = describe(error)
+    text = describe(error, instead)
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(error, _STALE_CACHE):
         return StoreUnavailableError(text, sqlstate)

@@ -21,6 +21,10 @@ PUBLIC_TABLES: Final = ("cmd_ack", "device_event", "ingest_errors")
 
 _SEEN: Final = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
+    EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE nspname = 'traksense' AND relname = 'ingest_session') AS sessions,
+    (SELECT pg_get_userbyid(nspowner) FROM pg_namespace
+        WHERE nspname = 'traksense' AND NOT pg_has_role(nspowner, 'USAGE')) AS owner,
     (SELECT format('%I', nspname) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
         WHERE extname = 'timescaledb') AS timescaledb
 """
@@ -110,11 +114,21 @@ class Installed:
 
 
 async def look(connection: Any) -> Installed:
-    """What there is to take away. asyncio-flavored."""
+    """What there is to take away. asyncio-flavored.
+
+    Raises:
+        StoreMisconfiguredError: This role may not take it away.
+    """
     seen = await connection.fetchrow(_SEEN)
     if not seen["schema"]:
         return Installed(present=False, timescaledb=seen["timescaledb"])
-    alive = [tuple(row) for row in await connection.fetch(_ALIVE, IN_USE_SECONDS)]
+    if seen["owner"]:
+        raise StoreMisconfiguredError(
+            f"this role does not own the schema traksense: DATABASE_URL must be that of {seen['owner']}, or a "
+            "superuser's"
+        )
+    # What somebody has dropped by hand must not keep the rest.
+    alive = [tuple(row) for row in await connection.fetch(_ALIVE, IN_USE_SECONDS)] if seen["sessions"] else []
     return Installed(present=True, timescaledb=seen["timescaledb"], alive=alive)
 
 

@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from traksense import signals
+from traksense.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -26,9 +27,11 @@ class Interruption:
 
     Attributes:
         happened: Whether there was a signal.
+        remains: What a second signal leaves behind, and how to remove that; empty if nothing.
     """
 
     happened: bool = False
+    remains: str = ""
     _guarded: trio.CancelScope | None = None
 
     @contextmanager
@@ -63,6 +66,9 @@ async def run_interruptible(body: Callable[[Interruption], Awaitable[None]]) -> 
                 pass
             with suppress(OSError):  # the terminal is gone
                 sys.stdout.flush()
+            with suppress(OSError):
+                if interruption.remains:
+                    say(f"traksense: {interruption.remains}", to=sys.stderr, flush=True)
             os._exit(INTERRUPTED)
 
     failure: BaseException | None = None

@@ -41,9 +41,15 @@ CHECKPOINT_EVERY: Final = 32
 
 RECONNECT_INITIAL_SECONDS: Final = 0.1
 RECONNECT_MAXIMUM_SECONDS: Final = 5.0
+QOS_0_ONLY: Final = "the broker takes QoS 0 only, which confirms nothing: allow QoS 1 there (Mosquitto: max_qos)"
+
 STABLE_SECONDS: Final = 10.0
 """A connection that held this long was a success, as is one on which a message was settled: the next backoff starts
 small again."""
+
+
+class _QosRefusedError(BrokerError):
+    """What waits cannot be published to this broker."""
 
 
 class Publisher:
@@ -69,6 +75,7 @@ class Publisher:
         self._connection: Connection | None = None
         self._codec: CountingCodec | None = None
         self._link: Link | None = None
+        self._qos_max: int | None = None
         self._changed = trio.Event()
         self._first = trio.Event()
         self._reading = trio.CancelScope()
@@ -97,6 +104,7 @@ class Publisher:
         waits, and at every 32nd message.
 
         Raises:
+            BrokerError: The broker takes QoS 0 only.
             ValueError: The topic is empty or has a wildcard, or `qos` is neither 0 nor 1.
 
         Cancellation: a message is taken over entirely or not at all.
@@ -110,6 +118,8 @@ class Publisher:
         if qos == 0:
             await self._publish_at_most_once(message)
             return
+        if self._qos_max == 0:
+            raise BrokerError(QOS_0_ONLY)
         while not self._outbox.has_room(len(payload)):
             await self._changed.wait()
         self._outbox.add(message)
@@ -169,7 +179,7 @@ class Publisher:
             started, settled = trio.current_time(), self._settled
             try:
                 await self._run_connection()
-            except SessionTakenOverError:
+            except (SessionTakenOverError, _QosRefusedError):
                 raise
             except BrokerError as error:
                 if not self._first.is_set():
@@ -225,6 +235,10 @@ class Publisher:
         def send(message: Outgoing) -> int:
             return codec.publish(message.topic, message.payload, qos=1, retain=message.retain)
 
+        self._qos_max = connected.qos_max
+        if self._qos_max == 0 and self.unconfirmed:
+            # Published before, to another broker at this address: for ever is too long to wait for it.
+            raise _QosRefusedError(QOS_0_ONLY)
         self._link = Link(send, connected.receive_maximum, connected.packet_max_bytes)
         self._connection, self._codec, self.fault = connection, codec, None
         self._outbox.connected(self._link)

@@ -111,8 +111,8 @@ class _Run:
 
     @property
     def complete(self) -> bool:
-        """Whether the broker has all that it could take."""
-        refused = self.tally.refused.total() - self.tally.refused[PACKET_TOO_LARGE]
+        """Whether the broker has all but what is meant to be too large for it."""
+        refused = self.tally.refused.total() - self.tally.oversize
         return not refused and (self.qos == 0 or not self.tally.unconfirmed)
 
     def announcement(self) -> str:

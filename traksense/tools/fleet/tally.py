@@ -37,6 +37,7 @@ class Tally:
         published_points: The points in them, also those that nobody should store twice.
         confirmed: Messages that the broker has.
         refused: Messages that it does not take, by the reason code of their PUBACK.
+        oversize: Those of them that are meant to be larger than anybody takes.
         telemetry: Confirmed telemetry by format: each point is one row, somewhere.
         events, acknowledgements: Confirmed, each a row.
         bad: Confirmed messages with a fault, each a dead letter.
@@ -48,6 +49,7 @@ class Tally:
     published_points: int = 0
     confirmed: int = 0
     refused: Counter[int] = attrs.field(factory=Counter)
+    oversize: int = 0
     telemetry: dict[Format, Count] = attrs.field(factory=dict)
     events: int = 0
     acknowledgements: int = 0
@@ -77,9 +79,10 @@ class Tally:
             if publication.late:
                 self.late.add(publication.points)
 
-    def refuse(self, _publication: Publication, reason: int) -> None:
+    def refuse(self, publication: Publication, reason: int) -> None:
         """The broker does not take it."""
         self.refused[reason] += 1
+        self.oversize += publication.fault is Fault.OVERSIZE
 
     @property
     def unconfirmed(self) -> int:

@@ -141,6 +141,8 @@ class _Run:
             if target is None:
                 self._not_run("see connectivity")
                 return
+            left = " and ".join(target.tenants)
+            self.interruption.remains = f"not cleaned up; remains: {left}: {cleanup.by_hand(target)}"
             try:
                 with self.interruption.guard():
                     if self.settings.provisioning == "strict":
@@ -163,7 +165,6 @@ class _Run:
                     with trio.move_on_after(CLEANUP_SECONDS, shield=True) as scope:
                         await cleanup.clean_up(target, result)
                     if scope.cancelled_caught:
-                        left = " and ".join(target.tenants)
                         late = f"not done within {CLEANUP_SECONDS:.0f} s; remains: {left}"
                         result.add("fail", "Clean-up", late, next_step=cleanup.by_hand(target))
 
