@@ -98,8 +98,8 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
 
 def _is_expected(error: BaseException) -> bool:
     """Whether it is nobody's mistake in the code; a full disk is met in a file or in our own output."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or isinstance(error, TraksenseError | BrokenPipeError | KeyboardInterrupt)
+    scarce = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+    return scarce or isinstance(error, TraksenseError | BrokenPipeError | KeyboardInterrupt)
 
 
 def _ended(error: BaseException, command: str) -> int:
@@ -109,7 +109,9 @@ def _ended(error: BaseException, command: str) -> int:
         # Whoever read our output has seen enough (`| head`).
         return FAILED
     if isinstance(error, OSError):
-        say(f"traksense: {error.strerror}: {error.filename or 'standard output'}", to=sys.stderr)
+        descriptors = error.errno in (errno.EMFILE, errno.ENFILE)
+        where = "raise the limit (ulimit -n)" if descriptors else error.filename or "standard output"
+        say(f"traksense: {error.strerror}: {where}", to=sys.stderr)
         return FAILED
     return report(error, command)
 

@@ -13,7 +13,8 @@ import trio
 from tests.acceptance.service_bench import query
 from tests.command_line import argv, environment, run_command
 from tests.patience import HANG_SECONDS
-from traksense.tools.stack import free_port, open_service
+from traksense.tools.simulate import DRAIN_SECONDS
+from traksense.tools.stack import BrokerOptions, free_port, open_service
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,6 +172,39 @@ async def test_simulate_unconfirmed_messages_are_a_failure(own_broker: OwnBroker
 
     assert 1 == status
     assert "never confirmed" in said.decode()
+
+
+async def test_simulate_one_signal_ends_the_waiting(own_broker: OwnBroker) -> None:
+    """When all is published it waits for the broker alone, and that is what Ctrl-C ends then."""
+    # Over QoS 1 it ends each connection, and MQTT 3.1.1 has no way to say so.
+    broker = own_broker(options=BrokerOptions(extra_config=("max_qos 0",)))
+    with trio.fail_after(DRAIN_SECONDS / 2):
+        process = await trio.lowlevel.open_process(
+            argv("simulate", "--messages", "5", "--rate", "0"),
+            env=environment({"MQTT_URL": broker.url, "MQTT_VERSION": "3.1.1"}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for _ in range(3):
+            await read_until(process, b"publisher_connection_lost")
+        process.send_signal(signal.SIGINT)
+        said = await read_until(process, None)
+        status = await process.wait()
+
+    assert (1, True) == (status, b"5 never confirmed" in said)
+
+
+async def test_simulate_says_what_the_broker_does_not_take(own_broker: OwnBroker) -> None:
+    """Too large messages that are not meant to be so, and a broker that confirms nothing."""
+    narrow = own_broker(options=BrokerOptions(max_packet_bytes=3_000))
+    outcome = await run_command(
+        {"MQTT_URL": narrow.url}, "simulate", "--messages", "5", "--points", "500", "--format", "v1"
+    )
+    assert (1, True) == (outcome.status, " not sent: larger than the broker's Maximum Packet Size" in outcome.text)
+    silent = own_broker(options=BrokerOptions(extra_config=("max_qos 0",)))
+    outcome = await run_command({"MQTT_URL": silent.url}, "simulate")
+    assert (1, 1) == (outcome.status, outcome.stderr.count("\n"))
+    assert outcome.stderr.startswith(f"traksense: {silent.url}: the broker takes QoS 0 only")
 
 
 async def read_until(process: trio.Process, words: bytes | None) -> bytes:

@@ -115,6 +115,11 @@ def test_main_runs_the_service_by_default(monkeypatch: pytest.MonkeyPatch) -> No
         (KeyboardInterrupt(), 130, []),
         (ExceptionGroup("", [ExceptionGroup("", [BrokenPipeError()])]), 1, []),
         (OSError(errno.ENOSPC, "No space left on device"), 1, ["traksense: No space left on device: standard output"]),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            1,
+            ["traksense: Too many open files: raise the limit (ulimit -n)"],
+        ),
         (ExceptionGroup("", [OSError(errno.EDQUOT, "Quota exceeded", "/a")]), 1, ["traksense: Quota exceeded: /a"]),
         (BaseExceptionGroup("", [KeyboardInterrupt(), BrokerError("x")]), 130, ["traksense: x"]),
     ],

@@ -6,6 +6,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from traksense.cli import leaves
 from traksense.config import note_of_default_broker
 from traksense.errors import BrokerError, BrokerRefusedError, ConfigError
 
@@ -25,7 +26,17 @@ def told(broker: Broker) -> Iterator[None]:
     """
     try:
         yield
-    except BrokerRefusedError as error:
-        raise ConfigError([f"{error.variable}: {error}"]) from error
+    except BaseExceptionGroup as group:
+        # Of a nursery in the block.
+        errors = list(leaves(group))
+        if not all(isinstance(error, BrokerError) for error in errors):
+            raise
+        raise _located(errors[0], broker) from group
     except BrokerError as error:
-        raise type(error)(f"{broker}: {error}{note_of_default_broker(os.environ)}") from error
+        raise _located(error, broker) from error
+
+
+def _located(error: BaseException, broker: Broker) -> BaseException:
+    if isinstance(error, BrokerRefusedError):
+        return ConfigError([f"{error.variable}: {error}"])
+    return type(error)(f"{broker}: {error}{note_of_default_broker(os.environ)}")

@@ -92,13 +92,14 @@ class _Run:
         fleet = Fleet(self.options)
         begun = trio.current_time()
         async with trio.open_nursery() as nursery:
-            playing, draining = trio.CancelScope(), trio.CancelScope()
-            nursery.start_soon(_cancel_on_signals, signals, (playing, draining))
+            stages = [playing := trio.CancelScope(), draining := trio.CancelScope()]
+            nursery.start_soon(_cancel_on_signals, signals, stages)
             with progress:
                 progress.at(self._so_far)
                 with playing:
                     await play(fleet, self.publisher, self.tally, limits=limits, qos=self.qos)
                 self.seconds = trio.current_time() - begun
+                stages[:] = [draining] if playing in stages else stages
                 draining.deadline = trio.current_time() + DRAIN_SECONDS
                 with draining:
                     await self.publisher.drain()
@@ -220,10 +221,10 @@ def _options(arguments: argparse.Namespace) -> FleetOptions:
     )
 
 
-async def _cancel_on_signals(signals: AsyncIterator[int], scopes: tuple[trio.CancelScope, ...]) -> None:
-    for scope in scopes:
-        await anext(signals)
-        scope.cancel()
+async def _cancel_on_signals(signals: AsyncIterator[int], stages: list[trio.CancelScope]) -> None:
+    async for _ in signals:
+        if stages:
+            stages.pop(0).cancel()
 
 
 def _line(what: str, messages: int, points: int | None = None, details: str = "") -> str:
