@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from traksense import __version__, config, log, signals
-from traksense.errors import ConfigError, StoreUnavailableError, TraksenseError
+from traksense.errors import ConfigError, StoreUnavailableError, TraksenseError, leaves
 from traksense.files import read_text
 from traksense.names import printable
 from traksense.terminal import replace_closed, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from _typeshed import SupportsWrite
 
@@ -152,15 +152,6 @@ def _cannot_enter(error: BaseException) -> bool:
     if sqlstate is None:
         return isinstance(refused, StoreUnavailableError)
     return sqlstate[:2] in ("08", "28", "3D")
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions in a group of groups, or the one that is none."""
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from leaves(part)
-    else:
-        yield error
 
 
 def load_settings(read: Callable[[Mapping[str, str]], config.Settings] = config.load) -> config.Settings:

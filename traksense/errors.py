@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from traksense.model import Reason, Rejection
 
@@ -117,3 +117,12 @@ class DeliveriesRefusedError(StoreError):
     def __init__(self, rejections: Mapping[int, Rejection]) -> None:
         self.rejections = rejections
         super().__init__(f"{len(rejections)} deliveries refused")
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group of groups, or the one that is none."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from leaves(part)
+    else:
+        yield error

@@ -6,9 +6,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from traksense.cli import leaves
 from traksense.config import note_of_default_broker
-from traksense.errors import BrokerError, BrokerRefusedError, ConfigError
+from traksense.errors import BrokerError, BrokerRefusedError, ConfigError, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
