@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from traksense.errors import ConfigError
 from traksense.store.dead_letters import Letter, Selection, Summary
 from traksense.terminal import WHOLE, Screen
 from traksense.tools.dlq import text
@@ -71,6 +72,15 @@ def test_selection_is_open_unless_named(argv: list[str], expected: Selection) ->
     add_filters(parser)
 
     assert expected == selection(parser.parse_args(argv))
+
+
+def test_selection_that_nothing_can_be_in() -> None:
+    """Until before since is a slip: an empty list would hide it."""
+    parser = argparse.ArgumentParser()
+    add_filters(parser)
+
+    with pytest.raises(ConfigError, match="--until must be later than --since"):
+        selection(parser.parse_args(["--since", "2h", "--until", "1d"]))
 
 
 def test_table_escapes_what_would_act_on_a_terminal() -> None:

@@ -48,9 +48,15 @@ def add_ids(parser: argparse.ArgumentParser) -> None:
 
 
 def selection(arguments: argparse.Namespace, *, limit: int | None = None) -> Selection:
-    """The selection that the arguments describe; `limit` is the default."""
+    """The selection that the arguments describe; `limit` is the default.
+
+    Raises:
+        ConfigError: Nothing can be in it.
+    """
     from traksense.store.dead_letters import Selection
 
+    if arguments.since and arguments.until and arguments.until <= arguments.since:
+        raise ConfigError(["dlq: --until must be later than --since"])
     ids: list[int] = getattr(arguments, "ids", [])
     return Selection(
         ids=tuple(ids) or None,
