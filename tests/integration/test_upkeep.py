@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ import trio
 import trio.testing
 from trio_asyncio import aio_as_trio
 
+from tests.command_line import argv, environment
+from tests.patience import HANG_SECONDS
 from traksense.config import load
 from traksense.ingest.clock import ClockWatch
 from traksense.ingest.health import Health
@@ -116,6 +120,30 @@ def test_step_that_fails_keeps_no_other_from_being_done(migrated: Database) -> N
     upkeep, reason, ready = trio.run(after_a_round, migrated)
     assert (None, True) == (reason, ready)
     assert 0 == migrated.value("SELECT count(*) FROM traksense.dirty")
+
+
+async def test_maintain_interrupted_says_what_it_has_done(migrated: Database) -> None:
+    """Ctrl-C while one of its steps waits for somebody's lock: what came before is done."""
+    if migrated.server.timescaledb:
+        pytest.skip("the scheduler's jobs aggregate")
+    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'ingest_errors'::regclass AND NOT granted)"
+    migrated.add_series("acme", "device", "point")
+    migrated.run("SELECT traksense.ensure_partitions(now(), now())", MARK)
+    with psycopg.connect(migrated.dsn) as holder, trio.fail_after(HANG_SECONDS):
+        holder.execute("LOCK TABLE ingest_errors")
+        process = await trio.lowlevel.open_process(
+            argv("maintain"), env=environment({"DATABASE_URL": migrated.dsn}), stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None  # it is a pipe
+        while not migrated.value(waits):
+            await trio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said = b"".join([piece async for piece in process.stderr])
+        status = await process.wait()
+
+    done = "aggregated 1 time range, dropped 0 partitions, deleted 0 rows"
+    told = f"traksense: {done}; stopped before the end: repeat the command for the rest\n"
+    assert (130, told) == (status, said.decode())
 
 
 def test_step_that_goes_on_failing_is_logged_once(migrated: Database, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 from traksense.terminal import counted, say
@@ -52,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
             )
     except (KeyboardInterrupt, TraksenseError):
         if report.marks or report.dropped or report.purged or report.jobs:
-            say(f"not finished; so far: {done()}; the next round goes on from there", hanging=2)
+            say(f"traksense: {done()}; stopped before the end: repeat the command for the rest", to=sys.stderr)
         raise
     say(done(), hanging=2)
     for name, error in report.failed.items():
