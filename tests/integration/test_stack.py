@@ -41,6 +41,7 @@ from traksense.tools.stack import (
     parse_metrics,
     postgres,
     postgres_programs,
+    processes,
     servers,
     system_bindirs,
 )
@@ -264,6 +265,13 @@ async def test_child_stop_cancelled_leaves_no_process(tmp_path: Path) -> None:
         await child.stop()
 
     assert -signal.SIGKILL == child.status
+
+
+def test_a_program_that_ends_by_itself_does_not_hear_ctrl_c() -> None:
+    """Nor that the terminal is closed: what either ended would be told as a failure of the program."""
+    done = processes.run_to_end([sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"])
+
+    assert "True\n" == done.stdout
 
 
 def test_child_has_its_own_session(tmp_path: Path) -> None:

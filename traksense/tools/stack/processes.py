@@ -177,7 +177,10 @@ def run_to_end(
     cwd: Path | None = None,
     identity: Identity | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program that ends by itself; one that cannot be started has status 127, as in a shell."""
+    """Run a program that ends by itself; one that cannot be started has status 127, as in a shell.
+
+    In a session of its own, as a `Child`: what Ctrl-C reaches would look as if it had failed.
+    """
     try:
         return subprocess.run(  # noqa: S603  (our own command, no shell)
             argv,
@@ -188,6 +191,7 @@ def run_to_end(
             encoding="utf-8",
             errors="replace",
             check=False,
+            start_new_session=True,
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
