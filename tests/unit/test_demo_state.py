@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from traksense.cli import main
 from traksense.commands import demo
 from traksense.errors import ConfigError, TraksenseError
 from traksense.metrics import LATENCY_BUCKETS, Histogram
@@ -228,12 +229,27 @@ def test_place_needs_an_earlier_demo_for_psql(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_place_unwritable_is_one_clear_line(tmp_path: Path) -> None:
-    """A directory that cannot be made is said in one line, with a way out."""
+@pytest.mark.parametrize("command", [["demo"], ["prove"], ["bench"], ["bench", "--plots"]])
+def test_a_directory_that_cannot_be_made_is_one_clear_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a way out, before anything is started; so is a path from a current directory that is gone."""
     (tmp_path / "file").write_text("")
+    option = "--plots" if "--plots" in command else "--directory"
+    asked = [*command, *([] if command[-1] == option else [option])]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
 
-    with pytest.raises(TraksenseError, match="take another --directory"):
-        Place(tmp_path / "file" / "below")
+    assert 1 == main([*asked, str(tmp_path / "file" / "below")])
+    here.rmdir()
+    assert 1 == main([*asked, "place"])
+
+    assert (
+        f"traksense: cannot make {tmp_path}/file/below: Not a directory; take another {option}\n"
+        "traksense: the current directory has been removed: change to another, or give "
+        f"{option} as a path that begins with /\n"
+    ) == capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,12 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.tools.bench.run import run
     from traksense.tools.bench.run import say as say_aside
     from traksense.tools.interrupt import INTERRUPTED, run_interruptible
+    from traksense.tools.places import make_directory
 
     plan = _plan(arguments)
+    if arguments.plots is not None:
+        # Now, rather than after all the measuring.
+        arguments.plots = make_directory(arguments.plots, "--plots")
     found = []
 
     async def measure(_interruption: Interruption) -> None:

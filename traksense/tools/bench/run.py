@@ -24,6 +24,7 @@ from traksense.tools.bench.readings import machine
 from traksense.tools.bench.results import Key, Results
 from traksense.tools.bench.stage import Contender, Stage, open_stage, own_checkout
 from traksense.tools.bench.targets import ONE, TEN
+from traksense.tools.places import make_directory
 from traksense.tools.stack import find_mosquitto
 from traksense.tools.stack.processes import run_to_end
 
@@ -260,8 +261,7 @@ def _reasons(error: BaseException) -> list[str]:
 def _directory(wanted: Path | None) -> Iterator[Path]:
     """The directory asked for, or a temporary one, passable for the database's user and removed afterwards."""
     if wanted is not None:
-        wanted.mkdir(parents=True, exist_ok=True)
-        yield wanted.absolute()
+        yield make_directory(wanted)
         return
     directory = Path(tempfile.mkdtemp(prefix="traksense-bench-"))
     directory.chmod(0o711)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from traksense.errors import ConfigError, TraksenseError
+from traksense.tools.places import absolute, make_directory
 from traksense.tools.stack import embedded_bindir, free_port
 from traksense.urls import PORT_MAX
 
@@ -46,7 +47,7 @@ class Place:
     """
 
     def __init__(self, directory: Path, *, make: bool = True) -> None:
-        self.directory = directory.absolute()
+        self.directory = absolute(directory)
         if not str(self.directory).isprintable():
             # Brokers and databases read it from their configuration, in lines of UTF-8.
             raise TraksenseError(f"{str(self.directory)!r} has characters that do not show: take another --directory")
@@ -55,10 +56,7 @@ class Place:
             raise TraksenseError(
                 f"no demo has been in {self.directory}: run `traksense demo` first, or name its --directory"
             )
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TraksenseError(f"cannot make {self.directory}: {error.strerror}; take another --directory") from error
+        make_directory(self.directory)
 
     @property
     def broker(self) -> Path:

@@ -16,6 +16,7 @@ import trio
 
 from traksense.terminal import Screen, say
 from traksense.tools.interrupt import INTERRUPTED, run_interruptible
+from traksense.tools.places import make_directory
 from traksense.tools.prove.report import open_progress, table
 from traksense.tools.prove.results import Total, result
 from traksense.tools.prove.run import Options, Run
@@ -138,10 +139,11 @@ def _directory(wanted: Path | None) -> Iterator[_Place]:
     """The directory asked for, or a temporary one that vanishes unless it is kept.
 
     Raises:
-        StackError: The directory asked for is not empty: servers of an earlier session would be taken up again.
+        TraksenseError: The directory asked for cannot be used, or is not empty: servers of an earlier session would be
+            taken up again.
     """
     if wanted is not None:
-        wanted.mkdir(parents=True, exist_ok=True)
+        wanted = make_directory(wanted)
         if any(wanted.iterdir()):
             raise StackError(f"{wanted} is not empty: take another --directory")
         yield _Place(wanted, keep=True)
