@@ -345,13 +345,18 @@ async def test_pooler_that_drops_what_we_ask_for_weakens_nothing(careless_pooler
 
 
 async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler: str) -> None:
-    """At the start, with one sentence: no message becomes a dead letter of it."""
+    """At the start, with one sentence: no message becomes a dead letter of it, and no other application that goes through
+    this pooler is given a session with our settings.
+    """
     with (
         trio.fail_after(HANG_SECONDS),
         pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="pool_mode to session"), flatten_subgroups=True),
     ):
         async with store_with(Health(["database"], ["maintenance"]), DATABASE_URL=changing_pooler) as store:
             await store.write([point(1)])
+
+    with psycopg.connect(changing_pooler, autocommit=True) as other:
+        assert ('"$user", public',) == other.execute("SHOW search_path").fetchone()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ asyncio-flavored throughout. Sources: PostgreSQL 18 documentation, chapter 19; P
 from __future__ import annotations
 
 import secrets
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -21,7 +21,7 @@ from traksense.errors import ServerUnfitError, StoreMisconfiguredError
 from traksense.store.fault_words import POOLER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
 _FIXED: Final = {
     # No default of a role or a database may weaken what a PUBACK promises.
@@ -172,11 +172,11 @@ async def prepare(connection: ServiceConnection, settings: Mapping[str, str]) ->
     """
     connection.marker = secrets.token_hex(8)
     told = {**settings, _MARKER: connection.marker}
-    with _noticing_poolers():
+    async with _noticing_poolers(connection):
         accepted = await connection.fetch(_SET, list(told), list(told.values()))
         found = await connection.fetch(_READ, list(told))
-    if (_MARKER, connection.marker) not in {tuple(row) for row in found}:
-        raise ServerUnfitError(POOLER)
+        if (_MARKER, connection.marker) not in {tuple(row) for row in found}:
+            raise ServerUnfitError(POOLER)
     if lost := sorted(name for (name, value), (_, kept) in zip(accepted, found, strict=True) if value != kept):
         raise StoreMisconfiguredError(f"the server does not keep {', '.join(lost)} of a session as it was set")
 
@@ -185,7 +185,8 @@ async def end_pooled(connection: Any) -> None:
     """End the session at the server, if a pooler would keep it for whoever comes next.
 
     What a session has from `ALTER DATABASE` or `ALTER ROLE`, such as that it only reads, it has for as long as it
-    lives, and so has each client of the pooler that gets it (PgBouncer keeps one for an hour). PgBouncer shows itself
+    lives, and so has each client of the pooler that gets it (PgBouncer keeps one for an hour); in transaction mode, all
+    that we have told it as well. PgBouncer shows itself
     by the number of the server's process, in whose place it gives a key of its own.
     """
     # However it ends, which the driver has many words for, the connection is not used again.
@@ -210,16 +211,21 @@ async def check_pooler(first: ServiceConnection, second: ServiceConnection) -> N
     Raises:
         ServerUnfitError: What one was told, the other one says.
     """
-    with _noticing_poolers():
+    async with _noticing_poolers(first, second):
         for connection in (first, second, first):
             if await connection.fetchval(_READ_MARKER) != connection.marker:
                 raise ServerUnfitError(POOLER)
 
 
-@contextmanager
-def _noticing_poolers() -> Iterator[None]:
-    """A prepared statement that has gone, or is there already, is of another server process."""
+@asynccontextmanager
+async def _noticing_poolers(*connections: ServiceConnection) -> AsyncIterator[None]:
+    """A prepared statement that has gone, or is there already, is of another server process.
+
+    What sessions have been told by then, the pooler's other clients would be given with them.
+    """
     try:
         yield
-    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+    except (ServerUnfitError, asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+        for connection in connections:
+            await end_pooled(connection)
         raise ServerUnfitError(POOLER) from error
