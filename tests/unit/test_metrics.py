@@ -118,16 +118,17 @@ def test_readiness_is_as_the_manual_shows_it() -> None:
     assert {*CONDITIONS, *INFORMING} == set(document["conditions"])
 
 
-def test_endpoint_address_in_use_is_a_wrong_configuration() -> None:
-    """A port that is taken is named with its variable."""
+def test_endpoint_address_that_is_not_to_be_had_is_a_wrong_configuration() -> None:
+    """With the variable that is wrong: the port if it is taken, else the host."""
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        try:
+        with pytest.raises(ConfigError) as taken:
             listen("127.0.0.1", port)
-        except ConfigError as error:
-            assert [f"METRICS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"] == list(error.faults)  # noqa: PT017
-        else:
-            raise AssertionError("two listeners on one port")
+    with pytest.raises(ConfigError) as unknown:
+        listen("nowhere.invalid", port)
+
+    assert f"METRICS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use" == str(taken.value)
+    assert str(unknown.value).startswith(f"METRICS_HOST: cannot listen on nowhere.invalid:{port}: ")
 
 
 def record(**extra: object) -> logging.LogRecord:

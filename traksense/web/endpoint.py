@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +40,9 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         listener.close()
         reason = (isinstance(error, OSError) and error.strerror) or "no such address"
-        raise ConfigError([f"METRICS_PORT: cannot listen on {host}:{port}: {reason}"]) from error
+        taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        variable = "METRICS_PORT" if taken else "METRICS_HOST"
+        raise ConfigError([f"{variable}: cannot listen on {host}:{port}: {reason}"]) from error
     listener.setblocking(False)
     return listener
 
