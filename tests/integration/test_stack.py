@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import ssl
@@ -603,6 +604,26 @@ def test_postgres_starts_although_another_process_has_the_old_number(
         server.start_sync()
 
         assert 1 == fetch(server.dsn, "SELECT 1")
+
+
+def test_postgres_leaves_a_cluster_alone_that_another_run_is_making(
+    stack_directory: Path, unique: Callable[[str], str]
+) -> None:
+    """It would take away what the other one's initdb has written so far."""
+    directory = stack_directory / unique("making")
+    begun = directory / "cluster.new" / "begun"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    other = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        with pytest.raises(StackError, match=f"another run is starting in {directory}: stop it, or take another"):
+            PostgresProcess(directory).start_sync()
+    finally:
+        os.close(other)
+
+    assert begun.exists()
 
 
 def test_postgres_refuses_a_directory_in_use(own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import os
 import secrets
@@ -39,7 +40,7 @@ from traksense.tools.stack.servers import Server
 from traksense.tools.stack.unprivileged import make_base, owner_or_unprivileged, reachable_directory, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 SUPERUSER: Final = "postgres"
 _STOP_SECONDS: Final = 60.0
@@ -145,8 +146,9 @@ class PostgresProcess(Server):
     def _prepare(self) -> None:
         make_base(self.directory, self._identity)
         self.bindir = executable_bindir(self.bindir, self._identity, self.directory, self.version)
-        if not (self._cluster / "PG_VERSION").exists():
-            self._initdb()
+        with _turn(self.directory):
+            if not (self._cluster / "PG_VERSION").exists():
+                self._initdb()
         check_same_major(self._cluster, self.version, self.bindir)
         try:
             self._password = self._password_file.read_text(encoding="ascii").strip()
@@ -269,6 +271,23 @@ class PostgresProcess(Server):
                         os.kill(orphan, signal.SIGKILL)
             time.sleep(POLL_SECONDS)
         pid_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Meanwhile no other run makes a cluster there; a crash leaves no lock.
+
+    Raises:
+        StackError: Another run does.
+    """
+    place = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StackError(f"another run is starting in {directory}: stop it, or take another directory") from None
+    finally:
+        os.close(place)
 
 
 @contextlib.asynccontextmanager
