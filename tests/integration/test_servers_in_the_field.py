@@ -345,8 +345,8 @@ async def test_pooler_that_drops_what_we_ask_for_weakens_nothing(careless_pooler
 
 
 async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler: str) -> None:
-    """At the start, with one sentence: no message becomes a dead letter of it, and no other application that goes through
-    this pooler is given a session with our settings.
+    """At the start, with one sentence: no message becomes a dead letter of it, and no other application that uses this
+    pooler is given a session with our settings.
     """
     with (
         trio.fail_after(HANG_SECONDS),
