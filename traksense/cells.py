@@ -47,8 +47,8 @@ def width(text: str) -> int:
 
 
 def _cells(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me"):
-        return 0
+    if unicodedata.category(character) in ("Mn", "Me") or "\u1160" <= character <= "\u11ff":
+        return 0  # of a Hangul syllable in pieces, the first takes the cells of all
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
@@ -139,7 +139,9 @@ def table(
             text = row[place] if room is None else cut(row[place], size, mark, ends=column.ends)
             pad = " " * (size - width(text))
             cells.append(pad + text if column.right and (number or not column.heading) else text + pad)
-        yield GAP.join(cells).rstrip()
+        line = GAP.join(cells).rstrip()
+        # Where not even the least fits, the columns to the right are cut off: a wrapped table is none.
+        yield line if room is None else cut(line, room, mark)
 
 
 def _fitted(

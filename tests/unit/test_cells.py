@@ -12,7 +12,7 @@ NAMES = st.text(st.characters(categories=["L", "Mn", "N", "P", "S"]), max_size=1
 
 
 @pytest.mark.parametrize(
-    ("text", "cells"), [("abc", 3), ("圧力計", 6), ("e\u0301", 1), ("ﾎﾟﾝ", 3), ("ＡＢ", 4), ("°C", 2), ("", 0)]
+    ("text", "cells"), [("abc", 3), ("圧力計", 6), ("e\u0301", 1), ("ﾎﾟﾝ", 3), ("한", 2), ("\u1112\u1161\u11ab", 2), ("ＡＢ", 4), ("°C", 2), ("", 0)]
 )
 def test_width_counts_cells(text: str, cells: int) -> None:
     """Two for what is wide, none for what is combined with the character before it."""
@@ -64,6 +64,18 @@ def test_table_leaves_out_what_it_may_before_it_cuts_more() -> None:
     assert ["ID", "NAME", "WHEN", "WHO"] == headings(40)
     assert ["ID", "NAME", "WHEN"] == headings(30)
     assert ["ID", "NAME"] == headings(20)
+
+
+@given(st.integers(1, 40))
+def test_table_is_cut_off_where_not_even_the_least_fits(room: int) -> None:
+    """On the narrowest of terminals: a line is one line, and what is cut off is marked."""
+    columns = (Column("ID"), Column("LAST_TS"), Column("REASON"), Column("TOPIC", least=40, ends=True))
+    row = ("7", "2026-11-29T03:01:45Z", "timestamp_out_of_window", "traksense/acme/factory/press-1/telem")
+    heading, line = table(columns, [row], room)
+
+    assert width(heading) <= room
+    assert width(line) == room
+    assert line.endswith("…")
 
 
 def test_table_in_a_pipe_is_whole_and_not_padded_by_one_long_name() -> None:

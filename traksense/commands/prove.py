@@ -117,7 +117,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.list_faults:
         width = max(map(len, CATALOGUE))
         for fault in CATALOGUE.values():
-            say(f"{fault.name:<{width}}  {fault.summary}")
+            say(f"{fault.name:<{width}}  {fault.summary}", hanging=width + 2)
         return DONE
     faults = REVEALING.get(arguments.breakage, tuple(CATALOGUE))
     if arguments.faults is not None:

@@ -72,9 +72,9 @@ class Verdict:
             lines.append("  It adds up: nothing is lost, nothing is stored twice.")
         else:
             lines += [
-                "  It does not add up: see the lines marked DIFFERENT, and what was never confirmed.",
-                "  What you deleted of the simulated devices, or sent in their name, is a difference too; so is a bad",
-                "  message of your own.",
+                "  It does not add up: see the lines marked DIFFERENT, and what was never",
+                "  confirmed. What you deleted of the simulated devices, or sent in their name, is",
+                "  a difference too; so is a bad message of your own.",
             ]
         return "\n".join(lines)
 
