@@ -12,7 +12,18 @@ NAMES = st.text(st.characters(categories=["L", "Mn", "N", "P", "S"]), max_size=1
 
 
 @pytest.mark.parametrize(
-    ("text", "cells"), [("abc", 3), ("圧力計", 6), ("e\u0301", 1), ("ﾎﾟﾝ", 3), ("한", 2), ("\u1112\u1161\u11ab", 2), ("ＡＢ", 4), ("°C", 2), ("", 0)]
+    ("text", "cells"),
+    [
+        ("abc", 3),
+        ("圧力計", 6),
+        ("e\u0301", 1),
+        ("ﾎﾟﾝ", 3),
+        ("한", 2),
+        ("\u1112\u1161\u11ab", 2),
+        ("ＡＢ", 4),
+        ("°C", 2),
+        ("", 0),
+    ],
 )
 def test_width_counts_cells(text: str, cells: int) -> None:
     """Two for what is wide, none for what is combined with the character before it."""
