@@ -251,6 +251,9 @@ def test_main_helps(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None
         ["validate", "--points", "ten"],
         ["validate", "--patience", "0"],
         ["validate", "--patience", "nan"],
+        ["bench", "--directory", ""],
+        ["demo", "--directory", ""],
+        ["prove", "--directory", ""],
         # What Python alone would read as a number.
         ["simulate", "--devices", "\u0661\u0662"],
         ["simulate", "--devices", "1_000"],

@@ -172,7 +172,10 @@ def test_sqlstate_leaves_ours_alone() -> None:
         ),
         (
             asyncpg.ReadOnlySQLTransactionError("cannot execute nextval() in a read-only transaction"),
-            ("the database is read-only: it is a standby, or default_transaction_read_only is on (SQLSTATE 25006)"),
+            (
+                "the database is read-only: it is a standby, where DATABASE_URL must name the primary, or "
+                "default_transaction_read_only is on (SQLSTATE 25006)"
+            ),
         ),
         (
             asyncpg.TooManyConnectionsError("sorry, too many clients already"),

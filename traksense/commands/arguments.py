@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from traksense.errors import ConfigError
@@ -76,6 +77,13 @@ def hour(text: str) -> float:
 def points(text: str) -> int:
     """Points of a message, 1 up to ten times what the service takes by default."""
     return int(_number(text, 1, 100_000, "a whole number, 1-100000", int))
+
+
+def path(text: str) -> Path:
+    """A file or directory; the empty text, such as of a variable that is not set, would be the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
 
 
 def topic_level(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from traksense.commands import arguments as types
 from traksense.terminal import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from traksense.tools.bench.run import Plan
     from traksense.tools.interrupt import Interruption
 
@@ -42,13 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=types.path,
         metavar="DIR",
         help="measure another checkout in alternation, and print the ratio",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the figures of each round")
     parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="write SVG charts, and the report as text and JSON, to this directory"
+        "--plots",
+        type=types.path,
+        metavar="DIR",
+        help="write SVG charts, and the report as text and JSON, to this directory",
     )
     amounts = parser.add_argument_group("amounts")
     amounts.add_argument("--messages", type=types.count, metavar="N", help="10-point messages in the backlog")
@@ -61,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     amounts.add_argument("--no-meta", action="store_true", help="publish messages without a meta object")
     parser.add_argument(
-        "--directory", type=Path, metavar="DIR", help="keep data and logs in this directory (default: a temporary one)"
+        "--directory",
+        type=types.path,
+        metavar="DIR",
+        help="keep data and logs in this directory (default: a temporary one)",
     )
 
 
@@ -85,8 +92,8 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.plots = make_directory(arguments.plots, "--plots")
     found = []
 
-    async def measure(_interruption: Interruption) -> None:
-        found.append(await run(plan, say_aside))
+    async def measure(interruption: Interruption) -> None:
+        found.append(await run(plan, say_aside, interruption))
 
     if trio.run(run_interruptible, measure):
         return INTERRUPTED

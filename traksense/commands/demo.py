@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from traksense.commands.arguments import count, need_small_fleet, percent, port, positive
+from traksense.commands.arguments import count, need_small_fleet, path, percent, port, positive
 
 DIRECTORY: Final = Path("traksense-demo")
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=positive, metavar="N", help="stop after N seconds (default: at Ctrl-C)")
     parser.add_argument(
         "--directory",
-        type=Path,
+        type=path,
         default=DIRECTORY,
         metavar="DIR",
         help=f"where everything is kept (default: ./{DIRECTORY})",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: Mosquitto if it is installed, else iotcore (default: auto)",
     )
-    parser.add_argument("--screenshot", type=Path, metavar="FILE.svg", help="save the last screen as an SVG file")
+    parser.add_argument("--screenshot", type=path, metavar="FILE.svg", help="save the last screen as an SVG file")
     parser.add_argument(
         "--psql",
         nargs=argparse.REMAINDER,

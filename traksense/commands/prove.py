@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from pathlib import Path
 
-from traksense.commands.arguments import count, positive, seed
+from traksense.commands.arguments import count, path, positive, seed
 from traksense.terminal import say
 
 REVEALING = {
@@ -97,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result, with the schedule, as one JSON object")
     parser.add_argument(
         "--directory",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="new or empty directory to keep state and logs in (default: kept only after a failure)",
     )

@@ -40,7 +40,8 @@ POOLER: Final = (
 _BY_SQLSTATE: Final[dict[str, str]] = {
     "08": LOST,
     "08P01": "the database server, or a pooler in front of it, ended the session",
-    "25006": "the database is read-only: it is a standby, or default_transaction_read_only is on",
+    "25006": "the database is read-only: it is a standby, where DATABASE_URL must name the primary, or "
+    "default_transaction_read_only is on",
     "26": POOLER,
     "28": "the database server refuses the login: check user and password in DATABASE_URL, and pg_hba.conf",
     "3D": "the database named in DATABASE_URL does not exist",

@@ -31,6 +31,8 @@ from traksense.tools.stack.processes import run_to_end
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from traksense.tools.interrupt import Interruption
+
 SCENARIOS: Final = ("ceiling", "backlog", "steady", "growth", "outage")
 CEILING: Final = Key("ceiling", "prepared bytes")
 DRIVER: Final = Key("ceiling", "rows that the driver encodes")
@@ -211,14 +213,20 @@ class Bench:
         )
 
 
-async def run(plan: Plan, say: Callable[[str], None]) -> tuple[Results, dict[str, Any]]:
+async def run(plan: Plan, say: Callable[[str], None], interruption: Interruption) -> tuple[Results, dict[str, Any]]:
     """Measure; the results and what they depend on. Trio-flavored.
+
+    Args:
+        plan: What.
+        say: How far it has got.
+        interruption: Told what remains if there is no time to clean up.
 
     Raises:
         StackError: Broker, database or the other checkout do not run here.
     """
     about = machine()
     with _directory(plan.directory) as directory:
+        interruption.remains = f"stopped at once; remains: {directory}"
         async with open_stage(directory, writers=plan.writers) as stage:
             environment = about | {
                 "version": __version__,

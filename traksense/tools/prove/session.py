@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,7 @@ from traksense.tools.stack import StackError, open_postgres
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from traksense.tools.interrupt import Interruption
     from traksense.tools.prove.report import Lines
     from traksense.tools.prove.results import Result
     from traksense.tools.stack import PostgresProcess
@@ -69,7 +71,7 @@ def prove(request: Request) -> int:
     logging.getLogger().addHandler(logging.NullHandler())
     results: list[Result] = []
     with _directory(request.directory) as place:
-        interrupted = trio.run(run_interruptible, lambda _: _prove(request, place.path, results))
+        interrupted = trio.run(run_interruptible, partial(_prove, request, place.path, results))
         total = Total(results)
         place.keep |= bool(total.failed)
         if interrupted:
@@ -78,7 +80,8 @@ def prove(request: Request) -> int:
     return 1 if total.failed else 0
 
 
-async def _prove(request: Request, directory: Path, results: list[Result]) -> None:
+async def _prove(request: Request, directory: Path, results: list[Result], interruption: Interruption) -> None:
+    interruption.remains = f"stopped at once; remains: {directory}"
     with open_progress() as progress:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(progress.run)
