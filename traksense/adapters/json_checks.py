@@ -57,6 +57,8 @@ _ESCAPES: Final = re.compile(
            | . )""",
     re.DOTALL | re.VERBOSE,
 )
+_NO_LATIN_1: Final = re.compile(rb"[^\t\n\r\x20-\x7e\xa0-\xff]")
+"""Control characters: a text has none, what is compressed, encrypted or in UTF-16 has."""
 JSON_FAULTS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What is raised for a payload that is not the JSON that was expected."""
 
@@ -103,7 +105,8 @@ def fault(payload: bytes, error: Exception) -> DecodeError:
         return _syntax_fault(payload, error)
     if isinstance(error, UnicodeDecodeError):
         at = f"0x{payload[error.start]:02x} (byte {error.start})"
-        return DecodeError(Reason.PARSE_ERROR, f"not UTF-8 but perhaps Latin-1: {error.reason} {at}")
+        what = "not UTF-8" if _NO_LATIN_1.search(payload) else "not UTF-8 but perhaps Latin-1"
+        return DecodeError(Reason.PARSE_ERROR, f"{what}: {error.reason} {at}")
     return DecodeError(Reason.NESTED_TOO_DEEP, "nested deeper than the decoder goes")
 
 

@@ -245,6 +245,15 @@ def test_latin_1_is_named(context: Context) -> None:
     assert "0xb0" in caught.value.detail
 
 
+@pytest.mark.parametrize("payload", [b"\x1f\x8b\x08\x00\xb0", '{"u": "\u00b0C"}'.encode("utf-16"), b'{"u": "\x80"}'])
+def test_binary_is_not_called_latin_1(context: Context, payload: bytes) -> None:
+    """What is compressed, in UTF-16 or in another code page has characters that no text in Latin-1 has."""
+    with pytest.raises(DecodeError) as caught:
+        Registry().decode(Kind.TELEM, payload, context)
+
+    assert "not UTF-8: " in caught.value.detail
+
+
 class ThirdParty:
     """Claims everything; returns what it was given."""
 
