@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from traksense.errors import ConfigError
 from traksense.shards import covers
 from traksense.tools.validate.endpoint import endpoint_url
 from traksense.tools.validate.report import Finding, Printer, Report, Result
+from traksense.tools.validate.run import CHECKS
 from traksense.tools.validate.speed import percentile
 
 if TYPE_CHECKING:
@@ -153,6 +155,13 @@ def test_verdict_counts_checks(found: Report, said: str, capsys: pytest.CaptureF
     Printer().end(found)
 
     assert capsys.readouterr().out.splitlines()[-2].startswith(said)
+
+
+def test_installation_manual_shows_as_many_checks_as_there_are() -> None:
+    """The connection comes before the others."""
+    manual = (Path(__file__).parents[2] / "ops" / "install-debian.md").read_text(encoding="utf-8")
+
+    assert f"ALL CHECKS PASSED ({1 + len(CHECKS)} checks ok; " in manual
 
 
 def test_judge_has_a_next_step_only_if_it_failed() -> None:
