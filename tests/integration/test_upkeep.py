@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,14 @@ TAKE = "SELECT traksense.take_turn('drop')"
 """A row that no job of the scheduler uses."""
 
 MARK = "SELECT traksense.mark_dirty(now(), now())"
+
+
+NOTICING_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Where a shell has started the tests in the background it is ignored, and by what they start, too."""
 
 
 async def nothing(_connection: Any) -> None:
@@ -132,7 +141,9 @@ async def test_maintain_interrupted_says_what_it_has_done(migrated: Database) ->
     with psycopg.connect(migrated.dsn) as holder, trio.fail_after(HANG_SECONDS):
         holder.execute("LOCK TABLE ingest_errors")
         process = await trio.lowlevel.open_process(
-            argv("maintain"), env=environment({"DATABASE_URL": migrated.dsn}), stderr=subprocess.PIPE
+            [sys.executable, "-c", NOTICING_CTRL_C, *argv("maintain")],
+            env=environment({"DATABASE_URL": migrated.dsn}),
+            stderr=subprocess.PIPE,
         )
         assert process.stderr is not None  # it is a pipe
         while not migrated.value(waits):
