@@ -209,7 +209,7 @@ async def test_validate_tells_of_what_a_killed_run_has_left(stack: Stack) -> Non
 
     own, earlier = findings(outcome, "cleanup")
     assert ("ok", "skip") == (own["status"], earlier["status"])
-    assert earlier["figure"].startswith("left by runs that were killed, unless they are running now: validate-")
+    assert earlier["figure"].startswith("left by earlier runs, unless they are running now: validate-")
     assert json.loads(outcome.stdout)["tenant"] not in earlier["figure"]
     stack.change(re.findall('psql -1 -c "(.*)"', earlier["next_step"])[0])
     assert {} == stack.rows()

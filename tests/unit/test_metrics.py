@@ -22,7 +22,7 @@ from traksense.log import JsonFormatter, TextFormatter
 from traksense.metrics import LATENCY_BUCKETS, Histogram, Metrics
 from traksense.model import Delivery, Event, Item, Message, Point, Reason, Rejection, Telemetry
 from traksense.service import CONDITIONS, INFORMING
-from traksense.web.endpoint import listen, readiness, serve
+from traksense.web.endpoint import TAKEN, listen, readiness, serve
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -127,7 +127,7 @@ def test_endpoint_address_that_is_not_to_be_had_is_a_wrong_configuration() -> No
     with pytest.raises(ConfigError) as unknown:
         listen("nowhere.invalid", port)
 
-    assert f"METRICS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use" == str(taken.value)
+    assert f"METRICS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use{TAKEN}" == str(taken.value)
     assert str(unknown.value).startswith(f"METRICS_HOST: cannot listen on nowhere.invalid:{port}: ")
 
 

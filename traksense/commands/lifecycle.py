@@ -61,7 +61,9 @@ def main(arguments: argparse.Namespace) -> int:
     elif arguments.action == "apply":
         with Progress() as progress:
             changes = run_once(lambda c: lifecycle.apply(c, wanted, progress.at))
-        text = [*(f"changed {change}" for change in changes), _WHEN] if changes else ["nothing to change"]
+        text = [f"changed {change}" for change in changes] or ["nothing to change"]
+        if any(change.wanted != "forever" for change in changes):
+            text.append(_WHEN)
         _tell({"changed": _changes_json(changes)}, text, as_json=arguments.json)
     else:
         status = run_once(lambda c: lifecycle.status(c, wanted))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BACKLOG: Final = 64
 """Connections that wait to be accepted."""
 
+TAKEN: Final = ": does traksense run already? If something else listens there, choose another port"
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one.
@@ -42,7 +44,8 @@ def listen(host: str, port: int) -> socket.socket:
         reason = (isinstance(error, OSError) and error.strerror) or "no such address"
         taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
         variable = "METRICS_PORT" if taken else "METRICS_HOST"
-        raise ConfigError([f"{variable}: cannot listen on {host}:{port}: {reason}"]) from error
+        hint = TAKEN if isinstance(error, OSError) and error.errno == errno.EADDRINUSE else ""
+        raise ConfigError([f"{variable}: cannot listen on {host}:{port}: {reason}{hint}"]) from error
     listener.setblocking(False)
     return listener
 

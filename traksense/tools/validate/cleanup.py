@@ -105,7 +105,7 @@ async def clean_up(target: Target, result: Result) -> None:
     else:
         result.add("ok", "Clean-up", f"{gone} rows removed, tenants included", rows=gone)
     if left:
-        figure = f"left by runs that were killed, unless they are running now: {', '.join(left)}"
+        figure = f"left by earlier runs, unless they are running now: {', '.join(left)}"
         result.add("skip", "Earlier runs", figure, next_step=_statements(_BY_HAND, left))
 
 

@@ -12,7 +12,7 @@ import trio
 
 from traksense import __version__
 from traksense.config import note_of_default_database
-from traksense.errors import StoreUnavailableError, TraksenseError
+from traksense.errors import BrokerRefusedError, StoreUnavailableError, TraksenseError
 from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
@@ -250,8 +250,10 @@ class _Run:
                 )
             )
         except TraksenseError as error:
-            step = f"MQTT_URL must name the broker of the service; {OPERATORS_USER}"
-            result.add("fail", "MQTT connect", f"{broker}: {error}", next_step=step)
+            step, said = "MQTT_URL must name the broker of the service", str(error)
+            if isinstance(error, BrokerRefusedError):
+                step, said = f"{step}; {OPERATORS_USER}", f"{error.variable}: {error}"
+            result.add("fail", "MQTT connect", f"{broker}: {said}", next_step=step)
             return None
         milliseconds = (trio.current_time() - started) * 1000
         result.add("ok", "MQTT connect", f"{broker} in {milliseconds:.0f} ms", milliseconds=milliseconds)
