@@ -177,7 +177,10 @@ def load_env_file(path: Path) -> None:
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
-        name, separator, value = line.removeprefix("export ").partition("=")
+        if line.startswith("export "):
+            faults.append(f"{path}:{number}: begins with export: leave that out, systemd ignores such lines")
+            continue
+        name, separator, value = line.partition("=")
         if not separator or not name.strip().isidentifier() or "\x00" in value:
             faults.append(f"{path}:{number}: not NAME=value")
             continue

@@ -174,14 +174,14 @@ def note_of_default_database(environ: Mapping[str, str]) -> str:
     """What to add to why the database cannot be reached: nothing, if the environment says where it is."""
     if environ.get("DATABASE_URL") or environ.get("DATABASE_URL_FILE"):
         return ""
-    return "; DATABASE_URL is not set: this is its default; give it, or --env-file"
+    return "; DATABASE_URL is not set, in the environment or by --env-file: this is its default"
 
 
 def note_of_default_broker(environ: Mapping[str, str]) -> str:
     """As `note_of_default_database`, for the broker."""
     if environ.get("MQTT_URL") or environ.get("MQTT_URL_FILE"):
         return ""
-    return "; MQTT_URL is not set: this is its default; give it, or --env-file"
+    return "; MQTT_URL is not set, in the environment or by --env-file: this is its default"
 
 
 def variables() -> dict[str, attrs.Attribute[Any]]:

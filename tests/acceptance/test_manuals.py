@@ -311,7 +311,7 @@ async def _devices(stack: Stack, owner: Mapping[str, str]) -> None:
 async def _corrected_letter(stack: Stack, owner: Mapping[str, str]) -> None:
     """Somebody corrects the file; its point is stored and the letter is gone. What is still wrong is not published."""
     good = '{"schema": "v1", "ts": "2025-10-07T15:30:00Z", "points": [{"name": "temp", "v": 7.3}]}'
-    editor = stack.place / "bin" / "vi"
+    editor = stack.place / "bin" / "nano"
     (stack.place / "passwords").write_text("OPERATOR_PASSWORD=word\n")
     (stack.place / "operator.env").touch()
     block = stack.installed("operations.md . /etc/traksense/passwords\nletter")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,10 +16,10 @@ from reader_bench import Bench, publish, reading, settings_for
 
 from tests.patience import HANG_SECONDS
 from traksense.config import Broker, Settings
-from traksense.errors import BrokerRefusedError, SessionTakenOverError
+from traksense.errors import BrokerError, BrokerRefusedError, SessionTakenOverError
 from traksense.mqtt.connection import Connection
 from traksense.mqtt.paho_codec import PahoCodec
-from traksense.mqtt.stream import open_stream
+from traksense.mqtt.stream import PLAIN_PORT, open_stream
 from traksense.tools.stack import BrokerOptions, TlsFiles, find_mosquitto
 
 if TYPE_CHECKING:
@@ -337,7 +340,24 @@ async def test_reader_says_what_is_wrong_with_certificates(
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
-    assert said in str(bench.health.report()["broker"]["reason"])
+    reason = str(bench.health.report()["broker"]["reason"])
+    assert (True, False) == (said in reason, PLAIN_PORT in reason)
+
+
+async def test_tls_to_a_plain_port_is_called_so(broker: BrokerProcess) -> None:
+    """A broker that knows nothing of TLS hangs up, others answer in their own words."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with trio.fail_after(HANG_SECONDS):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+            for port in (broker.port, listener.socket.getsockname()[1]):
+                with pytest.raises(BrokerError, match=re.escape(PLAIN_PORT)):
+                    await open_stream("127.0.0.1", port, ssl.create_default_context())
+            nursery.cancel_scope.cancel()
 
 
 async def test_broker_overruns_receive_maximum(own_broker: OwnBroker, tenant: str) -> None:

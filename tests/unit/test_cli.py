@@ -139,7 +139,7 @@ def test_main_tells_expected_errors_in_lines(
     assert ("", lines) == (said.out, said.err.splitlines())
 
 
-DEFAULT_USED = "; DATABASE_URL is not set: this is its default; give it, or --env-file"
+DEFAULT_USED = "; DATABASE_URL is not set, in the environment or by --env-file: this is its default"
 
 
 @pytest.mark.usefixtures("bare_environment")
@@ -407,7 +407,7 @@ def test_env_file_is_read_and_the_environment_wins(
     file = tmp_path / ".env"
     file.write_text(
         "\ufeffMQTT_VERSION=3.1.1\n"
-        "# a comment\n\nMQTT_URL=mqtt://other\nMQTT_URL=mqtt://broker:1883\nexport MQTT_USERNAME='o''brien'\n"
+        "# a comment\n\nMQTT_URL=mqtt://other\nMQTT_URL=mqtt://broker:1883\nMQTT_USERNAME='o''brien'\n"
         ' MQTT_PASSWORD = "a=b c" \nMETRICS_PORT=1\n',
         encoding="utf-8",
     )
@@ -425,11 +425,14 @@ def test_env_file_faults_are_named_with_their_lines(
 ) -> None:
     """Every line that is not NAME=value is named, none of its content; the command does not run."""
     file = tmp_path / ".env"
-    file.write_text(f"GOOD=1\n{SECRET}\nnot a name={SECRET}\n", encoding="utf-8")
+    file.write_text(f"GOOD=1\n{SECRET}\nnot a name={SECRET}\nexport NAME={SECRET}\n", encoding="utf-8")
     command(raising(AssertionError("it ran")))
 
     assert 2 == cli.main(["--env-file", str(file), "fake"])
-    assert [f"traksense: {file}:{line}: not NAME=value" for line in (2, 3)] == capsys.readouterr().err.splitlines()
+    *others, last = capsys.readouterr().err.splitlines()
+    assert [f"traksense: {file}:{line}: not NAME=value" for line in (2, 3)] == others
+    assert last.startswith(f"traksense: {file}:4: begins with export: ")
+    assert SECRET not in last
 
 
 @pytest.mark.usefixtures("bare_environment")

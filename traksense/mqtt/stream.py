@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
+PLAIN_PORT: Final = ": if this port is one without TLS, write mqtt:// in MQTT_URL"
 UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS: Final = 60
 """TCP_USER_TIMEOUT: how long bytes that we sent may stay unacknowledged by the peer's kernel. It finds a black hole
 even while reading is paused and PINGRESP therefore unseen."""
@@ -63,11 +64,19 @@ async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> S
     except BaseException as error:
         if tcp is not None:
             await trio.aclose_forcefully(tcp)
+        hint = PLAIN_PORT if context is not None and tcp is not None and _may_be_plain(root(error)) else ""
         if isinstance(error, trio.TooSlowError):
-            raise BrokerError(f"no connection within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
+            raise BrokerError(f"no connection within {CONNECT_TIMEOUT_SECONDS:.0f} s{hint}") from error
         if isinstance(error, (OSError, UnicodeError, trio.BrokenResourceError)):
-            raise BrokerError(f"cannot connect: {reason(root(error))}") from error
+            raise BrokerError(f"cannot connect: {reason(root(error))}{hint}") from error
         raise
+
+
+def _may_be_plain(error: BaseException) -> bool:
+    """Whether a TLS handshake ends so with a peer that knows nothing of TLS: it hangs up, or answers something else."""
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
+        return True
+    return error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
 
 def reason(error: BaseException) -> str:

@@ -77,6 +77,8 @@ IN_USE_SECONDS: Final = 30.0
 """A session that was alive so lately, and not left since, has a service: three times that interval. For commands that
 must not meet one."""
 
+STOP_IT: Final = f"stop it first, or wait {IN_USE_SECONDS:.0f} s if it was killed"
+
 
 class Call(Protocol):
     """Calls an asyncio-flavored function with a connection, from Trio."""

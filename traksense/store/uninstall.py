@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from traksense.errors import StoreMisconfiguredError
-from traksense.store.sessions import IN_USE_SECONDS
+from traksense.store.sessions import IN_USE_SECONDS, STOP_IT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,9 +145,7 @@ async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: N
     """
     found = await look(connection)
     for client_id, seconds in found.alive:
-        raise StoreMisconfiguredError(
-            f"a service was using it, {client_id}, {max(seconds, 0):.0f} s ago: stop it first"
-        )
+        raise StoreMisconfiguredError(f"a service was using it, {client_id}, {max(seconds, 0):.0f} s ago: {STOP_IT}")
     if not found.present:
         return ""
     # What is dropped in pieces is gone when something at the end holds on to the rest; and CASCADE asks nobody.

@@ -26,7 +26,7 @@ from traksense.mqtt.paho_codec import PahoCodec
 from traksense.mqtt.stream import open_stream, tls_context
 from traksense.mqtt.sys_topics import SYS_TOPICS
 from traksense.store.connection import open_connection
-from traksense.store.sessions import IN_USE_SECONDS
+from traksense.store.sessions import IN_USE_SECONDS, STOP_IT
 from traksense.tools.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ async def retire(settings: Settings, client_id: str, *, progress: Progress, unre
         rows = await database.fetch(SESSION, client_id)
     for seconds, _ in rows:
         if seconds is not None and seconds < IN_USE_SECONDS:
-            raise ConfigError(
-                [f"CLIENT_ID: a service was using {client_id} {max(seconds, 0):.0f} s ago: stop it first"]
-            )
+            raise ConfigError([f"CLIENT_ID: a service was using {client_id} {max(seconds, 0):.0f} s ago: {STOP_IT}"])
     if not rows and not await has_session(settings):
         # To look has made one.
         await _end_session(settings)

@@ -253,6 +253,8 @@ class _Run:
             step, said = "MQTT_URL must name the broker of the service", str(error)
             if isinstance(error, BrokerRefusedError):
                 step, said = f"{step}; {OPERATORS_USER}", f"{error.variable}: {error}"
+            else:
+                step = f"is the broker running? {step}"
             result.add("fail", "MQTT connect", f"{broker}: {said}", next_step=step)
             return None
         milliseconds = (trio.current_time() - started) * 1000
