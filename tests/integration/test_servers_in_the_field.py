@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ import pytest
 import trio
 from trio_asyncio import aio_as_trio
 
+from tests.command_line import run_command
 from tests.contract.test_store import open_postgres_store
 from tests.patience import HANG_SECONDS
 from traksense.config import load
@@ -355,8 +357,26 @@ async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler
         async with store_with(Health(["database"], ["maintenance"]), DATABASE_URL=changing_pooler) as store:
             await store.write([point(1)])
 
-    with psycopg.connect(changing_pooler, autocommit=True) as other:
-        assert ('"$user", public',) == other.execute("SHOW search_path").fetchone()
+    assert {'"$user", public'} == search_paths(changing_pooler)
+
+
+@pytest.mark.parametrize("command", [["dlq", "count"], ["maintain"], ["migrate"]])
+async def test_commands_leave_nothing_of_theirs_in_a_pooler(own_pooler: OwnPooler, command: list[str]) -> None:
+    """They cannot tell its mode. What they have told a session, its next client would be given with it."""
+    changing = own_pooler(pool_mode="transaction")
+    outcome = await run_command({"DATABASE_URL": changing}, *command)
+
+    assert (0, {'"$user", public'}) == (outcome.status, search_paths(changing)), outcome
+
+
+def search_paths(pooler: str) -> set[str]:
+    """What its clients are given now, more of them at once than it has sessions that wait."""
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(psycopg.connect(pooler, autocommit=True)) for _ in range(5)]
+        with ThreadPoolExecutor(len(others)) as threads:
+            sql = "SELECT current_setting('search_path'), pg_sleep(0.2)"
+            rows = threads.map(lambda other: other.execute(sql).fetchone(), others)
+            return {row[0] for row in rows if row is not None}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ async def _check(connection: ServiceConnection) -> None:
             raise
     finally:
         if not usable:
-            connection.terminate()
+            await session_settings.close(connection)
 
 
 async def _told(error: BaseException, url: DatabaseUrl) -> TraksenseError:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Concatenate, ParamSpec
 
     from traksense.config import DatabaseUrl
+    from traksense.store.session_settings import ServiceConnection
 
     P = ParamSpec("P")
 
@@ -85,7 +86,8 @@ async def open_connection(
         ConfigError: The URL cannot work: a parameter, a wrong password, no such role or database.
         StoreError: The database is not available, or refuses, or has not that schema.
 
-    Resource handling: on the way out the connection is terminated, which takes no time and rolls back what is open.
+    Resource handling: on the way out the connection is terminated, which rolls back what is open, and takes no time but
+    where a pooler is told to keep nothing of it.
 
     Trio-flavored.
     """
@@ -96,7 +98,8 @@ async def open_connection(
             try:
                 yield DatabaseConnection(connection, url)
             finally:
-                connection.terminate()
+                with trio.CancelScope(shield=True):
+                    await aio_as_trio(session_settings.close)(connection)
         return
     except BaseExceptionGroup as group:
         # The loop's nurseries are our own affair: the caller's exception, or ours, leaves as it is.
@@ -106,7 +109,7 @@ async def open_connection(
     raise alone
 
 
-async def _connect(url: DatabaseUrl, application: str, *, schema: bool) -> asyncpg.Connection[asyncpg.Record]:
+async def _connect(url: DatabaseUrl, application: str, *, schema: bool) -> ServiceConnection:
     return await _call(
         connect,
         url,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from traksense.model import Delivery, Route
+    from traksense.store.session_settings import ServiceConnection
 
     More: TypeAlias = Callable[[], bool]
 
@@ -154,7 +155,7 @@ class Report:
     failed: dict[str, BaseException] = attrs.field(factory=dict)
 
 
-async def connect(dsn: str, application: str, *, seconds: float) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(dsn: str, application: str, *, seconds: float) -> ServiceConnection:
     """A connection for the service's maintenance, with time for its statements. asyncio-flavored."""
     return await session_settings.connect(
         dsn,
@@ -193,7 +194,7 @@ def run_once(dsn: str, application: str, function: Callable[[Any], Awaitable[T]]
             with connecting.located(url):
                 return await function(connection)
         finally:
-            connection.terminate()
+            await session_settings.close(connection)
 
     try:
         return asyncio.run(run())

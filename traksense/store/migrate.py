@@ -127,12 +127,10 @@ async def migrate(
                 connection, log, role_file.FILE, lambda: role_file.apply_roles(connection, roles_sql(), log=log)
             )
             report = attrs.evolve(report, roles_missing=missing)
-        await connection.close(timeout=CONNECT_SECONDS)
     except (StoreError, *FOREIGN) as error:
         raise named(url, _failed(error)) from error
     finally:
-        # After close() this does nothing; it cannot block.
-        connection.terminate()
+        await session_settings.close(connection)
     return report
 
 

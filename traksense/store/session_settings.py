@@ -10,6 +10,7 @@ asyncio-flavored throughout. Sources: PostgreSQL 18 documentation, chapter 19; P
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -45,7 +46,9 @@ _FIXED: Final = {
     "max_parallel_workers_per_gather": "0",
 }
 
-_SET: Final = "SELECT name, set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)"
+_SET: Final = """
+SELECT name, set_config(name, value, false), pg_backend_pid() FROM unnest($1::text[], $2::text[]) AS s (name, value)
+"""
 _READ: Final = "SELECT name, current_setting(name) FROM unnest($1::text[]) AS name"
 _MARKER: Final = "traksense.session"
 _READ_MARKER: Final = "SELECT current_setting('traksense.session', true)"
@@ -55,7 +58,12 @@ WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
 """
 
 # By the simple query protocol: nothing has to be prepared in a session that ends.
-_END_POOLED: Final = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE pg_backend_pid() <> {}"
+_END_POOLED: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+WHERE pid IN ({}) AND (state = 'idle' OR pid = pg_backend_pid())
+"""
+"""Not in the middle of what another client has begun there."""
+
 
 END_SECONDS: Final = 5.0
 """How long that may take. Chosen by guess."""
@@ -76,9 +84,12 @@ class ServiceConnection(_Connection):
     Attributes:
         marker: A text that only the server process of this connection was told.
         incarnation: Which server, and database, it leads to (`pool.read_incarnation`).
+        process: The number of the server's process that has our settings. A pooler stands between if it is another one
+            than the connection began with, in whose place PgBouncer gives a key of its own.
     """
 
     marker: str = ""
+    process: int = 0
     incarnation: str | None = None
     _unreplicated: bool = False
 
@@ -174,24 +185,39 @@ async def prepare(connection: ServiceConnection, settings: Mapping[str, str]) ->
     told = {**settings, _MARKER: connection.marker}
     async with _noticing_poolers(connection):
         accepted = await connection.fetch(_SET, list(told), list(told.values()))
+        connection.process = accepted[0][2]
         found = await connection.fetch(_READ, list(told))
         if (_MARKER, connection.marker) not in {tuple(row) for row in found}:
             raise ServerUnfitError(POOLER)
-    if lost := sorted(name for (name, value), (_, kept) in zip(accepted, found, strict=True) if value != kept):
+    if lost := sorted(name for (name, value, _), (_, kept) in zip(accepted, found, strict=True) if value != kept):
         raise StoreMisconfiguredError(f"the server does not keep {', '.join(lost)} of a session as it was set")
 
 
-async def end_pooled(connection: Any) -> None:
+async def end_pooled(connection: Any, *others: Any) -> None:
     """End the session at the server, if a pooler would keep it for whoever comes next.
+
+    With others, by one statement: in the place of what has ended the pool makes new ones, which are told all of it.
 
     What a session has from `ALTER DATABASE` or `ALTER ROLE`, such as that it only reads, it has for as long as it
     lives, and so has each client of the pooler that gets it (PgBouncer keeps one for an hour); in transaction mode, all
-    that we have told it as well. PgBouncer shows itself
-    by the number of the server's process, in whose place it gives a key of its own.
+    that we have told it as well.
     """
     # However it ends, which the driver has many words for, the connection is not used again.
     with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError):
-        await connection.execute(_END_POOLED.format(connection.get_server_pid()), timeout=END_SECONDS)
+        own, processes = connection.get_server_pid(), {each.process for each in (connection, *others)}
+        if own in processes:
+            return
+        # Not the driver's: what has been cancelled before is waited for, too.
+        async with asyncio.timeout(END_SECONDS):
+            await connection.execute(_END_POOLED.format(", ".join(map(str, processes))))
+
+
+async def close(connection: ServiceConnection) -> None:
+    """End the connection: at once, but for what a pooler would keep of it."""
+    try:
+        await end_pooled(connection)
+    finally:
+        connection.terminate()
 
 
 async def check_durability(connection: ServiceConnection) -> None:
@@ -226,6 +252,5 @@ async def _noticing_poolers(*connections: ServiceConnection) -> AsyncIterator[No
     try:
         yield
     except (ServerUnfitError, asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
-        for connection in connections:
-            await end_pooled(connection)
+        await end_pooled(*connections)
         raise ServerUnfitError(POOLER) from error
