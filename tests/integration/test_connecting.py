@@ -99,13 +99,14 @@ async def test_commands_say_nothing_of_a_newer_schema_and_the_service_logs_it(
     assert ["schema_newer"] == [r.getMessage() for r in caplog.records if r.name == "traksense.store.pool"]
 
 
-@pytest.mark.parametrize("table", ["schema_version", "measure", "ingest_session"])
+@pytest.mark.parametrize("table", ["schema_version", "measure", "ingest_session", "dirty"])
 async def test_commands_find_what_was_dropped_by_hand(database: str, table: str) -> None:
     """They name the database, and a remedy that is not the command itself; all of it can still be taken away."""
     with psycopg.connect(database) as session:
         session.execute(f"DROP TABLE traksense.{table} CASCADE")
     # All of them need the version, and send us to migrate.
     outcomes = await said(database) if table == "schema_version" else {}
+    maintained = await run_command({"DATABASE_URL": database}, "maintain")
     migrating = outcomes["migrate",] = await run_command({"DATABASE_URL": database}, "migrate")
 
     for command, outcome in outcomes.items():
@@ -113,6 +114,8 @@ async def test_commands_find_what_was_dropped_by_hand(database: str, table: str)
         assert outcome.stderr.startswith(f"traksense: {DatabaseUrl(Secret(database))}: "), command
     assert "undo that, or restore a backup: " in migrating.stderr
     assert "traksense migrate" not in migrating.stderr
+    if table == "dirty":
+        assert f"\nfailed: aggregate: {DatabaseUrl(Secret(database))}: the schema is not as " in maintained.text
     removed = await run_command({"DATABASE_URL": database}, "uninstall", "--yes")
     assert (0, "") == (removed.status, removed.stderr)
 

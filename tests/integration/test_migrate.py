@@ -361,6 +361,15 @@ def test_migrate_refuses_other_encodings(bare: Database) -> None:
     assert str(error).startswith(f"{DatabaseUrl(Secret(dsn))}: this database has the encoding SQL_ASCII, ")
 
 
+def test_migrate_beside_a_table_of_others(bare: Database) -> None:
+    """Nobody has changed our schema, and no backup helps."""
+    bare.run("CREATE TABLE public.device_event (id int)")
+    error = run_migrate(bare.dsn)
+
+    assert StoreMisconfiguredError is type(error)
+    assert ": something else in the database has this name: rename it, or take another database: " in str(error)
+
+
 def test_migrate_without_rights(bare: Database) -> None:
     """A role that may not create a schema is told so in one line, and nothing is left behind."""
     stranger = bare.create_role("stranger")

@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
     from traksense.store.fault_words import describe
     from traksense.tools.progress import Progress
 
-    dsn = config.load(os.environ).database.dsn.reveal()
+    database = config.load(os.environ).database
     report = maintenance.Report()
 
     def done() -> str:
@@ -49,7 +49,9 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         with Progress() as progress:
             maintenance.run_once(
-                dsn, APPLICATION, lambda c: maintenance.maintain(c, report, jobs=arguments.jobs, at=progress.at)
+                database.dsn.reveal(),
+                APPLICATION,
+                lambda c: maintenance.maintain(c, report, jobs=arguments.jobs, at=progress.at),
             )
     except (KeyboardInterrupt, TraksenseError):
         if report.marks or report.dropped or report.purged or report.jobs:
@@ -57,5 +59,5 @@ def main(arguments: argparse.Namespace) -> int:
         raise
     say(done(), hanging=2)
     for name, error in report.failed.items():
-        say(f"failed: {name}: {describe(error)}")
+        say(f"failed: {name}: {database}: {describe(error)}")
     return FAILED if report.failed else DONE

@@ -171,7 +171,7 @@ class Publisher:
         with jittered backoff.
 
         Raises:
-            BrokerError: The first connection failed.
+            BrokerError: The first connection failed; or a later one takes QoS 0 only, while something waits.
             SessionTakenOverError: Another client uses our client id; to reconnect would start a tug of war.
         """
         backoff = Backoff(RECONNECT_INITIAL_SECONDS, RECONNECT_MAXIMUM_SECONDS)
@@ -285,7 +285,7 @@ async def open_publisher(
         hangups_max: See `Outbox`.
 
     Raises:
-        BrokerError: The first connection failed, or `SessionTakenOverError` at any time.
+        BrokerError: The first connection failed; at any time, what `Publisher.run` does not wait for.
 
     Trio-flavored.
     """
