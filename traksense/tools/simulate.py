@@ -99,7 +99,8 @@ class _Run:
                 with playing:
                     await play(fleet, self.publisher, self.tally, limits=limits, qos=self.qos)
                 self.seconds = trio.current_time() - begun
-                stages[:] = [draining] if playing in stages else stages
+                if playing in stages:
+                    stages.remove(playing)
                 draining.deadline = trio.current_time() + DRAIN_SECONDS
                 with draining:
                     await self.publisher.drain()

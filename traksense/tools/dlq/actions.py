@@ -110,9 +110,7 @@ def _tell(counts: Counts, arguments: argparse.Namespace, began: datetime) -> Non
     if counts.published and not arguments.dry_run:
         # What is stored leaves no trace in a dead letter, so there is nothing to wait for.
         command = text.listing(arguments, since=began - MARGIN)
-        say(
-            f"what the service still cannot store is open again: `{command}` lists it, with what else has come since"
-        )
+        say(f"what the service still cannot store is open again: `{command}` lists it, with what else has come since")
 
 
 async def summary(context: Context) -> bool:

@@ -167,6 +167,8 @@ class _Run:
                     if scope.cancelled_caught:
                         late = f"not done within {CLEANUP_SECONDS:.0f} s; remains: {left}"
                         result.add("fail", "Clean-up", late, next_step=cleanup.by_hand(target))
+                # From here on a second signal leaves nothing that the report does not name.
+                self.interruption.remains = ""
 
     async def _check(self, name: str, title: str, check: Check, target: Target) -> None:
         result = self._begin(name, title)
