@@ -75,7 +75,7 @@ class Stage:
     Attributes:
         directory: Where this run keeps what is its own.
         servers: The database servers; `database` is the run's database on the primary.
-        database_links: One for each server, in the order of `Servers.ports`.
+        database_links: One for each server, in the order of `Servers.ports`; or one, to the only server or the pooler.
         pooler: Between link and primary, if this run has one.
         publishing: What is published.
         resumed: Measures how long the service takes to store something new after a fault.
@@ -103,6 +103,8 @@ class Stage:
     @property
     def database_link(self) -> Proxy:
         """The one to the primary."""
+        if len(self.database_links) == 1:
+            return self.database_links[0]
         return self.database_links[self.servers.ports.index(self.servers.primary.port)]
 
     async def fail_over(self, seconds: float) -> None:
@@ -168,7 +170,7 @@ async def open_stage(
         _open_pooler(servers.primary, seed, wanted=POOLER_KILL in faults) as pooler,
         trio.open_nursery() as nursery,
     ):
-        ports = [pooler.port] if pooler else servers.ports[: 2 if servers.standby else 1]
+        ports = servers.ports if servers.standby else (pooler.port if pooler else servers.primary.port,)
         database_links = [Proxy(port, observe=_DatabaseObserver) for port in ports]
         broker_link = Proxy(broker.port, observe=witness.observe)
         dsn = _through(database.url.dsn.reveal(), [link.port for link in database_links])
