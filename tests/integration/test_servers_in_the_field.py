@@ -22,10 +22,10 @@ from tests.command_line import run_command
 from tests.contract.test_store import open_postgres_store
 from tests.patience import HANG_SECONDS
 from traksense.config import load
-from traksense.errors import ConfigError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from traksense.errors import ConfigError, ServerUnfitError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from traksense.ingest.health import Health
 from traksense.model import CommandAck, Delivery, Event, Item, Kind, Message, Point, Reason, Rejection, Route, Telemetry
-from traksense.store import pool, postgres, upkeep
+from traksense.store import pool, postgres, session_settings, upkeep
 from traksense.store.asyncio_loop import open_asyncio_loop
 from traksense.store.migrate import migrate
 from traksense.store.postgres import PostgresStore, open_store
@@ -360,13 +360,42 @@ async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler
     assert {'"$user", public'} == search_paths(changing_pooler)
 
 
-@pytest.mark.parametrize("command", [["dlq", "count"], ["maintain"], ["migrate"]])
-async def test_commands_leave_nothing_of_theirs_in_a_pooler(own_pooler: OwnPooler, command: list[str]) -> None:
+async def test_server_that_is_refused_behind_a_pooler_keeps_nothing_of_ours(
+    own_pooler: OwnPooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise, where something else is wrong."""
+
+    async def refuse(_connection: object) -> None:
+        raise ServerUnfitError("unsafe")
+
+    monkeypatch.setattr(session_settings, "check_durability", refuse)
+    changing = own_pooler(pool_mode="transaction")
+    with trio.fail_after(HANG_SECONDS), pytest.RaisesGroup(ConfigError, flatten_subgroups=True):
+        async with store_with(Health(["database"], ["maintenance"]), DATABASE_URL=changing) as store:
+            await store.write([point(1)])
+
+    assert {'"$user", public'} == search_paths(changing)
+
+
+@pytest.mark.parametrize(
+    ("command", "role", "status"),
+    [
+        (["dlq", "count"], "none", 0),
+        (["maintain"], "none", 0),
+        (["migrate"], "none", 0),
+        # Whom the login becomes by a setting; it may not end sessions of the login.
+        (["dlq", "count"], "pg_monitor", 1),
+    ],
+)
+async def test_commands_leave_nothing_of_theirs_in_a_pooler(
+    own_pooler: OwnPooler, database: str, command: list[str], role: str, status: int
+) -> None:
     """They cannot tell its mode. What they have told a session, its next client would be given with it."""
+    run(database, f'ALTER DATABASE "{urlsplit(database).path.removeprefix("/")}" SET role = {role}')
     changing = own_pooler(pool_mode="transaction")
     outcome = await run_command({"DATABASE_URL": changing}, *command)
 
-    assert (0, {'"$user", public'}) == (outcome.status, search_paths(changing)), outcome
+    assert (status, {'"$user", public'}) == (outcome.status, search_paths(changing)), outcome
 
 
 def search_paths(pooler: str) -> set[str]:

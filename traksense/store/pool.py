@@ -59,9 +59,14 @@ async def open_pool(settings: Settings, on_connect: Callable[..., Coroutine[Any,
 
     async def prepare(connection: Any) -> None:
         await session_settings.prepare(connection, session)
-        if not settings.db_allow_unsafe:
-            await session_settings.check_durability(connection)
-        await on_connect(connection)
+        try:
+            if not settings.db_allow_unsafe:
+                await session_settings.check_durability(connection)
+            await on_connect(connection)
+        except Exception:
+            # The driver only hangs up: a pooler's other clients would be given what the session has been told.
+            await session_settings.end_pooled(connection)
+            raise
 
     pool = asyncpg.create_pool(
         dsn,
