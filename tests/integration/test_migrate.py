@@ -361,13 +361,23 @@ def test_migrate_refuses_other_encodings(bare: Database) -> None:
     assert str(error).startswith(f"{DatabaseUrl(Secret(dsn))}: this database has the encoding SQL_ASCII, ")
 
 
-def test_migrate_beside_a_table_of_others(bare: Database) -> None:
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (
+            "CREATE TABLE public.device_event (id int)",
+            "something else in the database has this name: rename it, or take another database",
+        ),
+        ("CREATE SCHEMA traksense", "this schema is somebody else's: take another database; or it was changed by hand"),
+    ],
+)
+def test_migrate_beside_what_others_made(bare: Database, others: str, words: str) -> None:
     """Nobody has changed our schema, and no backup helps."""
-    bare.run("CREATE TABLE public.device_event (id int)")
+    bare.run(others)
     error = run_migrate(bare.dsn)
 
     assert StoreMisconfiguredError is type(error)
-    assert ": something else in the database has this name: rename it, or take another database: " in str(error)
+    assert f": {words}: " in str(error)
 
 
 def test_migrate_without_rights(bare: Database) -> None:

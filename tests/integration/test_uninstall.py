@@ -91,6 +91,18 @@ def test_not_by_others(owned: Database) -> None:
             run_once(owned.create_app_role(), "test", function)
 
 
+def test_not_what_others_made_under_our_name(bare: Database) -> None:
+    """Their schema, and a table beside it."""
+    bare.run("CREATE SCHEMA traksense CREATE TABLE invoices ()", "CREATE TABLE public.cmd_ack ()")
+    before = made_here(bare)
+
+    for function in (look, uninstall):
+        with pytest.raises(StoreMisconfiguredError, match="none of traksense's tables"):
+            run_once(bare.dsn, "test", function, schema=False)
+
+    assert before == made_here(bare)
+
+
 def test_not_under_a_running_service(migrated: Database) -> None:
     """Whose client id is named; one that stopped a minute ago, or was left just now, is no obstacle."""
     migrated.run(

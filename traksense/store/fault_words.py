@@ -70,6 +70,8 @@ WHILE_MIGRATING: Final[dict[str, str]] = {
     "42": "the schema was changed by hand: undo that, or restore a backup",
     "42501": "a privilege is missing: the owner of the schema has to migrate it; to create it, a role needs CREATE on "
     "the database and on the schema public",
+    "42P06": "this schema is somebody else's: take another database; or it was changed by hand: undo that, or "
+    "restore a backup",
     "42P07": "something else in the database has this name: rename it, or take another database",
 }
 """There the remedy cannot be to migrate."""

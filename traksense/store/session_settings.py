@@ -57,8 +57,8 @@ SELECT string_agg(name, ' and ') FROM pg_catalog.pg_settings
 WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
 """
 
-# By the simple query protocol: nothing has to be prepared in a session that ends. As the login, which may end it; a role
-# that it was given by ALTER ROLE … SET role may not. Statements sent together are one transaction.
+# By the simple query protocol: nothing has to be prepared in a session that ends. As the login, which may end it; a
+# role that it was given by ALTER ROLE … SET role may not. Statements sent together are one transaction.
 _END_POOLED: Final = """
 SET LOCAL ROLE NONE;
 SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity

@@ -23,11 +23,16 @@ _SEEN: Final = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
     EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE nspname = 'traksense' AND relname = 'ingest_session') AS sessions,
+    EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE nspname = 'traksense' AND relname = ANY ($1::text[])) AS ours,
     (SELECT pg_get_userbyid(nspowner) FROM pg_namespace
         WHERE nspname = 'traksense' AND NOT pg_has_role(nspowner, 'USAGE')) AS owner,
     (SELECT format('%I', nspname) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
         WHERE extname = 'timescaledb') AS timescaledb
 """
+
+_TABLES: Final = ("schema_version", "ingest_session", "dictionary_epoch", "tenant_retention", "series", "measure")
+"""One of them is in every schema that a migration made, unless somebody has dropped them all."""
 
 _ALIVE: Final = """
 SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session session
@@ -117,15 +122,20 @@ async def look(connection: Any) -> Installed:
     """What there is to take away. asyncio-flavored.
 
     Raises:
-        StoreMisconfiguredError: This role may not take it away.
+        StoreMisconfiguredError: This role may not take it away, or it is somebody else's.
     """
-    seen = await connection.fetchrow(_SEEN)
+    seen = await connection.fetchrow(_SEEN, _TABLES)
     if not seen["schema"]:
         return Installed(present=False, timescaledb=seen["timescaledb"])
     if seen["owner"]:
         raise StoreMisconfiguredError(
             f"this role does not own the schema traksense: DATABASE_URL must be that of {seen['owner']}, or a "
             "superuser's"
+        )
+    if not seen["ours"]:
+        raise StoreMisconfiguredError(
+            "nothing is deleted: the schema traksense has none of traksense's tables, and may be somebody else's: if "
+            "it is not, DROP SCHEMA traksense CASCADE"
         )
     # What somebody has dropped by hand must not keep the rest.
     alive = [tuple(row) for row in await connection.fetch(_ALIVE, IN_USE_SECONDS)] if seen["sessions"] else []
