@@ -9,6 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -358,6 +359,25 @@ async def test_pooler_that_changes_the_server_process_is_refused(changing_pooler
             await store.write([point(1)])
 
     assert {'"$user", public'} == search_paths(changing_pooler)
+
+
+def test_settings_that_another_server_process_has_not_are_a_poolers_doing(database: str) -> None:
+    """Also of one that was never told the marker; and the one that was told is ended."""
+
+    async def prepare_in_two() -> None:
+        options: Any = {"connection_class": session_settings.ServiceConnection}
+        told, asked = [await asyncpg.connect(database, **options) for _ in range(2)]
+        turns = iter((told, asked))
+        pooled: Any = SimpleNamespace(
+            get_server_pid=lambda: 0, execute=told.execute, fetch=lambda *arguments: next(turns).fetch(*arguments)
+        )
+        with pytest.raises(ServerUnfitError, match="pool_mode to session"):
+            await session_settings.prepare(pooled, wanted(30.0))
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await told.execute("SELECT 1")
+        await asked.close()
+
+    asyncio.run(prepare_in_two())
 
 
 async def test_server_that_is_refused_behind_a_pooler_keeps_nothing_of_ours(

@@ -49,7 +49,7 @@ _FIXED: Final = {
 _SET: Final = """
 SELECT name, set_config(name, value, false), pg_backend_pid() FROM unnest($1::text[], $2::text[]) AS s (name, value)
 """
-_READ: Final = "SELECT name, current_setting(name) FROM unnest($1::text[]) AS name"
+_READ: Final = "SELECT name, current_setting(name, true) FROM unnest($1::text[]) AS name"
 _MARKER: Final = "traksense.session"
 _READ_MARKER: Final = "SELECT current_setting('traksense.session', true)"
 _UNSAFE: Final = """
@@ -256,3 +256,7 @@ async def _noticing_poolers(*connections: ServiceConnection) -> AsyncIterator[No
     except (ServerUnfitError, asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
         await end_pooled(*connections)
         raise ServerUnfitError(POOLER) from error
+    except asyncpg.PostgresError:
+        # Another client's statement of the same name, perhaps, which takes other parameters.
+        await end_pooled(*connections)
+        raise
