@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -624,6 +625,16 @@ def test_postgres_leaves_a_cluster_alone_that_another_run_is_making(
         os.close(other)
 
     assert begun.exists()
+
+
+def test_postgres_runs_where_a_directory_cannot_be_locked(own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS wants a file that is open for writing. Source: flock(2)."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    own_postgres()
 
 
 def test_postgres_refuses_a_directory_in_use(own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:

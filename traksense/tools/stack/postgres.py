@@ -275,17 +275,21 @@ class PostgresProcess(Server):
 
 @contextlib.contextmanager
 def _turn(directory: Path) -> Iterator[None]:
-    """Meanwhile no other run makes a cluster there; a crash leaves no lock.
+    """Meanwhile no other run makes a cluster there; a crash leaves no lock. Where a directory cannot be locked, as on
+    NFS, that is not made sure of.
 
     Raises:
         StackError: Another run does.
     """
     place = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError(f"another run is starting in {directory}: stop it, or take another directory") from None
+        except OSError:
+            pass
         yield
-    except BlockingIOError:
-        raise StackError(f"another run is starting in {directory}: stop it, or take another directory") from None
     finally:
         os.close(place)
 
