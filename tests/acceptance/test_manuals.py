@@ -317,11 +317,11 @@ async def _corrected_letter(stack: Stack, owner: Mapping[str, str]) -> None:
     block = stack.installed("operations.md . /etc/traksense/passwords\nletter")
     commands = block.replace("TOPIC", "traksense/acme/factory/press-3/telem").replace(" ID", " 4711")
     letter = "SELECT count(*) FROM ingest_errors WHERE id = 4711"
-    for text, left in (("temp=7.4", "1\n"), (good, "0\n")):
-        editor.write_text(f"#!/bin/sh\nprintf '%s' '{text}' >\"$1\"\n")
+    for text, left, named in (("temp=7.4", "1\n", ""), (good, "0\n", "nano --softwrap")):
+        editor.write_text(f"#!/bin/sh\nfor file; do :; done\nprintf '%s' '{text}' >\"$file\"\n")
         editor.chmod(0o755)
         letters = Path(tempfile.mkdtemp(dir=stack.place))
-        await stack.shell(f"{commands.rstrip()} || true", EDITOR="", TMPDIR=str(letters), **owner)
+        await stack.shell(f"{commands.rstrip()} || true", EDITOR=named, TMPDIR=str(letters), **owner)
         assert len([*letters.iterdir()]) == int(left), "the file stays until it is right"
         assert await stack.psql(letter, **owner) == left
     points = "SELECT count(*) FROM ts_measure WHERE device_id = 'press-3'"
