@@ -31,8 +31,8 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
         WHERE extname = 'timescaledb') AS timescaledb
 """
 
-_TABLES: Final = ("schema_version", "ingest_session", "dictionary_epoch", "tenant_retention", "series", "measure")
-"""One of them is in every schema that a migration made, unless somebody has dropped them all."""
+_TABLES: Final = ("ingest_session", "dictionary_epoch", "tenant_retention")
+"""Names that hardly anybody else gives; one of them is in every schema of ours, unless somebody has dropped them all."""
 
 _ALIVE: Final = """
 SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session session

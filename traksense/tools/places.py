@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from typing import TYPE_CHECKING
 
 from traksense.errors import TraksenseError
@@ -36,6 +36,9 @@ def make_directory(path: Path, option: str = "--directory") -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TraksenseError(f"cannot make {path}: {error.strerror}; take another {option}") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise TraksenseError(f"cannot write to {path}; take another {option}")
+    try:
+        # What the permissions say is not the whole truth: a file system may be read-only, or take no files.
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise TraksenseError(f"cannot write to {path}: {error.strerror}; take another {option}") from error
     return path
