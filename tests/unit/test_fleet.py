@@ -8,9 +8,11 @@ from collections import Counter
 from datetime import UTC, datetime
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +20,15 @@ from traksense.adapters import Registry
 from traksense.config import Settings
 from traksense.ingest.decode import Decoder, read_topic
 from traksense.model import CommandAck, Event, Kind, Message, Telemetry
-from traksense.tools.fleet import Fault, Fleet, FleetOptions, Format, Tally
+from traksense.tools.fleet import Fault, Fleet, FleetOptions, Format, Limits, Tally, play
 from traksense.tools.fleet.faults import BEYOND_DEFAULT_TOPICS, REASONS, make
 from traksense.tools.fleet.formats import timestamp
 from traksense.tools.fleet.machines import Chiller, ColdRoom, SolarInverter
 from traksense.tools.fleet.signals import DAY, HOUR, Thermostat, sunlight
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from traksense.model import Delivery
     from traksense.tools.fleet import Publication
 
@@ -195,6 +199,15 @@ def test_fleet_share_out_of_range_is_refused(share: str) -> None:
     """A share is between 0 and 1."""
     with pytest.raises(ValueError, match=share):
         FleetOptions(**{share: 1.5})  # type: ignore[arg-type]
+
+
+async def test_play_ends_in_time_when_the_broker_is_away(autojump_clock: MockClock) -> None:
+    """Whether its publisher waits for room or not; there may be nobody who interrupts it."""
+    wait: Any = SimpleNamespace(publish=lambda *_, **__: trio.sleep_forever())
+    with trio.fail_after(10):
+        await play(Fleet(FleetOptions()), wait, tally := Tally(), limits=Limits(seconds=4))
+
+    assert 0 == tally.published
 
 
 def test_tally_counts_in_the_terms_of_a_database() -> None:

@@ -42,20 +42,22 @@ async def play(fleet: Fleet, publisher: Publisher, tally: Tally, *, limits: Limi
     clock = await _start(wait=bool(fleet.options.rate))
     seconds = math.inf if limits.seconds is None else limits.seconds
     messages = math.inf if limits.messages is None else limits.messages
-    while tally.published < messages:
-        due, elapsed = fleet.due, clock.elapsed()
-        if elapsed >= seconds or due >= seconds:
-            await clock.sleep_until(seconds)
-            return
-        if due > elapsed:
-            await clock.sleep_until(max(due, elapsed + TICK_SECONDS))
-            clock.follow()
-            continue
-        publication = fleet.next(clock.wall(due) if fleet.options.rate else time.time())
-        if publication is None:
-            continue
-        await publisher.publish(publication.topic, publication.payload, qos=qos, tag=publication)
-        tally.publish(publication)
+    # While the broker is away, the publisher waits for it without end.
+    with trio.CancelScope(deadline=clock.begin + seconds):
+        while tally.published < messages:
+            due, elapsed = fleet.due, clock.elapsed()
+            if elapsed >= seconds or due >= seconds:
+                await clock.sleep_until(seconds)
+                return
+            if due > elapsed:
+                await clock.sleep_until(max(due, elapsed + TICK_SECONDS))
+                clock.follow()
+                continue
+            publication = fleet.next(clock.wall(due) if fleet.options.rate else time.time())
+            if publication is None:
+                continue
+            await publisher.publish(publication.topic, publication.payload, qos=qos, tag=publication)
+            tally.publish(publication)
 
 
 @attrs.define
