@@ -345,7 +345,10 @@ async def test_reader_says_what_is_wrong_with_certificates(
 
 
 async def test_tls_to_a_plain_port_is_called_so(broker: BrokerProcess) -> None:
-    """A broker that knows nothing of TLS hangs up, others answer in their own words."""
+    """A broker that knows nothing of TLS hangs up, rudely or not; others answer in their own words."""
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
 
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some(1)
@@ -353,8 +356,11 @@ async def test_tls_to_a_plain_port_is_called_so(broker: BrokerProcess) -> None:
 
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
-            (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
-            for port in (broker.port, listener.socket.getsockname()[1]):
+            ports = [broker.port]
+            for serve in (hang_up, answer):
+                (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+                ports.append(listener.socket.getsockname()[1])
+            for port in ports:
                 with pytest.raises(BrokerError, match=re.escape(PLAIN_PORT)):
                     await open_stream("127.0.0.1", port, ssl.create_default_context())
             nursery.cancel_scope.cancel()

@@ -203,9 +203,13 @@ def test_fleet_share_out_of_range_is_refused(share: str) -> None:
 
 async def test_play_ends_in_time_when_the_broker_is_away(autojump_clock: MockClock) -> None:
     """Whether its publisher waits for room or not; there may be nobody who interrupts it."""
-    wait: Any = SimpleNamespace(publish=lambda *_, **__: trio.sleep_forever())
+
+    async def publish(*_: object, **_options: object) -> None:
+        await trio.sleep_forever()
+
+    waiting: Any = SimpleNamespace(publish=publish)
     with trio.fail_after(10):
-        await play(Fleet(FleetOptions()), wait, tally := Tally(), limits=Limits(seconds=4))
+        await play(Fleet(FleetOptions()), waiting, tally := Tally(), limits=Limits(seconds=4))
 
     assert 0 == tally.published
 

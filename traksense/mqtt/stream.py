@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from traksense.certificates import untrusted
 from traksense.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 PLAIN_PORT: Final = ": if this port is one without TLS, write mqtt:// in MQTT_URL"
+_OURS: Final = re.compile("ALERT_(.*CERTIFICATE.*|UNKNOWN_CA)$")
+"""What the broker says of our certificate, as OpenSSL names it."""
+
 UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS: Final = 60
 """TCP_USER_TIMEOUT: how long bytes that we sent may stay unacknowledged by the peer's kernel. It finds a black hole
 even while reading is paused and PINGRESP therefore unseen."""
@@ -74,7 +79,7 @@ async def open_stream(host: str, port: int, context: ssl.SSLContext | None) -> S
 
 def _may_be_plain(error: BaseException) -> bool:
     """Whether a TLS handshake ends so with a peer that knows nothing of TLS: it hangs up, or answers something else."""
-    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return True
     return error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
@@ -86,9 +91,12 @@ def reason(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         return str(error.strerror)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate of the broker is not trusted ({error.verify_message}): check MQTT_CA_FILE and MQTT_URL"
-    if isinstance(error, ssl.SSLError) and error.reason and "CERTIFICATE_REQUIRED" in error.reason:
-        return "the broker asks for a certificate: set MQTT_CERT_FILE and MQTT_KEY_FILE"
+        return f"the certificate of the broker {untrusted(error, 'MQTT_CA_FILE', 'MQTT_URL')}"
+    if isinstance(error, ssl.SSLError) and (alert := _OURS.search(error.reason or "")):
+        if alert[1] == "CERTIFICATE_REQUIRED":
+            return "the broker asks for a certificate: set MQTT_CERT_FILE and MQTT_KEY_FILE"
+        why = alert[1].replace("_", " ").lower()
+        return f"the broker does not trust the certificate in MQTT_CERT_FILE ({why}): take another, or look at its log"
     known = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
     return os.strerror(known) if known else str(error)
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from traksense.certificates import untrusted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -125,7 +127,7 @@ def describe(error: BaseException, instead: Mapping[str, str] = MappingProxyType
     if isinstance(error, socket.gaierror):
         return f"{_UNRESOLVED}: {error.strerror}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate of the database server is not trusted ({error.verify_message}): check sslrootcert"
+        return f"the certificate of the database server {untrusted(error, 'sslrootcert', 'DATABASE_URL')}"
     if isinstance(error, ssl.SSLError):
         return f"TLS with the database server fails: {error.reason or _first_line(error)}"
     if isinstance(error, asyncpg.DataError | ValueError):

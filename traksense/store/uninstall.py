@@ -32,7 +32,7 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
 """
 
 _TABLES: Final = ("ingest_session", "dictionary_epoch", "tenant_retention")
-"""Names that hardly anybody else gives; one is in every schema of ours, unless somebody has dropped them all."""
+"""Names that hardly anybody else gives. Each schema of ours has one of them, unless somebody has dropped them all."""
 
 _ALIVE: Final = """
 SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session session
