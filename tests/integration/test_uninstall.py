@@ -103,6 +103,20 @@ def test_not_what_others_made_under_our_name(bare: Database) -> None:
     assert before == made_here(bare)
 
 
+def test_what_is_left_without_the_schema(migrated: Database) -> None:
+    """Data are left, which is said; whose they are, only a person knows."""
+    tables = "ingest_session", "dictionary_epoch", "tenant_retention"
+    migrated.run(f"DROP TABLE {', '.join(f'traksense.{table}' for table in tables)} CASCADE")
+    with pytest.raises(StoreMisconfiguredError, match=r"if it is not, DROP SCHEMA traksense CASCADE, and repeat this$"):
+        run_once(migrated.dsn, "test", uninstall, schema=False)
+    migrated.run("DROP SCHEMA traksense CASCADE")
+    with pytest.raises(StoreMisconfiguredError, match="if they are traksense's, DROP TABLE") as refused:
+        run_once(migrated.dsn, "test", uninstall, schema=False)
+    migrated.run(str(refused.value).partition("if they are traksense's, ")[2])
+
+    assert run_once(migrated.dsn, "test", uninstall, schema=False) == ""
+
+
 def test_not_under_a_running_service(migrated: Database) -> None:
     """Whose client id is named; one that stopped a minute ago, or was left just now, is no obstacle."""
     migrated.run(

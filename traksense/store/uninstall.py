@@ -25,6 +25,7 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
         WHERE nspname = 'traksense' AND relname = 'ingest_session') AS sessions,
     EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE nspname = 'traksense' AND relname = ANY ($1::text[])) AS ours,
+    (SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY ($2::text[])) AS public_tables,
     (SELECT pg_get_userbyid(nspowner) FROM pg_namespace
         WHERE nspname = 'traksense' AND NOT pg_has_role(nspowner, 'USAGE')) AS owner,
     (SELECT format('%I', nspname) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
@@ -124,8 +125,14 @@ async def look(connection: Any) -> Installed:
     Raises:
         StoreMisconfiguredError: This role may not take it away, or it is somebody else's.
     """
-    seen = await connection.fetchrow(_SEEN, _TABLES)
+    seen = await connection.fetchrow(_SEEN, _TABLES, PUBLIC_TABLES)
     if not seen["schema"]:
+        if seen["public_tables"] == len(PUBLIC_TABLES):
+            tables = ", ".join(f"public.{table}" for table in PUBLIC_TABLES)
+            raise StoreMisconfiguredError(
+                "nothing is deleted: the schema traksense is gone, but tables with the names of its tables are there: "
+                f"if they are traksense's, DROP TABLE {tables}"
+            )
         return Installed(present=False, timescaledb=seen["timescaledb"])
     if seen["owner"]:
         raise StoreMisconfiguredError(
@@ -135,7 +142,7 @@ async def look(connection: Any) -> Installed:
     if not seen["ours"]:
         raise StoreMisconfiguredError(
             "nothing is deleted: the schema traksense has none of traksense's tables, and may be somebody else's: if "
-            "it is not, DROP SCHEMA traksense CASCADE"
+            "it is not, DROP SCHEMA traksense CASCADE, and repeat this"
         )
     # What somebody has dropped by hand must not keep the rest.
     alive = [tuple(row) for row in await connection.fetch(_ALIVE, IN_USE_SECONDS)] if seen["sessions"] else []
