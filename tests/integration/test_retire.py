@@ -54,6 +54,18 @@ async def watched(pipeline: Any, seconds: float) -> bool:
     return drained
 
 
+async def test_who_waits_in_vain_is_told_what_may_be_missing(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the shards' variables nobody knows that several replicas read together what the session had."""
+    pipeline: Any = Pipeline(lambda _: True)
+    pipeline.handover.done = trio.Event()
+    with trio.move_on_after(100):
+        await retire._Emptied(hint_after=60).watch(pipeline)
+
+    assert f"{retire.UNSHARDED}\n" == capsys.readouterr().err
+
+
 async def test_silence_without_an_answer_is_no_end(autojump_clock: MockClock) -> None:
     """A broker that stalls says nothing, however long."""
     assert not await watched(Pipeline(lambda _: False), 100)

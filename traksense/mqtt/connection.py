@@ -32,7 +32,7 @@ OTHER_VERSION: Final = {
     "3.1.1": "if it speaks MQTT 5 only, set MQTT_VERSION=5",
 }
 TLS_PORT: Final = "if this is its port for TLS, write mqtts:// in MQTT_URL"
-_CREDENTIALS: Final = "look at it and MQTT_PASSWORD, or at user and password in MQTT_URL where they are not set"
+_CREDENTIALS: Final = "check this name and MQTT_PASSWORD, or user and password in MQTT_URL where they are not set"
 REFUSED_CONFIGURATION: Final = {
     0x84: ("MQTT_VERSION", ""),
     0x85: ("MQTT_CLIENT_ID", "every broker takes up to 23 letters and digits"),

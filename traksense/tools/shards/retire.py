@@ -12,6 +12,7 @@ answer behind all that it sends, and once more in a second connection, which is 
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,11 @@ NOTHING: Final = "traksense/-/-/-/retired"
 """A filter that nobody is subscribed to: to give it up changes nothing, and has to be answered."""
 
 POLL_SECONDS: Final = 0.1
+
+UNSHARDED: Final = (
+    "still waiting: MQTT_TENANTS is not set here, so a filter is given up only to a replica that reads the same one; set "
+    "MQTT_TENANTS and MQTT_SHARD_COUNT as the shards have them"
+)
 
 SESSION: Final = """
 SELECT CASE WHEN coalesce(left_at < last_alive_at, true) THEN extract(epoch FROM now() - last_alive_at)::float8 END,
@@ -87,7 +93,8 @@ async def retire(settings: Settings, client_id: str, *, progress: Progress, unre
         held = {topic for _, topics in rows for topic in topics or ()}
         settings = attrs.evolve(settings, mqtt_unsubscribe=tuple(held | set(settings.mqtt_topics)))
     while True:
-        emptied = _Emptied(progress)
+        # Others have claimed everything by twice that time, as a rule.
+        emptied = _Emptied(progress, hint_after=2 * settings.mqtt_handover if settings.layout is None else math.inf)
         await service.run(settings, retire=emptied.watch)
         if not emptied.happened:
             return False
@@ -105,6 +112,7 @@ class _Emptied:
     """Drains the pipeline once there is nothing more to come."""
 
     progress: Progress = attrs.field(factory=Progress)
+    hint_after: float = math.inf
     happened: bool = False
 
     async def watch(self, pipeline: Pipeline) -> None:
@@ -116,6 +124,10 @@ class _Emptied:
                 f"{ledger.received_total:,} messages read meanwhile"
             )
         )
+        with trio.move_on_after(self.hint_after):
+            await handover.done.wait()
+        if not handover.done.is_set():
+            self.progress.say(UNSHARDED, to=sys.stderr)
         await handover.done.wait()
         self.progress.say("nothing is subscribed any more; reading what is queued", to=sys.stderr)
         self.progress.at(lambda: f"reading what is queued: {ledger.received_total:,} messages so far")

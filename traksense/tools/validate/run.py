@@ -106,6 +106,10 @@ FROM traksense.schema_version
 
 _ENDPOINT: Final = "does the service run, and is this its endpoint? It is named by METRICS_PORT or --metrics-url"
 
+_OWNERS_DATABASE: Final = "DATABASE_URL must name the database that the service writes to, and the login of its owner"
+
+_NEWER_RELEASE: Final = "run the release here that the service has"
+
 _NO_TENANT: Final = {
     False: "a tenant of our own cannot be tried here",
     True: "list validate and validate-b in MQTT_TENANTS, pinned to the shard whose METRICS_PORT this is",
@@ -272,7 +276,7 @@ class _Run:
             rows = await database.fetch(_DATABASE)
         except TraksenseError as error:
             away = "is PostgreSQL running? " if isinstance(error, StoreUnavailableError) else ""
-            step = f"{away}DATABASE_URL must name the database of the service, and the login of its owner"
+            step = f"{away}{_OWNERS_DATABASE}"
             result.add("fail", "Database", f"{error}{note_of_default_database(os.environ)}", next_step=step)
             return None
         version, operator, read_only = rows[0]
@@ -284,7 +288,14 @@ class _Run:
             # Replication would show what is published, and nothing of it could be removed.
             faults.append("read-only, such as a standby: DATABASE_URL must name the server that the service writes to")
         figure = f"PostgreSQL {database.server_version}, schema version {version}, in {milliseconds:.0f} ms"
-        result.judge("Database", figure, faults=faults, milliseconds=milliseconds, schema_version=version)
+        result.judge(
+            "Database",
+            figure,
+            faults=faults,
+            next_step=_OWNERS_DATABASE if read_only or not operator else _NEWER_RELEASE,
+            milliseconds=milliseconds,
+            schema_version=version,
+        )
         return None if faults else database
 
     async def _look_at_health(self, endpoint: Endpoint, result: Result) -> bool:
