@@ -171,7 +171,7 @@ async def test_connection_refusals_are_told_apart(reason: int, error: type[Broke
         ("3.1.1", "20020001", "MQTT_VERSION", "set MQTT_VERSION=5"),
         ("5", "2003008500", "MQTT_CLIENT_ID", "23 letters and digits"),
         ("3.1.1", "20020002", "MQTT_CLIENT_ID", "23 letters and digits"),
-        ("5", "2003008600", "MQTT_USERNAME", "MQTT_PASSWORD, or at user and password in MQTT_URL"),
+        ("5", "2003008600", "MQTT_USERNAME", "MQTT_PASSWORD, or user and password in MQTT_URL"),
         ("3.1.1", "20020004", "MQTT_USERNAME", "MQTT_PASSWORD"),
         ("5", "2003008700", "MQTT_USERNAME", "MQTT_CLIENT_ID"),
         ("3.1.1", "20020005", "MQTT_USERNAME", "MQTT_CLIENT_ID"),

@@ -49,8 +49,8 @@ NOTHING: Final = "traksense/-/-/-/retired"
 POLL_SECONDS: Final = 0.1
 
 UNSHARDED: Final = (
-    "still waiting: MQTT_TENANTS is not set here, so a filter is given up only to a replica that reads the same one; set "
-    "MQTT_TENANTS and MQTT_SHARD_COUNT as the shards have them"
+    "still waiting: MQTT_TENANTS is not set here, so a filter is given up only to a replica that reads the same one; "
+    "set MQTT_TENANTS and MQTT_SHARD_COUNT as the shards have them"
 )
 
 SESSION: Final = """
