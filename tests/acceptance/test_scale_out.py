@@ -67,12 +67,16 @@ class Plant:
         service = ServiceProcess(env, self.directory, name=f"replica-{shard}-{self._starts}")
         self._running[shard] = service
         await service.wait_ready()
+        await self.wait_claimed(f"traksense-ingest-{shard}", env)
+        return service
+
+    async def wait_claimed(self, client_id: str, env: dict[str, str]) -> None:
+        """Wait until a replica has written down what it holds: one that ends before seems to be in use for a while."""
         wanted = sorted(load(env).topics)
         asked = "SELECT claimed = $2 FROM traksense.ingest_session WHERE client_id = $1"
         with trio.fail_after(HANG_SECONDS):
-            while await query(self.dsn, asked, f"traksense-ingest-{shard}", wanted) != [(True,)]:
+            while await query(self.dsn, asked, client_id, wanted) != [(True,)]:
                 await trio.sleep(0.05)
-        return service
 
     async def restart(self, shard: int, count: int) -> ServiceProcess:
         """The same shard of another number of shards."""
@@ -220,6 +224,7 @@ async def test_the_one_session_of_before_is_retired(plant: Plant) -> None:
         }
         old = ServiceProcess(plain, plant.directory, name="old")
         await old.wait_ready()
+        await plant.wait_claimed("traksense-ingest", plain)
         assert 0 == await old.stop()
         await publish(plant, "acme/s", range(50))
         async with trio.open_nursery() as nursery:
