@@ -171,7 +171,8 @@ install_page() {
     # An upgrade, and the way back from the dump: what was stored is there again, and more is stored.
     {
         echo "count() { env -C / runuser -u postgres -- psql -XAtd traksense -c 'SELECT count(*) FROM ts_measure'; }"
-        echo 'before=$(count)' && blocks operations.md
+        echo 'before=$(count)'
+        blocks operations.md | sed 's|^dump=.*-DATE.dump$|dump=$(ls /var/backups/traksense-*.dump \| tail -n 1)|'
         echo '[ "$before" -gt 0 ]'
         echo '[ "$(count)" = "$before" ]'
         # The service has just been started.
@@ -190,13 +191,14 @@ install_page() {
         [ $script = restore ] || continue
         # The dump that was tried has as many rows as the database, and the one that cron makes every night is a dump.
         [ "$(sed -n 's/^ *\([1-9][0-9]*\) | 2.*/\1/p' "$place/restore.log" | uniq -c | tr -s ' ' | cut -d ' ' -f 2)" = 2 ]
-        rm "$root/var/backups/traksense.dump"
+        rm "$root"/var/backups/traksense-*.dump
         as_cron traksense-backup "$place/backup.log"
-        chroot "$root" pg_restore --list /var/backups/traksense.dump >/dev/null
+        chroot "$root" sh -c 'pg_restore --list /var/backups/traksense-*.dump' >/dev/null
     done
     # Debian's own settings, which name no file that is gone.
     grep -q '^include_dir' "$root/etc/mosquitto/mosquitto.conf"
-    [ -s "$root/var/backups/traksense.dump" ]
+    # Cron's, and the one before the end.
+    [ "$(ls "$root/var/backups" | grep -c '^traksense-.*dump$')" = 2 ]
 }
 
 new=

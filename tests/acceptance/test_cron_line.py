@@ -1,4 +1,4 @@
-"""The lines for cron of the manuals, run as cron runs them."""
+"""The line for cron of the installation page, run as cron runs it."""
 
 from __future__ import annotations
 
@@ -115,25 +115,3 @@ def test_cron_line(letters: str, installed: Callable[[str, str], tuple[int, str]
             connection.execute(f"DROP ROLE {name}")
     assert 1 == status
     assert "not an operator" in said
-
-
-@pytest.mark.parametrize("page", ["operations.md", "uninstall.md"])
-@pytest.mark.parametrize("ends", [0, 1])
-def test_dump(tmp_path: Path, page: str, ends: int) -> None:
-    """One that fails loses no good one, and leaves none of its own: the database may be on the disk that it fills."""
-    text = (OPS / page).read_text(encoding="utf-8")
-    commands = re.findall(r"(?:^\(|^30 2 \* \* \* root )(umask (?:.+&&\n)?.+?)\)?$", text, re.MULTILINE)
-    assert len(commands) == {"operations.md": 2, "uninstall.md": 1}[page]
-    program = tmp_path / "bin" / "runuser"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho new\nexit {ends}\n")
-    program.chmod(0o755)
-    for number, command in enumerate(commands):
-        place = tmp_path / str(number)
-        place.mkdir()
-        (place / "traksense.dump").write_text("good\n")
-        path = f"{program.parent}:/usr/bin:/bin"
-        status, said = run(command.replace("/var/backups", str(place)), {"PATH": path}, Path("/"))
-
-        assert (ends, "") == (status, said)
-        assert {"traksense.dump": "good\n" if ends else "new\n"} == {f.name: f.read_text() for f in place.iterdir()}

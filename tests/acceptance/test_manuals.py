@@ -53,11 +53,11 @@ ELSEWHERE: Final = {
     "uninstall.md": "ops/bare.sh",
     "operations.md docker compose": NOT_HERE,
     "operations.md git pull": "ops/bare.sh",
-    "operations.md (umask": "ops/bare.sh",
+    "operations.md install -m 755": "ops/bare.sh",
     "operations.md cat >/etc/cron.d": "ops/bare.sh",
-    "operations.md . /etc/traksense/passwords\nenv": "ops/bare.sh",
+    "operations.md . /etc/traksense/passwords\ndump": "ops/bare.sh",
+    "operations.md dump=/var/backups": "ops/bare.sh",
     "operations.md env -C / runuser": "ops/bare.sh",
-    "operations.md systemctl stop traksense": "ops/bare.sh",
     "reading.md SELECT": "tests/integration/test_reading.py",
     "reading.md WITH": "tests/integration/test_reading.py",
     "reading.md -- the newest reading": "tests/integration/test_read_back.py",
@@ -82,13 +82,14 @@ HERE: Final = (
     "operations.md $ curl",
     "operations.md traksense dlq count",
     "operations.md . /etc/traksense/passwords\nletter",
+    "operations.md traksense --env-file /etc/traksense/operator.env dlq purge",
     "operations.md INSERT INTO traksense.tenant",
     "operations.md psql -X -d traksense -c",
     "operations.md export PGOPTIONS=",
     'operations.md psql "$DATABASE_URL" -c "DELETE',
     'operations.md psql "$DATABASE_URL" -c "SET lock_timeout',
     "operations.md traksense validate",
-    "operations.md pg_dump",
+    "operations.md dump=$(sh ops/backup.sh",
     "operations.md SELECT point_id, count(*)",
     "performance.md traksense bench",
     "reading.md CREATE ROLE",
@@ -309,25 +310,28 @@ async def _devices(stack: Stack, owner: Mapping[str, str]) -> None:
 
 
 async def _corrected_letter(stack: Stack, owner: Mapping[str, str]) -> None:
-    """Somebody corrects the file; its point is stored and the letter is gone. What is still wrong is not published."""
+    """Somebody corrects the file; its point is stored, then the letter is deleted. What is still wrong is not
+    published.
+    """
     good = '{"schema": "v1", "ts": "2025-10-07T15:30:00Z", "points": [{"name": "temp", "v": 7.3}]}'
     editor = stack.place / "bin" / "nano"
     (stack.place / "passwords").write_text("OPERATOR_PASSWORD=word\n")
-    (stack.place / "operator.env").touch()
-    block = stack.installed("operations.md . /etc/traksense/passwords\nletter")
-    commands = block.replace("TOPIC", "traksense/acme/factory/press-3/telem").replace(" ID", " 4711")
+    for name in ("operator.env", "ingest.env"):
+        (stack.place / name).touch()
+    send = stack.installed("operations.md . /etc/traksense/passwords\nletter").rstrip()
+    send = send.replace("TOPIC", "traksense/acme/factory/press-3/telem").replace(" ID", " 4711")
+    delete = stack.installed("operations.md traksense --env-file /etc/traksense/operator.env dlq purge").rstrip()
+    points = "SELECT count(*) FROM ts_measure WHERE device_id = 'press-3'"
+    look = f'until [ "$(psql -XAt -c "{points}")" = 1 ]; do :; done'
+    commands = f"{send} && {look} && {delete.replace(' ID', ' 4711')}"
     letter = "SELECT count(*) FROM ingest_errors WHERE id = 4711"
     for text, left, named in (("temp=7.4", "1\n", ""), (good, "0\n", "nano --softwrap")):
         editor.write_text(f"#!/bin/sh\nfor file; do :; done\nprintf '%s' '{text}' >\"$file\"\n")
         editor.chmod(0o755)
         letters = Path(tempfile.mkdtemp(dir=stack.place))
-        await stack.shell(f"{commands.rstrip()} || true", EDITOR=named, TMPDIR=str(letters), **owner)
+        await stack.shell(f"{commands} || true", EDITOR=named, TMPDIR=str(letters), **owner)
         assert len([*letters.iterdir()]) == int(left), "the file stays until it is right"
         assert await stack.psql(letter, **owner) == left
-    points = "SELECT count(*) FROM ts_measure WHERE device_id = 'press-3'"
-    with trio.fail_after(HANG_SECONDS):
-        while await stack.psql(points, **owner) != "1\n":
-            pass
 
 
 async def _read_only(stack: Stack) -> None:
@@ -363,7 +367,7 @@ async def _owners_dump(stack: Stack, owner: Mapping[str, str]) -> None:
     """Without a superuser, and with the grants of tenant-walls.sql in the dump: everything is there again."""
     await stack.psql("CREATE DATABASE moved OWNER traksense_owner")
     moved = re.sub("traksense$", "moved", owner["DATABASE_URL"])
-    await stack.run("operations.md pg_dump", NEW_DATABASE_URL=moved, **owner)
+    await stack.run("operations.md dump=$(sh ops/backup.sh", NEW_DATABASE_URL=moved, **owner)
     count = "SELECT count(*), count(DISTINCT tenant_id) FROM ts_measure;"
     kept = await stack.psql(count, **owner)
     assert int(kept.split("|")[1]) > 1

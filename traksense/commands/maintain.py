@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "Does what the service does by itself while it runs: updates the aggregates, creates partitions in advance, "
-        "and drops and deletes what the policy no longer keeps. DATABASE_URL must be the owner's. Safe while services "
-        "run. Exit status: 1 if a step failed."
+        "and drops and deletes what the policy no longer keeps. DATABASE_URL is the service's, or the owner's, which "
+        "--jobs needs. Safe while services run. Exit status: 1 if a step failed."
     )
 
 

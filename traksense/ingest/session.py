@@ -47,6 +47,9 @@ UPTIME_UNTOLD_SECONDS: Final = 60.0
 """For so long a connection may last on which the broker does not come to tell its uptime: six times Mosquitto's default
 `sys_interval`. Chosen by guess."""
 
+_ALMOST_A_SECOND: Final = timedelta(microseconds=999_999)
+"""Makes the end of an interval the next whole second, as its start is the one before."""
+
 
 @attrs.define(eq=False)
 class _Connection:
@@ -61,6 +64,7 @@ class _Connection:
         remembered: What it said.
         recorded: Whether the log has it.
         last_alive: When the session was last known to be alive before; None if there was none.
+        unjudged_since: Likewise, before the first of the connections that ended before the broker told its uptime.
         alive_clock: Likewise, on Trio's clock.
         uptime: What the broker said, in seconds.
         started: When the broker was started, at the latest; on Trio's clock.
@@ -77,6 +81,7 @@ class _Connection:
     remembered: Remembered | None = None
     recorded: bool = False
     last_alive: datetime | None = None
+    unjudged_since: datetime | None = None
     alive_clock: float | None = None
     uptime: float | None = None
     started: float | None = None
@@ -218,13 +223,15 @@ class SessionWatch:
             connection.asked = trio.current_time()
         await self._log.connected(self._client_id, self._broker, connection.at)
         self._waiting.popleft()
-        first, self._recorded = self._recorded is None, connection
+        before, self._recorded = self._recorded, connection
         connection.recorded = True
+        if before is not None and before.uptime is None:
+            connection.unjudged_since = before.unjudged_since or before.last_alive
         remembered = connection.remembered
         if remembered is not None:
             now, told = connection.asked, remembered.told
             connection.last_alive, connection.alive_clock = remembered.last_alive, now - remembered.seconds
-            if first:
+            if before is None:
                 self._denies_session = bool(told.denies_session)
                 self._known_dropped = told.dropped
                 self._started = now - told.started_seconds if told.started_seconds is not None else None
@@ -300,8 +307,10 @@ class SessionWatch:
         if connection.session_present and connection.last_alive is not None:
             # Without a session there is no queue of which a part could be missing: all of it is, and that was said.
             self.restarts += 1
-            started = self._now() - timedelta(seconds=trio.current_time() - connection.started)
-            logger.warning("broker_restarted", extra=self._at_risk(min(connection.last_alive, started), started))
+            since = connection.unjudged_since or connection.last_alive
+            # The uptime was told in whole seconds.
+            started = self._now() - timedelta(seconds=trio.current_time() - connection.started - 1)
+            logger.warning("broker_restarted", extra=self._at_risk(min(since, started), started))
 
     def _judge_dropped(self, connection: _Connection) -> None:
         if not connection.recorded or connection.first_dropped is None:
@@ -327,7 +336,7 @@ class SessionWatch:
         extra: dict[str, object] = {"traksense_client_id": self._client_id}
         if since is not None:
             extra["traksense_at_risk_from"] = since.isoformat(timespec="seconds")
-            extra["traksense_at_risk_until"] = until.isoformat(timespec="seconds")
+            extra["traksense_at_risk_until"] = (until + _ALMOST_A_SECOND).isoformat(timespec="seconds")
         return extra
 
 

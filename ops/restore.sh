@@ -1,0 +1,26 @@
+#!/bin/sh
+# sh ops/restore.sh DUMP DATABASE: restore a dump into a database that is empty, as root. With TimescaleDB, its version
+# has to be the dump's.
+set -eu
+dump=$1 name=$2
+
+superuser() {
+    env -C / runuser -u postgres -- "$@"
+}
+
+# timescaledb pre|post: what TimescaleDB wants before and after a restore, if the database has it.
+timescaledb() {
+    superuser psql -X -q -v ON_ERROR_STOP=1 -d "$name" >/dev/null <<END
+SELECT format('SELECT %I.timescaledb_$1_restore()', nspname)
+FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'timescaledb'
+\gexec
+END
+}
+
+if superuser pg_restore --list <"$dump" | grep -q ' EXTENSION - timescaledb'; then
+    superuser psql -X -q -v ON_ERROR_STOP=1 -d "$name" -c 'SET client_min_messages = warning' \
+        -c 'CREATE EXTENSION IF NOT EXISTS timescaledb'
+fi
+timescaledb pre
+superuser pg_restore --exit-on-error -d "$name" <"$dump"
+timescaledb post

@@ -1,0 +1,143 @@
+"""A dump never takes the place of an earlier one, and comes back: ops/backup.sh and ops/restore.sh."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.patience import HANG_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from schema_servers import Database
+
+pytest_plugins = ("schema_fixtures",)
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+def run(place: Path, script: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a script of ops/."""
+    done = subprocess.run(
+        ["sh", str(ROOT / "ops" / script), *arguments],
+        cwd=place,
+        env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def programs(database: Database, place: Path, **more: str) -> Mapping[str, str]:
+    """A PATH with this server's clients, and with programs of the tests in front."""
+    folder = place / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, text in more.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    bindir = f"{database.server.bindir}:" if database.server.bindir else ""
+    return {"PATH": f"{folder}:{bindir}{os.environ['PATH']}", "DATABASE_URL": database.dsn}
+
+
+def names(place: Path) -> set[str]:
+    """What is in the folder, but for the tests' programs."""
+    return {path.name for path in place.iterdir()} - {"bin"}
+
+
+def dumped(place: Path, environment: Mapping[str, str], **more: str) -> Path:
+    """A new dump."""
+    status, out, error = run(place, "backup.sh", ".", **{**environment, **more})
+    assert (0, "") == (status, error)
+    dump = Path(out.rstrip())
+    assert (place, 0o600) == (dump.parent, dump.stat().st_mode & 0o777)
+    return dump
+
+
+@pytest.fixture
+def stored(migrated: Database) -> Database:
+    """A database with points of three months and a dead letter."""
+    series = migrated.add_series("acme", "pump", "pressure")
+    migrated.run(
+        "SELECT traksense.ensure_partitions(now() - interval '90 days', now())",
+        "INSERT INTO traksense.measure (series_id, ts, v_num) "
+        f"SELECT {series}, now() - make_interval(days => 9 * n), n FROM generate_series(0, 9) AS n",
+        "INSERT INTO ingest_errors (tenant_id, topic, payload, reason, digest)"
+        " VALUES ('acme', 't', '{}', 'r', sha256('d'))",
+    )
+    return migrated
+
+
+def test_dump_comes_back(stored: Database, other_bare: Database, tmp_path: Path) -> None:
+    """Into a new database, with TimescaleDB too, in which nothing is left to migrate."""
+    # As root becomes postgres; this database's superuser is somebody else.
+    login = conninfo_to_dict(other_bare.admin)
+    become = "shift 3\n" + "".join(
+        f"export PG{name.upper()}={login[key]}\n"
+        for name, key in (("host", "host"), ("port", "port"), ("user", "user"), ("password", "password"))
+        if key in login
+    )
+    environment = programs(stored, tmp_path, runuser=f'{become}exec "$@"')
+
+    dump = dumped(tmp_path, environment)
+    done = run(ROOT, "restore.sh", str(dump), str(login["dbname"]), **environment)
+
+    assert (0, "", "") == done
+    for query in ("SELECT count(*), sum(v_num) FROM traksense.measure", "SELECT count(*) FROM ingest_errors"):
+        assert stored.rows(query) == other_bare.rows(query)
+    assert 10 == other_bare.value("SELECT count(*) FROM traksense.measure")
+    assert not other_bare.migrate().applied
+    other_bare.aggregate()
+    assert 0 < other_bare.value("SELECT count(*) FROM traksense.measure WHERE ts > now() - interval '1 d'")
+
+
+def test_dumps_beside_each_other(stored: Database, tmp_path: Path) -> None:
+    """The newest stay, whatever is in them, and files of other names."""
+    for name in ("traksense-2020-01-01T023000.dump", "traksense-2020-01-02T023000.dump", "traksense.dump", "x.dump"):
+        (tmp_path / name).write_text("earlier\n")
+    # Of a run that was killed.
+    (tmp_path / "traksense-2020-01-03T023000.dump.new").write_text("half\n")
+    environment = programs(stored, tmp_path)
+
+    dump = dumped(tmp_path, environment, KEEP="2")
+
+    assert {"traksense-2020-01-02T023000.dump", dump.name, "traksense.dump", "x.dump"} == names(tmp_path)
+    subprocess.run(["pg_restore", "--list", str(dump)], check=True, env=environment, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("uninstalled", "the database cannot be read, or traksense is not in it"),
+        ("away", "the database cannot be read, or traksense is not in it"),
+        ("half", "disk full\nbackup.sh: pg_dump failed"),
+        ("at the same time", "another backup is running"),
+        ("KEEP", "KEEP=0: give the number of dumps to keep, at least 1"),
+    ],
+)
+def test_dump_that_cannot_be_made(migrated: Database, bare: Database, tmp_path: Path, fault: str, said: str) -> None:
+    """It says so, leaves nothing of its own, and none that was there is touched."""
+    (tmp_path / "traksense-2020-01-01T023000.dump").write_text("earlier\n")
+    more = {"pg_dump": "echo part; echo disk full >&2; exit 1"} if fault == "half" else {}
+    environment = dict(programs(bare if fault == "uninstalled" else migrated, tmp_path, **more))
+    if fault == "away":
+        environment["DATABASE_URL"] = "postgresql://127.0.0.1:1/x"
+    folder = os.open(tmp_path, os.O_RDONLY)
+    if fault == "at the same time":
+        fcntl.flock(folder, fcntl.LOCK_EX)
+
+    status, out, error = run(tmp_path, "backup.sh", ".", KEEP="0" if fault == "KEEP" else "1", **environment)
+
+    os.close(folder)
+    assert (1, "") == (status, out)
+    assert error.endswith(f"{said}: no dump was made, and those before are as they were\n")
+    assert {"traksense-2020-01-01T023000.dump"} == names(tmp_path)
+    assert "earlier\n" == (tmp_path / "traksense-2020-01-01T023000.dump").read_text()
