@@ -1,4 +1,4 @@
-"""The line for cron of the installation page, run as cron runs it."""
+"""Commands of the manuals that somebody relies on, run in a shell: the line for cron, and the end of an uninstallation."""
 
 from __future__ import annotations
 
@@ -115,3 +115,21 @@ def test_cron_line(letters: str, installed: Callable[[str, str], tuple[int, str]
             connection.execute(f"DROP ROLE {name}")
     assert 1 == status
     assert "not an operator" in said
+
+
+@pytest.mark.parametrize("refused", ["dropdb", "dropuser", None])
+def test_removing(tmp_path: Path, refused: str | None) -> None:
+    """The passwords stay as long as the database or a role does."""
+    (command,) = re.findall(
+        r"^```sh\n([^`]+? dropdb [^`]+)^```$", (OPS / "uninstall.md").read_text("utf-8"), re.MULTILINE
+    )
+    programs, done = tmp_path / "bin", tmp_path / "done"
+    programs.mkdir()
+    for name in ("env", "rm", "systemctl"):
+        refuses = f'case "$*" in *" {refused} "*) exit 1 ;; esac' if name == "env" else ""
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{done}\n{refuses}\n')
+        (programs / name).chmod(0o755)
+
+    status, _ = run(command, {"PATH": f"{programs}:/usr/bin:/bin"}, tmp_path)
+
+    assert (status == 0, "/etc/traksense" in done.read_text()) == (refused is None, refused is None)
