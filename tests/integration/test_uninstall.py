@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from schema_servers import user_of
 
-from tests.command_line import run_command
+from tests.command_line import argv, environment, run_command
 from traksense.config import DatabaseUrl, Secret
-from traksense.errors import StoreMisconfiguredError
+from traksense.errors import StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import uninstall as module
 from traksense.store.maintenance import run_once
 from traksense.store.uninstall import look, uninstall
@@ -71,7 +75,8 @@ def test_nothing_stays(bare: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     number, name = dropped.split()
     assert int(number) >= DAYS
     assert name == ("chunks" if bare.server.timescaledb else "partitions")
-    assert [f"dropped 5 of {dropped}", f"dropped {number} of {dropped}"] == [said[0], said[-1]]
+    pieces = [text for text in said if text != "deleted TimescaleDB's jobs"]
+    assert [f"dropped 5 of {dropped}", f"dropped {number} of {dropped}"] == [pieces[0], pieces[-1]]
     assert before == made_here(bare)
     assert not run_once(bare.dsn, "test", look, schema=False).present
     assert run_once(bare.dsn, "test", uninstall, schema=False) == "", "again, and in a database that never had it"
@@ -110,11 +115,27 @@ def test_what_is_left_without_the_schema(migrated: Database) -> None:
     with pytest.raises(StoreMisconfiguredError, match=r"if it is not, DROP SCHEMA traksense CASCADE, and repeat this$"):
         run_once(migrated.dsn, "test", uninstall, schema=False)
     migrated.run("DROP SCHEMA traksense CASCADE")
+    migrated.run("DROP TABLE public.cmd_ack", "CREATE TABLE public.cmd_ack (theirs int)")
     with pytest.raises(StoreMisconfiguredError, match="if they are traksense's, DROP TABLE") as refused:
         run_once(migrated.dsn, "test", uninstall, schema=False)
-    migrated.run(str(refused.value).partition("if they are traksense's, ")[2])
+    statement = str(refused.value).partition("if they are traksense's, ")[2]
+    assert statement == "DROP TABLE public.device_event, public.ingest_errors"
+    migrated.run(statement)
 
     assert run_once(migrated.dsn, "test", uninstall, schema=False) == ""
+
+
+def test_what_is_under_another_name(migrated: Database) -> None:
+    """Without its public tables, too, the data are there; the remedy works."""
+    migrated.run('ALTER SCHEMA traksense RENAME TO "old One"', "DROP TABLE public.cmd_ack")
+
+    with pytest.raises(
+        StoreMisconfiguredError, match="nothing is deleted: the schema traksense is gone, but"
+    ) as refused:
+        run_once(migrated.dsn, "test", look, schema=False)
+
+    migrated.run(str(refused.value).partition("if it is that one, ")[2].removesuffix(", and repeat this"))
+    assert run_once(migrated.dsn, "test", look).present
 
 
 def test_not_under_a_running_service(migrated: Database) -> None:
@@ -161,12 +182,37 @@ CREATE MATERIALIZED VIEW public.m8 WITH (timescaledb.continuous) AS
 """
 
 
-def test_not_under_what_others_made(migrated: Database) -> None:
+THERE = {
+    "table traksense.my_notes": "CREATE TABLE traksense.my_notes (id serial PRIMARY KEY, series bigint)",
+    "view traksense.my_points": "CREATE VIEW traksense.my_points AS SELECT * FROM traksense.measure",
+    "type traksense.my_range": "CREATE TYPE traksense.my_range AS RANGE (subtype = int)",
+    "function traksense.mine()": "CREATE FUNCTION traksense.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "table traksense.orders_1": """
+        CREATE TABLE public.orders_of_all (id int) PARTITION BY RANGE (id);
+        CREATE TABLE traksense.orders_1 PARTITION OF public.orders_of_all FOR VALUES FROM (1) TO (2)
+    """,
+}
+ATTACHED = """
+CREATE SCHEMA archive;
+CREATE TABLE archive.measure_2019 (LIKE traksense.measure INCLUDING ALL);
+ALTER TABLE traksense.measure ATTACH PARTITION archive.measure_2019 FOR VALUES FROM ('2019-01-01') TO ('2020-01-01')
+"""
+HSTORE = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hstore')"
+
+
+@pytest.mark.parametrize("made", [NEEDING, THERE], ids=["need it", "are there"])
+def test_not_under_what_others_made(migrated: Database, made: dict[str, str]) -> None:
     """It would go as well, or keep the rest from going when the points are gone: it is named, and all stays."""
     fill(migrated)
-    migrated.run(OTHERS, *NEEDING.values())
-    needing = [*NEEDING]
-    if migrated.server.timescaledb:
+    migrated.run(OTHERS, *made.values())
+    needing = [*made]
+    if made is THERE and migrated.value(HSTORE):
+        migrated.run("CREATE EXTENSION hstore SCHEMA traksense")
+        needing.append("extension hstore")
+    if made is THERE and not migrated.server.timescaledb:
+        migrated.run(ATTACHED)
+        needing.append("table archive.measure_2019")
+    if made is NEEDING and migrated.server.timescaledb:
         migrated.run(CONTINUOUS)
         needing.append("continuous aggregate public.m8")
     before = made_here(migrated)
@@ -174,11 +220,81 @@ def test_not_under_what_others_made(migrated: Database) -> None:
     with pytest.raises(StoreMisconfiguredError) as refused:
         run_once(migrated.dsn, "test", uninstall)
 
-    where, _, named = str(refused.value).partition(": nothing is deleted: still needed by ")
+    where, _, named = str(refused.value).partition(
+        ": nothing is deleted, since what is not traksense's would go as well: "
+    )
     assert str(DatabaseUrl(Secret(migrated.dsn))) == where
-    assert sorted(needing) == sorted(named.removesuffix(": drop or change that first").split(", "))
+    assert sorted(needing) == sorted(named.removesuffix(": drop, move or change that first").split(", "))
     assert before == made_here(migrated)
     assert [(DAYS,)] == migrated.rows("SELECT count(*) FROM traksense.measure")
+
+
+def test_what_a_newer_release_made_is_ours(migrated: Database) -> None:
+    """Which names it gave, this one cannot know."""
+    migrated.run(
+        "CREATE TYPE traksense.newer AS ENUM ('a')",
+        "CREATE TABLE traksense.newest (id serial PRIMARY KEY, newer traksense.newer)",
+        "INSERT INTO traksense.schema_version (version, name) VALUES (9999, 'newer')",
+    )
+
+    run_once(migrated.dsn, "test", uninstall, schema=False)
+
+    assert not run_once(migrated.dsn, "test", look, schema=False).present
+
+
+def test_a_table_in_use(migrated: Database) -> None:
+    """Who has it is said; interrupted there, it says how far it has got, and can be repeated."""
+    fill(migrated)
+    name = "chunks" if migrated.server.timescaledb else "partitions"
+    command = argv("uninstall", "--yes")
+    with psycopg.connect(migrated.dsn, application_name="their psql") as reader:
+        reader.execute("SET idle_in_transaction_session_timeout = '20s'")  # so that nothing waits for ever
+        reader.execute("SELECT count(*) FROM public.cmd_ack")
+        with subprocess.Popen(
+            command, env=environment({"DATABASE_URL": migrated.dsn}), stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            waits = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            stopped = process.stderr.read()
+        pid = reader.info.backend_pid
+
+    session = f"session {pid}, their psql, user {user_of(migrated.dsn)}"
+    assert waits == f"traksense: another transaction uses public.cmd_ack ({session}): trying again\n"
+    assert process.returncode == 130
+    pattern = rf"traksense: dropped (\d+) of \1 {name}; stopped before the end: repeat the command for the rest\n"
+    assert re.fullmatch(pattern, stopped)
+    assert run_once(migrated.dsn, "test", uninstall) == ""
+
+
+DEADLOCK = """
+CREATE SEQUENCE public.tries;
+CREATE FUNCTION public.deadlock() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('public.tries') < 3 THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END IF;
+END
+$$;
+CREATE EVENT TRIGGER deadlock ON ddl_command_start WHEN TAG IN ('DROP SCHEMA') EXECUTE FUNCTION public.deadlock()
+"""
+
+
+def test_a_deadlock(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again, as often as for a table in use; jobs of TimescaleDB refresh aggregates meanwhile."""
+    monkeypatch.setattr(module, "BETWEEN_TRIES_SECONDS", 0)
+    monkeypatch.setattr(module, "TABLE_TRIES", 1)
+    migrated.run(DEADLOCK)
+    with pytest.raises(
+        StoreUnavailableError, match=r"another transaction uses a table of .*: end that, and repeat this"
+    ):
+        run_once(migrated.dsn, "test", uninstall)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "BETWEEN_TRIES_SECONDS", 0)
+
+    said: list[str] = []
+    run_once(migrated.dsn, "test", lambda c: uninstall(c, waits=said.append))
+
+    assert said == ["another transaction uses a table of traksense: trying again"]
+    assert not run_once(migrated.dsn, "test", look, schema=False).present
 
 
 async def test_it_has_to_be_meant(migrated: Database) -> None:

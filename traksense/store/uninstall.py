@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 import attrs
 
-from traksense.errors import StoreMisconfiguredError
+from traksense.errors import StoreMisconfiguredError, StoreUnavailableError
+from traksense.store.migrate import BETWEEN_TRIES_SECONDS, TABLE_LOCK_SECONDS, TABLE_TRIES
+from traksense.store.not_ours import PUBLIC_TABLES, PUBLIC_VIEWS, not_ours
 from traksense.store.sessions import IN_USE_SECONDS, STOP_IT
 
 if TYPE_CHECKING:
@@ -16,16 +20,12 @@ PIECE: Final = 50
 """Tables that one transaction drops. PostgreSQL has 64 locks for each connection by default, and a table with its
 indexes takes a few."""
 
-PUBLIC_TABLES: Final = ("cmd_ack", "device_event", "ingest_errors")
-"""What is not in the schema `traksense`, but for views, which go with what they read."""
-
 _SEEN: Final = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
     EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE nspname = 'traksense' AND relname = 'ingest_session') AS sessions,
     EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE nspname = 'traksense' AND relname = ANY ($1::text[])) AS ours,
-    (SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY ($2::text[])) AS public_tables,
     (SELECT pg_get_userbyid(nspowner) FROM pg_namespace
         WHERE nspname = 'traksense' AND NOT pg_has_role(nspowner, 'USAGE')) AS owner,
     (SELECT format('%I', nspname) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
@@ -34,6 +34,24 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'traksense') AS schema,
 
 _TABLES: Final = ("ingest_session", "dictionary_epoch", "tenant_retention")
 """Names that hardly anybody else gives. Each schema of ours has one of them, unless somebody has dropped them all."""
+
+_LEFT: Final = """
+SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE nspname = 'public' AND relkind = 'r' AND (relname, 3) IN (
+    SELECT 'cmd_ack', count(*) FROM pg_attribute WHERE attrelid = c.oid AND attname IN ('cmd_id', 'ok', 'ts_exec')
+    UNION ALL SELECT 'device_event', count(*) FROM pg_attribute
+        WHERE attrelid = c.oid AND attname IN ('site_id', 'event_id', 'event_type')
+    UNION ALL SELECT 'ingest_errors', count(*) FROM pg_attribute
+        WHERE attrelid = c.oid AND attname IN ('replayed_at', 'digest', 'repeats')
+) ORDER BY 1
+"""
+"""By some of their columns: a table that only has such a name is somebody else's."""
+
+_RENAMED: Final = """
+SELECT format('%I', nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE relkind = 'r' AND relname IN ('ingest_session', 'operator_marker', 'schema_version')
+GROUP BY nspname HAVING count(*) = 3 ORDER BY 1
+"""
 
 _ALIVE: Final = """
 SELECT client_id, extract(epoch FROM now() - last_alive_at)::float8 FROM traksense.ingest_session session
@@ -59,47 +77,16 @@ WHERE (ch.hypertable_schema, ch.hypertable_name) IN (
 LIMIT $1
 """
 
-PUBLIC_VIEWS: Final = ("ts_measure", "ts_measure_1m", "ts_measure_5m", "ts_measure_1h", "latest", "device_status")
-
-_DEPENDENT: Final = """
-WITH RECURSIVE edge AS (
-    SELECT coalesce(v.class, d.classid) AS classid, coalesce(v.ev_class, d.objid) AS objid,
-        CASE WHEN v.class IS NULL THEN d.objsubid ELSE 0 END AS objsubid, d.refclassid, d.refobjid, d.deptype
-    FROM pg_depend d LEFT JOIN (
-        SELECT oid, ev_class, 'pg_class'::regclass::oid AS class FROM pg_rewrite WHERE rulename = '_RETURN'
-    ) v ON d.classid = 'pg_rewrite'::regclass AND v.oid = d.objid
-), ours AS (
-    SELECT 'pg_namespace'::regclass::oid AS classid, oid AS objid FROM pg_namespace WHERE nspname = 'traksense'
-    UNION
-    SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'public' AND c.relname = ANY ($1::text[])
-    UNION
-    SELECT e.classid, e.objid FROM ours JOIN edge e ON (e.refclassid, e.refobjid) = (ours.classid, ours.objid)
-    WHERE e.deptype <> 'n' OR e.refclassid = 'pg_namespace'::regclass OR e.classid = 'pg_class'::regclass AND EXISTS (
-        SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.oid = e.objid AND n.nspname ~ '^_timescaledb'
-    )
-)
-SELECT DISTINCT o.type || ' ' || o.identity
-FROM ours JOIN edge e ON (e.refclassid, e.refobjid) = (ours.classid, ours.objid)
-    CROSS JOIN pg_identify_object(e.classid, e.objid, e.objsubid) o
-WHERE (e.classid, e.objid) NOT IN (SELECT classid, objid FROM ours) ORDER BY 1 LIMIT 10
+_IN_USE: Final = """
+SELECT c.oid::regclass::text, l.pid, a.application_name, a.usename
+FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.locktype = 'relation' AND l.pid IS DISTINCT FROM pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND c.relkind IN ('r', 'p', 'v') AND (nspname = 'traksense' OR nspname = 'public' AND relname = ANY ($1::text[]))
+ORDER BY a.xact_start, l.pid, nspname, relname LIMIT 1
 """
-"""What CASCADE would take with it. Ours is what is in the schema, and what cannot be without it: what depends on
-something in another way than normally (`n`) is a part of that, such as an index or a table's own constraints; so are
-TimescaleDB's chunks and inner views. For a view, its relation stands in place of the rule that reads.
-Source: PostgreSQL, "pg_depend"."""
-
-_AGGREGATES: Final = """
-SELECT format('continuous aggregate %I.%I', view_schema, view_name)
-FROM timescaledb_information.continuous_aggregates a
-WHERE view_schema <> 'traksense' AND (hypertable_schema = 'traksense' OR EXISTS (
-    SELECT FROM timescaledb_information.continuous_aggregates b
-    WHERE b.view_schema = 'traksense' AND (b.materialization_hypertable_schema, b.materialization_hypertable_name)
-        = (a.hypertable_schema, a.hypertable_name)
-)) ORDER BY 1 LIMIT 10
-"""
-"""What TimescaleDB would take with it, of its own accord."""
+"""The oldest transaction that has to end before all can go, by the name that its user knows: `public` comes first."""
 
 _JOBS: Final = "SELECT {}.delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_schema = 'traksense'"
 
@@ -125,12 +112,16 @@ async def look(connection: Any) -> Installed:
     Raises:
         StoreMisconfiguredError: This role may not take it away, or it is somebody else's.
     """
-    seen = await connection.fetchrow(_SEEN, _TABLES, PUBLIC_TABLES)
+    seen = await connection.fetchrow(_SEEN, _TABLES)
     if not seen["schema"]:
-        if seen["public_tables"] == len(PUBLIC_TABLES):
-            tables = ", ".join(f"public.{table}" for table in PUBLIC_TABLES)
+        for (schema,) in await connection.fetch(_RENAMED):
             raise StoreMisconfiguredError(
-                "nothing is deleted: the schema traksense is gone, but tables with the names of its tables are there: "
+                f"nothing is deleted: the schema traksense is gone, but {schema} has its tables: if it is that one, "
+                f"ALTER SCHEMA {schema} RENAME TO traksense, and repeat this"
+            )
+        if tables := ", ".join(table for (table,) in await connection.fetch(_LEFT)):
+            raise StoreMisconfiguredError(
+                "nothing is deleted: the schema traksense is gone, but tables like those beside it are there: "
                 f"if they are traksense's, DROP TABLE {tables}"
             )
         return Installed(present=False, timescaledb=seen["timescaledb"])
@@ -149,16 +140,20 @@ async def look(connection: Any) -> Installed:
     return Installed(present=True, timescaledb=seen["timescaledb"], alive=alive)
 
 
-async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: None) -> str:
+async def uninstall(
+    connection: Any, at: Callable[[str], None] = lambda _text: None, waits: Callable[[str], None] = lambda _text: None
+) -> str:
     """Drop all of it, the data included; says what of it was dropped in pieces, such as `12 chunks`, or nothing.
     Interrupted, it can be repeated. asyncio-flavored.
 
     Args:
         connection: The owner's, or a superuser's.
-        at: Told in words how far it has got.
+        at: Told in words how far it has got, from the first change on.
+        waits: Told in words for whom it waits.
 
     Raises:
-        StoreMisconfiguredError: A service uses it, or something that others made depends on it. Nothing is dropped.
+        StoreMisconfiguredError: A service uses it, or what others made would go with it. Nothing is dropped.
+        StoreUnavailableError: Others use a table for too long.
     """
     found = await look(connection)
     for client_id, seconds in found.alive:
@@ -166,22 +161,53 @@ async def uninstall(connection: Any, at: Callable[[str], None] = lambda _text: N
     if not found.present:
         return ""
     # What is dropped in pieces is gone when something at the end holds on to the rest; and CASCADE asks nobody.
-    dependent = await connection.fetch(_DEPENDENT, [*PUBLIC_TABLES, *PUBLIC_VIEWS])
+    if others := await not_ours(connection, timescaledb=found.timescaledb is not None):
+        raise StoreMisconfiguredError(
+            f"nothing is deleted, since what is not traksense's would go as well: {', '.join(others)}: drop, move or "
+            "change that first"
+        )
     if found.timescaledb:
-        dependent += await connection.fetch(_AGGREGATES)
-    if dependent:
-        names = ", ".join(name for (name,) in dependent)
-        raise StoreMisconfiguredError(f"nothing is deleted: still needed by {names}: drop or change that first")
-    if found.timescaledb:
-        await connection.execute(_JOBS.format(found.timescaledb))
+        await _when_free(connection, waits, _JOBS.format(found.timescaledb))
+        at("deleted TimescaleDB's jobs")
     dropped = 0
     parts, name = (_CHUNKS, "chunks") if found.timescaledb else (_PARTITIONS, "partitions")
     total = await connection.fetchval(f"SELECT count(*) FROM ({parts}) AS p", None)  # noqa: S608  (constants)
     while tables := await connection.fetch(parts, PIECE):
-        await connection.execute(f"DROP TABLE {', '.join(table for (table,) in tables)}")
+        await _when_free(connection, waits, f"DROP TABLE {', '.join(table for (table,) in tables)}")
         dropped += len(tables)
         at(f"dropped {dropped:,} of {total:,} {name}")
-    async with connection.transaction():
-        await connection.execute("DROP SCHEMA traksense CASCADE")
-        await connection.execute(f"DROP TABLE IF EXISTS {', '.join(f'public.{table}' for table in PUBLIC_TABLES)}")
+    public = ", ".join(f"public.{table}" for table in PUBLIC_TABLES)
+    await _when_free(connection, waits, f"DROP SCHEMA traksense CASCADE; DROP TABLE IF EXISTS {public}")
     return f"{dropped:,} {name}" if dropped else ""
+
+
+async def _when_free(connection: Any, waits: Callable[[str], None], statements: str) -> None:
+    """Execute them in one transaction; anew, if they need a table that is in use, as `migrate` does.
+    Jobs of TimescaleDB, and readers, take several tables in an order of their own: a deadlock is no different.
+    """
+    told = None
+    for attempt in range(1, TABLE_TRIES + 1):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{int(TABLE_LOCK_SECONDS * 1000)}'")
+                await connection.execute(statements)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            user = await _user(connection)
+            if attempt == TABLE_TRIES:
+                raise StoreUnavailableError(f"{user}: end that, and repeat this", error.sqlstate) from error
+            if user != told:
+                waits(f"{user}: trying again")
+            told = user
+            await asyncio.sleep(BETWEEN_TRIES_SECONDS)
+        else:
+            return
+
+
+async def _user(connection: Any) -> str:
+    """Who is in the way, in words."""
+    found = await connection.fetchrow(_IN_USE, [*PUBLIC_TABLES, *PUBLIC_VIEWS])
+    if found is None:
+        return "another transaction uses a table of traksense"
+    table, pid, application, user = found
+    session = f"session {pid}, {application or 'unnamed'}, user {user}" if pid else "one of pg_prepared_xacts"
+    return f"another transaction uses {table} ({session})"
