@@ -1,4 +1,4 @@
-"""Commands of the manuals that somebody relies on, run in a shell: the line for cron, and the end of an uninstallation."""
+"""Commands of the manuals, run in a shell: the line for cron, and the end of an uninstallation."""
 
 from __future__ import annotations
 
