@@ -264,7 +264,9 @@ def test_a_table_in_use(migrated: Database) -> None:
     assert process.returncode == 130
     pattern = rf"traksense: dropped (\d+) of \1 {name}; stopped before the end: repeat the command for the rest\n"
     assert re.fullmatch(pattern, stopped)
-    assert run_once(migrated.dsn, "test", uninstall) == ""
+    said: list[str] = []
+    assert run_once(migrated.dsn, "test", lambda c: uninstall(c, said.append)) == ""
+    assert said == [], "there was nothing left to drop in pieces"
 
 
 DEADLOCK = """

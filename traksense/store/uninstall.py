@@ -166,8 +166,7 @@ async def uninstall(
             f"nothing is deleted, since what is not traksense's would go as well: {', '.join(others)}: drop, move or "
             "change that first"
         )
-    if found.timescaledb:
-        await _when_free(connection, waits, _JOBS.format(found.timescaledb))
+    if found.timescaledb and await _when_free(connection, waits, _JOBS.format(found.timescaledb)) != "SELECT 0":
         at("deleted TimescaleDB's jobs")
     dropped = 0
     parts, name = (_CHUNKS, "chunks") if found.timescaledb else (_PARTITIONS, "partitions")
@@ -181,16 +180,17 @@ async def uninstall(
     return f"{dropped:,} {name}" if dropped else ""
 
 
-async def _when_free(connection: Any, waits: Callable[[str], None], statements: str) -> None:
-    """Execute them in one transaction; anew, if they need a table that is in use, as `migrate` does.
-    Jobs of TimescaleDB, and readers, take several tables in an order of their own: a deadlock is no different.
+async def _when_free(connection: Any, waits: Callable[[str], None], statements: str) -> str:
+    """Execute them in one transaction; anew, if they need a table that is in use, as `migrate` does. Jobs of
+    TimescaleDB, and readers, take several tables in an order of their own: a deadlock is no different. Returns the
+    status of the last one.
     """
     told = None
     for attempt in range(1, TABLE_TRIES + 1):
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{int(TABLE_LOCK_SECONDS * 1000)}'")
-                await connection.execute(statements)
+                status: str = await connection.execute(statements)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             user = await _user(connection)
             if attempt == TABLE_TRIES:
@@ -200,7 +200,8 @@ async def _when_free(connection: Any, waits: Callable[[str], None], statements: 
             told = user
             await asyncio.sleep(BETWEEN_TRIES_SECONDS)
         else:
-            return
+            return status
+    raise AssertionError("unreachable")
 
 
 async def _user(connection: Any) -> str:
