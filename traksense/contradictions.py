@@ -114,13 +114,13 @@ def contradictions(s: Settings, given: set[str]) -> list[tuple[str, str]]:
             for topic in sorted(set(s.mqtt_unsubscribe) & set(s.mqtt_topics))
         )
     faults.extend(
-        (variable, f"no such file: {path}")
+        (variable, fault)
         for variable, path in (
             ("MQTT_CA_FILE", s.mqtt_ca_file),
             ("MQTT_CERT_FILE", s.mqtt_cert_file),
             ("MQTT_KEY_FILE", s.mqtt_key_file),
         )
-        if path is not None and not _is_file(path)
+        if path is not None and (fault := _file_fault(path))
     )
     return faults
 
@@ -147,8 +147,13 @@ def _topic_filter_fault(topic: str) -> str | None:
     return None
 
 
-def _is_file(path: Path) -> bool:
+def _file_fault(path: Path) -> str | None:
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # its name is too long, or holds a NUL
-        return False
+        if path.is_file():
+            return None
+        what = "a folder, no file" if path.is_dir() else "no such file"
+    except ValueError:  # it holds a NUL
+        what = "no such file"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    return f"{what}: {path}"

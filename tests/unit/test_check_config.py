@@ -30,6 +30,33 @@ def test_faults_of_all_kinds_come_together(tmp_path: Path) -> None:
     assert ["MQTT_CA_FILE", "LIFECYCLE_RETAIN_1D"] == [fault.partition(": ")[0] for fault in files.value.faults]
 
 
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        (
+            "sslmode=verify-full",
+            (
+                'a parameter of the URL cannot be used: root certificate file "{home}/.postgresql/root.crt" does not '
+                "exist or cannot be accessed: name the file of the server's CA as sslrootcert in DATABASE_URL"
+            ),
+        ),
+        (
+            "sslmode=require&ssl_min_protocol_version=TLSv9",
+            "a parameter of the URL cannot be used: No such TLS version: TLSv9",
+        ),
+        ("geheim", "the connection string cannot be read"),
+    ],
+)
+async def test_the_database_url_is_read_as_the_driver_does(tmp_path: Path, query: str, why: str) -> None:
+    """All that `run` and the commands end with before they connect, in the same words, and with the same status."""
+    env = {"DATABASE_URL": f"postgresql://u:geheim@127.0.0.1:1/x?{query}", "HOME": str(tmp_path)}
+    outcomes = [await run_command(env, *command) for command in (("check-config",), ("run",), ("maintain",))]
+
+    where = "" if query == "geheim" else "postgresql://u:***@127.0.0.1:1/x: "
+    line = f"traksense: DATABASE_URL: {where}{why.format(home=tmp_path.resolve())}\n"
+    assert [(2, "", line)] * 3 == [(outcome.status, outcome.text, outcome.stderr) for outcome in outcomes]
+
+
 def test_nothing_secret_is_said(tmp_path: Path) -> None:
     """Neither of a variable nor of a file; where a secret comes from may be."""
     url = tmp_path / "url"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import ssl
 
 import asyncpg
 import pytest
@@ -118,6 +119,14 @@ def test_sqlstate_leaves_ours_alone() -> None:
         (
             FileNotFoundError(2, "No such file or directory"),
             "the socket of the database server, or a certificate file in DATABASE_URL, does not exist",
+        ),
+        (
+            IsADirectoryError(21, "Is a directory"),
+            "TLS with the database server fails over a file of ours: `traksense check-config` says which",
+        ),
+        (
+            ssl.SSLError(524297, "[SSL] PEM lib (_ssl.c:3895)"),
+            "TLS with the database server fails over a file of ours: `traksense check-config` says which",
         ),
         (
             socket.gaierror(-2, "Name or service not known"),

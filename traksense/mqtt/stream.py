@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from traksense.certificates import untrusted
+from traksense.certificates import load_own, untrusted, unusable_authorities
 from traksense.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_SECONDS: Final = 10.0
 PLAIN_PORT: Final = ": if this port is one without TLS, write mqtt:// in MQTT_URL"
 _OURS: Final = re.compile("ALERT_(.*CERTIFICATE.*|UNKNOWN_CA)$")
 """What the broker says of our certificate, as OpenSSL names it."""
+_NOTHING_IN_COMMON: Final = re.compile("ALERT_(HANDSHAKE_FAILURE|PROTOCOL_VERSION|INSUFFICIENT_SECURITY)$")
+"""What it says where it does not take what we offer; with TLS 1.2, also where it asks for a certificate of ours."""
 
 UNACKNOWLEDGED_BYTES_TIMEOUT_SECONDS: Final = 60
 """TCP_USER_TIMEOUT: how long bytes that we sent may stay unacknowledged by the peer's kernel. It finds a black hole
@@ -38,13 +40,13 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
         return None
     try:
         context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"MQTT_CA_FILE: not a usable PEM file of certificates: {error}"]) from error
+    except OSError as error:
+        raise ConfigError([unusable_authorities(error, settings.mqtt_ca_file or "", "MQTT_CA_FILE")]) from error
     if settings.mqtt_cert_file is not None:
         try:
-            context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError([f"MQTT_CERT_FILE: not a usable certificate and key: {error}"]) from error
+            load_own(context, settings.mqtt_cert_file, settings.mqtt_key_file, ("MQTT_CERT_FILE", "MQTT_KEY_FILE"))
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
     return context
 
 
@@ -97,6 +99,11 @@ def reason(error: BaseException) -> str:
             return "the broker asks for a certificate: set MQTT_CERT_FILE and MQTT_KEY_FILE"
         why = alert[1].replace("_", " ").lower()
         return f"the broker does not trust the certificate in MQTT_CERT_FILE ({why}): take another, or look at its log"
+    if isinstance(error, ssl.SSLError) and _NOTHING_IN_COMMON.search(error.reason or ""):
+        return (
+            "the broker ends the TLS handshake: it wants another certificate than ours, or one at all (MQTT_CERT_FILE, "
+            "MQTT_KEY_FILE), or has no TLS version or cipher in common with us: look at its log"
+        )
     known = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
     return os.strerror(known) if known else str(error)
 

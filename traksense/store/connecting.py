@@ -17,6 +17,7 @@ from traksense.store import session_settings
 from traksense.store.fault_words import LOST, NO_TLS, NOT_POSTGRESQL, SILENT
 from traksense.store.schema_version import check_schema
 from traksense.store.sqlstate import FOREIGN, UNUSABLE_URL, translate
+from traksense.store.url_check import UNREADABLE, check_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,9 +60,10 @@ async def connect(
         options: See there.
 
     Raises:
-        ConfigError: The URL cannot work: a parameter, the password, no such role or database.
+        ConfigError: The URL cannot work: a parameter, a file, the password, no such role or database.
         StoreError: The database is not available, or refuses, or has not that schema.
     """
+    check_url(url)
     try:
         connection = await session_settings.connect(
             url.dsn.reveal(),
@@ -140,7 +142,7 @@ async def _check(connection: ServiceConnection) -> None:
 async def _told(error: BaseException, url: DatabaseUrl) -> TraksenseError:
     if isinstance(error, ValueError) and not isinstance(error, (OSError, asyncpg.ClientConfigurationError)):
         # Its text may quote the password.
-        return ConfigError(["DATABASE_URL: the connection string cannot be read"])
+        return ConfigError([UNREADABLE])
     found = await explain(error, url.dsn.reveal())
     if found.sqlstate in UNUSABLE_URL or isinstance(error, asyncpg.ClientConfigurationError):
         return ConfigError([f"DATABASE_URL: {url}: {found}"])

@@ -32,6 +32,7 @@ NOT_POSTGRESQL: Final = (
 NO_TLS: Final = "the database server refuses TLS: turn on ssl there, or change sslmode in DATABASE_URL"
 _UNREACHABLE: Final = "the database server in DATABASE_URL cannot be reached"
 _NO_FILE: Final = "the socket of the database server, or a certificate file in DATABASE_URL, does not exist"
+_NOT_OUR_FILES: Final = "TLS with the database server fails over a file of ours: `traksense check-config` says which"
 _UNRESOLVED: Final = "the host name in DATABASE_URL cannot be resolved"
 
 POOLER: Final = (
@@ -128,6 +129,8 @@ def describe(error: BaseException, instead: Mapping[str, str] = MappingProxyType
         return f"{_UNRESOLVED}: {error.strerror}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of the database server {untrusted(error, 'sslrootcert', 'DATABASE_URL')}"
+    if isinstance(error, IsADirectoryError) or (isinstance(error, ssl.SSLError) and _is_of_files(error)):
+        return _NOT_OUR_FILES
     if isinstance(error, ssl.SSLError):
         return f"TLS with the database server fails: {error.reason or _first_line(error)}"
     if isinstance(error, asyncpg.DataError | ValueError):
@@ -137,6 +140,12 @@ def describe(error: BaseException, instead: Mapping[str, str] = MappingProxyType
     if isinstance(error, OSError):
         return _describe_os_error(error)
     return f"{_first_line(error)} ({type(error).__name__})"[:500]
+
+
+def _is_of_files(error: ssl.SSLError) -> bool:
+    """No handshake has begun then. For most that is wrong with a file OpenSSL has no reason."""
+    reason = getattr(error, "reason", None)
+    return reason in ("NO_CERTIFICATE_OR_CRL_FOUND", "KEY_VALUES_MISMATCH") or "PEM lib" in str(error)
 
 
 def _describe_os_error(error: OSError) -> str:

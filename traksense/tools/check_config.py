@@ -9,6 +9,7 @@ from traksense.adapters import load_registry
 from traksense.errors import ConfigError
 from traksense.mqtt.stream import tls_context
 from traksense.store import policy
+from traksense.store.url_check import check_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,7 @@ def check(environ: Mapping[str, str]) -> Settings:
         faults.extend(error.faults)
     else:
         collect(lambda: tls_context(settings))
+        collect(lambda: check_url(settings.database))
     collect(lambda: policy.load(environ))
     collect(load_registry)
     if faults:
