@@ -185,14 +185,52 @@ async def test_validate_says_what_is_away(stack: Stack, variable: str, what: str
     assert {} == stack.rows()
 
 
-async def test_validate_publishes_nothing_that_it_could_not_remove(stack: Stack) -> None:
-    """On a standby it would see all that the service stores, and leave it there."""
-    outcome = await stack.validate("--json", DATABASE_URL=f"{stack.dsn}?default_transaction_read_only=on")
+@pytest.mark.parametrize(
+    ("variable", "value", "said", "step"),
+    [
+        ("DATABASE_URL", "{dsn}?default_transaction_read_only=on", "read-only, such as a standby", "DATABASE_URL must"),
+        ("MQTT_TOPICS", "traksense/acme/+/+/telem", "does not subscribe to traksense/validate-", "put traksense/+/+/"),
+    ],
+)
+async def test_validate_publishes_nothing_that_it_could_not_remove_or_find(
+    stack: Stack, variable: str, value: str, said: str, step: str
+) -> None:
+    """On a standby it would see all that the service stores, and leave it there; a tenant that nobody reads tells
+    nothing.
+    """
+    outcome = await stack.validate("--json", **{variable: value.format(dsn=stack.dsn)})
 
     (failed,) = (finding for finding in findings(outcome, "connectivity") if finding["status"] == "fail")
     assert 1 == outcome.status
-    assert "read-only, such as a standby" in failed["figure"]
+    assert said in failed["figure"]
+    assert failed["next_step"].startswith(step)
     assert {"connectivity": "fail"} | dict.fromkeys(NAMES[1:-1], "not_run") == statuses(outcome)
+    assert {} == stack.rows()
+
+
+async def test_validate_ends_with_its_session_and_cleans_up(stack: Stack) -> None:
+    """Somebody ends it in mid-run: one failure says what to do, the rest could not be checked, nothing is left."""
+    outcomes: list[Outcome] = []
+
+    async def validate() -> None:
+        outcomes.append(await stack.validate("--json", "--points", "100000", *PATIENT))
+
+    with trio.fail_after(HANG_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(validate)
+            await stack.wait_for_measures(1000)
+            stack.change(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'traksense validate' "
+                "AND datname = current_database()"
+            )
+
+    (outcome,) = outcomes
+    found = statuses(outcome)
+    (failed,) = (name for name, status in found.items() if status == "fail")
+    assert "the connection to the database was lost" in findings(outcome, failed)[-1]["figure"]
+    assert findings(outcome, failed)[-1]["next_step"].startswith("something ended that session, or the server: if GET")
+    rest = NAMES[NAMES.index(failed) + 1 : -1]
+    assert dict.fromkeys(rest, "not_run") | {"cleanup": "ok"} == {name: found[name] for name in (*rest, "cleanup")}
     assert {} == stack.rows()
 
 
@@ -230,11 +268,24 @@ async def test_validate_fails_where_the_database_was_tampered_with(stack: Stack)
             FROM right_minutes
         """,
         "CREATE POLICY hole ON device_event USING (true)",
+        """
+        CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN NEW.event_type := upper(NEW.event_type); RETURN NEW; END $$
+        """,
+        "CREATE TRIGGER shout BEFORE INSERT ON device_event FOR EACH ROW WHEN (NEW.event_type = 'boot') "
+        "EXECUTE FUNCTION shout()",
     )
     outcome = await stack.validate("--json", "--patience", "5", "--points", "5000")
 
     failed = {name for name, status in statuses(outcome).items() if status == "fail"}
-    assert {"dlq", "out_of_order", "tenant_isolation"} == failed - {"throughput", "latency"}  # this machine may be busy
+    assert {"dlq", "events", "out_of_order", "tenant_isolation"} == failed - {
+        "throughput",
+        "latency",
+    }  # this machine may be busy
+    assert re.fullmatch(
+        r"stored as .*\"BOOT\".*; expected \[\"site\", \"\w+\", \"boot\", \"\d+-[^(]*",
+        findings(outcome, "events")[0]["figure"],
+    )
     assert "device_event shows" in findings(outcome, "tenant_isolation")[0]["figure"]
     for name in failed:
         assert [] == [f["what"] for f in findings(outcome, name) if f["status"] == "fail" and not f["next_step"]]

@@ -70,6 +70,7 @@ async def test_commands_say_that_the_schema_is_missing_or_old(database: str, emp
     nobody = {"MQTT_URL": f"mqtt://127.0.0.1:{free_port()}", "METRICS_PORT": str(free_port())}
     validated = await run_command({"DATABASE_URL": dsn} | nobody, "validate")
     assert (1, 1) == (validated.status, " ".join(validated.text.split()).count(line))
+    assert "next step: if this is the database that the service writes to, run `traksense migrate`" in validated.text
     removed = await run_command({"DATABASE_URL": dsn}, "uninstall", "--yes")
     assert (0, "") == (removed.status, removed.stderr)
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import errno
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from traksense.config import load
-from traksense.errors import ConfigError
+from traksense.errors import (
+    BrokerError,
+    ConfigError,
+    StoreMisconfiguredError,
+    StoreTooSlowError,
+    StoreUnavailableError,
+)
 from traksense.shards import covers
-from traksense.tools.validate.endpoint import endpoint_url
+from traksense.tools.validate import next_steps
+from traksense.tools.validate.endpoint import EndpointError, endpoint_url
 from traksense.tools.validate.report import Finding, Printer, Report, Result
 from traksense.tools.validate.run import CHECKS
 from traksense.tools.validate.speed import percentile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from traksense.tools.validate.report import Status
 
 TOPIC = "traksense/acme/site/device/telem"
@@ -162,6 +172,34 @@ def test_installation_manual_shows_as_many_checks_as_there_are() -> None:
     manual = (Path(__file__).parents[2] / "ops" / "install-debian.md").read_text(encoding="utf-8")
 
     assert f"ALL CHECKS PASSED ({1 + len(CHECKS)} checks ok; " in manual
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "cause", "step"),
+    [
+        (next_steps.of_broker, BrokerError("x"), ConnectionRefusedError(), "is the broker running? MQTT_URL must name"),
+        (next_steps.of_broker, BrokerError("x"), ssl.SSLCertVerificationError(), "do what it says; MQTT_URL must name"),
+        (next_steps.of_database, StoreUnavailableError("x"), ConnectionRefusedError(), "is PostgreSQL running? DATAB"),
+        (next_steps.of_database, StoreUnavailableError("x"), ssl.SSLCertVerificationError(), "DATABASE_URL must name"),
+        (
+            next_steps.of_database,
+            StoreMisconfiguredError("the database schema is at version 0: run `traksense migrate`"),
+            None,
+            "if this is the database that the service writes to, run `traksense migrate` as its owner; else correct",
+        ),
+        (next_steps.of_check, StoreTooSlowError("x"), None, "ops/operations.md#health has"),
+        (next_steps.of_check, EndpointError("x"), None, "does the service run, "),
+    ],
+)
+def test_next_step_is_not_against_what_was_found(
+    told: Callable[[Exception], str], error: Exception, cause: Exception | None, step: str
+) -> None:
+    """What answers with a certificate is running, and a database without a schema need not be another one's; whatever
+    ends a check has a next step.
+    """
+    error.__cause__ = cause
+
+    assert told(error).startswith(step)
 
 
 def test_judge_has_a_next_step_only_if_it_failed() -> None:

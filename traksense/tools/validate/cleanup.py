@@ -85,14 +85,15 @@ async def clean_up(target: Target, result: Result) -> None:
     remembers our series could still store into them, it is swept until nothing is found.
     """
     doubt: str | None = target.out_of_reach or None
-    if not target.miswired:
-        try:
-            await target.settle(device="cleanup")
-        except TraksenseError as error:
-            doubt = f"more may come: {error}"
-    # Another connection: a check that was cancelled may have left the first one in any state.
+    # Another connection: a check that was cancelled may have left the first one in any state, and it may be lost.
     try:
         async with open_connection(target.settings.database, application="traksense validate") as database:
+            target.database = database
+            if not target.miswired:
+                try:
+                    await target.settle(device="cleanup")
+                except TraksenseError as error:
+                    doubt = f"more may come: {error}"
             gone = await _sweep(database, target.tenants)
             left = [tenant for (tenant,) in await database.fetch(_LEFT) if tenant not in target.tenants]
     except TraksenseError as error:

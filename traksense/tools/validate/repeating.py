@@ -11,6 +11,7 @@ from traksense.tools.validate import payloads
 from traksense.tools.validate.target import BUG, BUSY, SITE, CheckFailedError, Target, utc_now
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from traksense.tools.validate.report import Result
@@ -45,7 +46,7 @@ async def acks(target: Target, result: Result) -> None:
     first, seconds = await target.until(ask, bool)
     if [row[:4] for row in first] != [(False, ts, "valve stuck", SITE)]:
         if first:
-            raise CheckFailedError(f"stored as {first}", BUG)
+            raise CheckFailedError(_stored_as([row[:4] for row in first], [(False, ts, "valve stuck", SITE)]), BUG)
         raise CheckFailedError(f"not stored within {target.patience:g} s", BUSY)
     result.add("ok", "Command ack stored", f"1 row after {seconds * 1000:.0f} ms", rows=1, seconds=seconds)
 
@@ -53,8 +54,8 @@ async def acks(target: Target, result: Result) -> None:
     await send(ok=True, ts_exec=newer)
     faults = []
     second, seconds = await target.until(ask, lambda rows: any(row[0] for row in rows))
-    if [row[:4] for row in second] != [(True, newer, None, SITE)]:
-        faults.append(f"stored as {second}")
+    if (found := [row[:4] for row in second]) != [(True, newer, None, SITE)]:
+        faults.append(_stored_as(found, [(True, newer, None, SITE)]))
     elif second[0][4] != first[0][4] or second[0][5] <= first[0][5]:
         faults.append("created_at must stay and updated_at must grow")
     elif json.loads(second[0][6])["ok"] is not True:
@@ -65,7 +66,7 @@ async def acks(target: Target, result: Result) -> None:
     await send(ok=False, ts_exec=ts - timedelta(seconds=1), err="late")
     await target.settle(Kind.ACK, "acks")
     third = await target.database.fetch(_ACKS, target.tenant, CMD_ID)
-    faults = [] if third == second else [f"became {third}"]
+    faults = [] if third == second else [_stored_as(third, second)]
     figure = f"{len(third)} row, unchanged"
     result.judge("Older ts_exec does not overwrite", figure, faults=faults, next_step=BUG, rows=len(third))
 
@@ -83,9 +84,19 @@ async def events(target: Target, result: Result) -> None:
     rows = await target.database.fetch(_EVENTS, target.tenant)
     found = [(*row[:-1], json.loads(row[-1]) if row[-1] else None) for row in rows]
     expected: list[tuple[Any, ...]] = [(SITE, EVENT_ID, "boot", ts, data), (SITE, None, "alarm", ts, None)]
-    faults = [] if found == expected else [f"stored as {found}"]
+    faults = [] if found == expected else [_stored_as(found, expected)]
     figure = f"{len(found)} rows from 4 messages, with and without event_id, all columns right"
-    result.judge("Events stored once", figure if not faults else "", faults=faults, rows=len(found))
+    figure = figure if not faults else ""
+    result.judge("Events stored once", figure, faults=faults, next_step=BUG, rows=len(found))
+
+
+def _stored_as(found: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]) -> str:
+    """What the rows are, and what they had to be."""
+
+    def text(rows: Sequence[Sequence[Any]]) -> str:
+        return ", ".join(json.dumps(row, default=str, ensure_ascii=False) for row in rows) or "nothing"
+
+    return f"stored as {text(found)}; expected {text(expected)}"
 
 
 async def duplicates(target: Target, result: Result) -> None:
@@ -104,7 +115,8 @@ async def duplicates(target: Target, result: Result) -> None:
     await target.settle(Kind.TELEM, "twice")
     rows = [row for row in await target.database.fetch(_COPIES, target.tenant) if not row[0].startswith("fence")]
     last = -1.0 if target.settings.conflicts == "replace" else 1.0
-    faults = [] if sorted(rows) == [("a", ts, last), ("b", ts, 2.0)] else [f"stored as {rows}"]
+    expected = [("a", ts, last), ("b", ts, 2.0)]
+    faults = [] if sorted(rows) == expected else [_stored_as(sorted(rows), expected)]
     figure = f"{len(rows)} rows for 2 points"
     step = f"let INGEST_CONFLICTS of `validate` be that of the service; if it is, {BUG}"
     result.judge("Same message three times", figure, faults=faults, next_step=step, rows=len(rows))

@@ -68,7 +68,7 @@ class Result:
         """Note a finding."""
         self._note(Finding(status, what, figure, values, next_step))
 
-    def judge(self, what: str, figure: str, *, faults: list[str], next_step: str = "", **values: float | str) -> None:
+    def judge(self, what: str, figure: str, *, faults: list[str], next_step: str, **values: float | str) -> None:
         """Note a finding: a failure if there are faults, which are then said before the figure, and the next step."""
         if faults:
             figure = f"{'; '.join(faults)} ({figure})" if figure else "; ".join(faults)

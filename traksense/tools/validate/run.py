@@ -12,17 +12,17 @@ import trio
 
 from traksense import __version__
 from traksense.config import note_of_default_database
-from traksense.errors import BrokerRefusedError, StoreUnavailableError, TraksenseError
+from traksense.errors import BrokerRefusedError, TraksenseError
 from traksense.model import Kind
 from traksense.mqtt.stream import tls_context
 from traksense.store.connection import open_connection
 from traksense.store.schema_version import newer
 from traksense.store.sql_files import LATEST
 from traksense.tools.publisher import open_publisher
-from traksense.tools.validate import cleanup, repeating, speed, storing, watching, wiring
+from traksense.tools.validate import cleanup, next_steps, repeating, speed, storing, watching, wiring
 from traksense.tools.validate.endpoint import Endpoint, EndpointError
 from traksense.tools.validate.report import Printer, Report, Result
-from traksense.tools.validate.target import OPERATORS_USER, CheckFailedError, CheckSkippedError, Target
+from traksense.tools.validate.target import CheckSkippedError, Target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,17 +104,6 @@ SELECT max(version), traksense.is_operator(), current_setting('transaction_read_
 FROM traksense.schema_version
 """
 
-_ENDPOINT: Final = "does the service run, and is this its endpoint? It is named by METRICS_PORT or --metrics-url"
-
-_OWNERS_DATABASE: Final = "DATABASE_URL must name the database that the service writes to, and the login of its owner"
-
-_NEWER_RELEASE: Final = "run the release here that the service has"
-
-_NO_TENANT: Final = {
-    False: "a tenant of our own cannot be tried here",
-    True: "list validate and validate-b in MQTT_TENANTS, pinned to the shard whose METRICS_PORT this is",
-}
-
 
 def new_report(settings: Settings, options: Options) -> Report:
     """An empty report, with a tenant that nobody else has."""
@@ -152,10 +141,10 @@ class _Run:
                     if self.settings.provisioning == "strict":
                         await cleanup.register(target.database, target.tenants, list(DEVICES))
                     for name, title, check in CHECKS:
-                        await self._check(name, title, check, target)
-                        if target.miswired:
-                            # Nothing else could be found, and what is published would be left behind for good.
-                            self._not_run("see wiring")
+                        lost = await self._check(name, title, check, target)
+                        if target.miswired or lost:
+                            # Nothing else could be found; if miswired, it would be left behind for good as well.
+                            self._not_run(f"see {title.lower()}")
                             break
             finally:
                 self._not_run("interrupted")
@@ -174,9 +163,11 @@ class _Run:
                 # From here on a second signal leaves nothing that the report does not name.
                 self.interruption.remains = ""
 
-    async def _check(self, name: str, title: str, check: Check, target: Target) -> None:
+    async def _check(self, name: str, title: str, check: Check, target: Target) -> bool:
+        """Make one; whether it failed over our connection to the database."""
         result = self._begin(name, title)
         started = trio.current_time()
+        lost = False
         try:
             await check(target, result)
         except trio.Cancelled:
@@ -185,15 +176,16 @@ class _Run:
         except CheckSkippedError as error:
             result.add("skip", title, str(error), next_step=error.next_step)
         except TraksenseError as error:
-            _fail(result, error)
+            lost = _fail(result, error)
         except BaseExceptionGroup as group:
             expected, rest = group.split(TraksenseError)
             if expected is None or rest is not None:
                 raise
-            _fail(result, _first(expected))
+            lost = _fail(result, _first(expected))
         finally:
-            target.miswired = name == "wiring" and result.status == "fail"
+            target.miswired = name == "wiring" and result.status == "fail" and not lost
             result.seconds = trio.current_time() - started
+        return lost
 
     def _begin(self, name: str, title: str, *, check: bool = True) -> Result:
         self.printer.heading(title, check=check)
@@ -233,9 +225,8 @@ class _Run:
         )
         if not target.subscribed(Kind.TELEM):
             topic = target.topic(Kind.TELEM)
-            result.add(
-                "fail", "MQTT_TOPICS", f"does not subscribe to {topic}: {_NO_TENANT[bool(self.settings.layout)]}"
-            )
+            step = next_steps.NO_TENANT[bool(self.settings.layout)]
+            result.add("fail", "MQTT_TOPICS", f"does not subscribe to {topic}", next_step=step)
             return None
         return target
 
@@ -256,12 +247,8 @@ class _Run:
                 )
             )
         except TraksenseError as error:
-            step, said = "MQTT_URL must name the broker of the service", str(error)
-            if isinstance(error, BrokerRefusedError):
-                step, said = f"{step}; {OPERATORS_USER}", f"{error.variable}: {error}"
-            else:
-                step = f"is the broker running? {step}"
-            result.add("fail", "MQTT connect", f"{broker}: {said}", next_step=step)
+            said = f"{error.variable}: {error}" if isinstance(error, BrokerRefusedError) else str(error)
+            result.add("fail", "MQTT connect", f"{broker}: {said}", next_step=next_steps.of_broker(error))
             return None
         milliseconds = (trio.current_time() - started) * 1000
         result.add("ok", "MQTT connect", f"{broker} in {milliseconds:.0f} ms", milliseconds=milliseconds)
@@ -275,8 +262,7 @@ class _Run:
             )
             rows = await database.fetch(_DATABASE)
         except TraksenseError as error:
-            away = "is PostgreSQL running? " if isinstance(error, StoreUnavailableError) else ""
-            step = f"{away}{_OWNERS_DATABASE}"
+            step = next_steps.of_database(error)
             result.add("fail", "Database", f"{error}{note_of_default_database(os.environ)}", next_step=step)
             return None
         version, operator, read_only = rows[0]
@@ -292,7 +278,7 @@ class _Run:
             "Database",
             figure,
             faults=faults,
-            next_step=_OWNERS_DATABASE if read_only or not operator else _NEWER_RELEASE,
+            next_step=next_steps.OWNERS_DATABASE if read_only or not operator else next_steps.NEWER_RELEASE,
             milliseconds=milliseconds,
             schema_version=version,
         )
@@ -302,7 +288,7 @@ class _Run:
         try:
             status, _ = await endpoint.get("/healthz")
             faults = [] if status == 200 else ["not 200"]
-            result.judge("GET /healthz", str(status), faults=faults, next_step=_ENDPOINT)
+            result.judge("GET /healthz", str(status), faults=faults, next_step=next_steps.ENDPOINT)
             answer = await endpoint.get("/readyz")
             with trio.move_on_after(READY_SECONDS):
                 while True:
@@ -311,19 +297,19 @@ class _Run:
                         break
                     await trio.sleep(0.2)
             faults = [] if answer[0] == 200 else [" ".join(answer[1].split())]
-            step = "ops/operations.md#health has a section for each condition"
-            result.judge("GET /readyz", str(answer[0]), faults=faults, next_step=step)
+            result.judge("GET /readyz", str(answer[0]), faults=faults, next_step=next_steps.HEALTH)
             samples = await endpoint.scrape()
             result.add("ok", "GET /metrics", f"{len(samples)} samples", samples=len(samples))
         except EndpointError as error:
-            result.add("fail", "Service", str(error), next_step=_ENDPOINT)
+            result.add("fail", "Service", str(error), next_step=next_steps.ENDPOINT)
             return False
         return status == 200 and answer[0] == 200
 
 
-def _fail(result: Result, error: BaseException) -> None:
-    step = error.next_step if isinstance(error, CheckFailedError) else ""
-    result.add("fail", result.title, str(error), next_step=step)
+def _fail(result: Result, error: BaseException) -> bool:
+    """Note it; whether our connection to the database has ended."""
+    result.add("fail", result.title, str(error), next_step=next_steps.of_check(error))
+    return next_steps.has_lost_session(error)
 
 
 def _first(group: BaseExceptionGroup[TraksenseError]) -> BaseException:
