@@ -174,6 +174,13 @@ async def test_simulate_unconfirmed_messages_are_a_failure(own_broker: OwnBroker
     assert "never confirmed" in said.decode()
 
 
+async def test_simulate_says_in_its_help_how_long_it_waits() -> None:
+    """The waiting has an end of its own."""
+    outcome = await run_command({}, "simulate", "--help")
+
+    assert f"confirmed everything, for {DRAIN_SECONDS:.0f} seconds at most, " in " ".join(outcome.text.split())
+
+
 async def test_simulate_one_signal_ends_the_waiting(own_broker: OwnBroker) -> None:
     """When all is published it waits for the broker alone, and that is what Ctrl-C ends then."""
     # Over QoS 1 it ends each connection, and MQTT 3.1.1 has no way to say so.

@@ -10,6 +10,7 @@ import pytest
 import trio
 from reader_bench import publish, reading, settings_for
 
+from traksense.ingest.health import Health
 from traksense.mqtt.sys_topics import SYS_TOPICS
 from traksense.tools.shards import retire
 
@@ -57,13 +58,24 @@ async def watched(pipeline: Any, seconds: float) -> bool:
 async def test_who_waits_in_vain_is_told_what_may_be_missing(
     autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the shards' variables nobody knows that several replicas read together what the session had."""
+    """First the broker; without the shards' variables nobody knows that several replicas read together what the session
+    had, or that nobody shall. Each is said once.
+    """
     pipeline: Any = Pipeline(lambda _: True)
     pipeline.handover.done = trio.Event()
-    with trio.move_on_after(100):
-        await retire._Emptied(hint_after=60).watch(pipeline)
+    pipeline.health = Health(["broker"])
+    pipeline.health.set("broker", "cannot connect: Connection refused")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(retire._Emptied(hint_after=60).watch, pipeline)
+        await trio.sleep(150)
+        away = capsys.readouterr().err
+        pipeline.health.set("broker")
+        await trio.sleep(150)
+        nursery.cancel_scope.cancel()
 
+    assert "still waiting for the broker: cannot connect: Connection refused\n" == away
     assert f"{retire.UNSHARDED}\n" == capsys.readouterr().err
+    assert "--unread" in retire.UNSHARDED
 
 
 async def test_silence_without_an_answer_is_no_end(autojump_clock: MockClock) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import socket
 import ssl
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from traksense.config import load
 from traksense.errors import (
@@ -19,7 +22,7 @@ from traksense.errors import (
 )
 from traksense.shards import covers
 from traksense.tools.validate import next_steps
-from traksense.tools.validate.endpoint import EndpointError, endpoint_url
+from traksense.tools.validate.endpoint import Endpoint, EndpointError, endpoint_url
 from traksense.tools.validate.report import Finding, Printer, Report, Result
 from traksense.tools.validate.run import CHECKS
 from traksense.tools.validate.speed import percentile
@@ -82,6 +85,24 @@ def test_endpoint_url_refuses_what_is_no_address(given: str) -> None:
     """Anything else than an http or https address is a fault of the configuration."""
     with pytest.raises(ConfigError, match=r"^--metrics-url: "):
         endpoint_url(load({}), given)
+
+
+async def test_endpoint_that_hangs_up_is_told_in_words() -> None:
+    """As one that is not there is: without the number."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, hang_up)
+            with pytest.raises(EndpointError) as caught:
+                await Endpoint(url).get("/healthz")
+
+    assert f"no answer from {url}/healthz: Connection reset by peer" == str(caught.value)
 
 
 def report(*statuses: tuple[Status, ...], **more: Any) -> Report:

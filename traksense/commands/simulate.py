@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet, its rate and its faults."""
     parser.epilog = (
         "Publishes to MQTT_URL until --seconds, --messages or Ctrl-C, waits until the broker has confirmed everything, "
-        "and prints what it confirmed. Exit status: 1 if the broker refused a message or has not confirmed it; those "
-        "of --bad that are larger than it takes do not count."
+        "for 30 seconds at most, and prints what it confirmed. Exit status: 1 if the broker "
+        "refused a message or has not confirmed it; those of --bad that are larger than it takes do not count."
     )
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--tenants", type=count, default=3, metavar="N", help="number of tenants (default: 3)")

@@ -50,7 +50,8 @@ POLL_SECONDS: Final = 0.1
 
 UNSHARDED: Final = (
     "still waiting: MQTT_TENANTS is not set here, so a filter is given up only to a replica that reads the same one; "
-    "set MQTT_TENANTS and MQTT_SHARD_COUNT as the shards have them"
+    "set MQTT_TENANTS and MQTT_SHARD_COUNT as the shards have them; or, if nobody shall read them any more, repeat "
+    "this with --unread"
 )
 
 SESSION: Final = """
@@ -124,11 +125,13 @@ class _Emptied:
                 f"{ledger.received_total:,} messages read meanwhile"
             )
         )
-        with trio.move_on_after(self.hint_after):
-            await handover.done.wait()
-        if not handover.done.is_set():
-            self.progress.say(UNSHARDED, to=sys.stderr)
-        await handover.done.wait()
+        said = ""
+        while not handover.done.is_set():
+            with trio.move_on_after(self.hint_after):
+                await handover.done.wait()
+            if not handover.done.is_set() and (hint := _hint(pipeline)) != said:
+                said = hint
+                self.progress.say(said, to=sys.stderr)
         self.progress.say("nothing is subscribed any more; reading what is queued", to=sys.stderr)
         self.progress.at(lambda: f"reading what is queued: {ledger.received_total:,} messages so far")
         received, since = -1, trio.current_time()
@@ -144,6 +147,13 @@ class _Emptied:
             await trio.sleep(POLL_SECONDS)
         self.happened = True
         pipeline.drain()
+
+
+def _hint(pipeline: Pipeline) -> str:
+    """What may keep whoever waits for so long."""
+    if pipeline.health.holds("broker"):
+        return UNSHARDED
+    return f"still waiting for the broker: {pipeline.health.report()['broker']['reason']}"
 
 
 async def has_session(settings: Settings) -> bool:

@@ -111,4 +111,4 @@ def _get(url: str) -> tuple[int, str]:
         reason = error.reason
         raise EndpointError(f"no answer from {url}: {getattr(reason, 'strerror', None) or reason}") from error
     except (OSError, ValueError) as error:
-        raise EndpointError(f"no answer from {url}: {error}") from error
+        raise EndpointError(f"no answer from {url}: {getattr(error, 'strerror', None) or error}") from error
