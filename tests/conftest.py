@@ -115,6 +115,14 @@ def hangup_has_its_meaning() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def interrupt_has_its_meaning() -> Iterator[None]:
+    """In the background of a shell, what we start would ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # --- the database
 # -----------------------------------------------------------------------------------------------------
 

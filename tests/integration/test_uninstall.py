@@ -12,6 +12,7 @@ import pytest
 from schema_servers import user_of
 
 from tests.command_line import argv, environment, run_command
+from tests.patience import HANG_SECONDS
 from traksense.config import DatabaseUrl, Secret
 from traksense.errors import StoreMisconfiguredError, StoreUnavailableError
 from traksense.store import uninstall as module
@@ -242,13 +243,15 @@ def test_what_a_newer_release_made_is_ours(migrated: Database) -> None:
     assert not run_once(migrated.dsn, "test", look, schema=False).present
 
 
+@pytest.mark.usefixtures("interrupt_has_its_meaning")
 def test_a_table_in_use(migrated: Database) -> None:
     """Who has it is said; interrupted there, it says how far it has got, and can be repeated."""
     fill(migrated)
     name = "chunks" if migrated.server.timescaledb else "partitions"
     command = argv("uninstall", "--yes")
     with psycopg.connect(migrated.dsn, application_name="their psql") as reader:
-        reader.execute("SET idle_in_transaction_session_timeout = '20s'")  # so that nothing waits for ever
+        # So that nothing waits for ever.
+        reader.execute(f"SET idle_in_transaction_session_timeout = '{HANG_SECONDS:.0f}s'")
         reader.execute("SELECT count(*) FROM public.cmd_ack")
         with subprocess.Popen(
             command, env=environment({"DATABASE_URL": migrated.dsn}), stderr=subprocess.PIPE, text=True
