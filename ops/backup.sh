@@ -1,34 +1,46 @@
 #!/bin/sh
 # sh ops/backup.sh [FOLDER]: dump the database traksense into FOLDER (/var/backups), as root, and print the dump's name.
 #
-# No dump is ever overwritten, since the next one may be of a database that is empty or half restored: the newest KEEP
-# (7) stay. With DATABASE_URL set, as on a server of others, whoever runs this dumps that database as its owner.
+# No dump is ever overwritten, since the next one may be of a database that is empty or half restored. The newest KEEP
+# (7) stay, and older ones that are much larger. With DATABASE_URL set, as on a server of others, whoever runs this dumps
+# that database as its owner.
 set -eu
 umask 077
 
+say() {
+    echo "${0##*/}: $*" >&2
+}
+
 fail() {
-    echo "${0##*/}: $*: no dump was made, and those before are as they were" >&2
+    say "$*: no dump was made, and those before are as they were"
     exit 1
 }
 
 # database PROGRAM [OPTION]...: a PostgreSQL client on the database.
 database() {
     if [ -n "${DATABASE_URL:-}" ]; then
-        "$@" -d "$DATABASE_URL"
+        "$@" -d "$(echo "$DATABASE_URL" | sed 's/^postgresql+asyncpg:/postgresql:/')"
     else
         env -C / runuser -u postgres -- "$@" -d traksense
     fi
 }
 
+# dumps: those of this script, in the order of their dates.
+dumps() {
+    day='[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]'
+    ls | grep -x "traksense-${day}T[0-9][0-9][0-9][0-9][0-9][0-9]\.dump"
+}
+
 keep=${KEEP:-7}
-case $keep in '' | *[!0-9]* | 0) fail "KEEP=$keep: give the number of dumps to keep, at least 1" ;; esac
+case $keep in '' | *[!0-9]* | 0* | ?????*) fail "KEEP=$keep: give the number of dumps to keep, at least 1" ;; esac
 cd "${1:-/var/backups}" || fail "the folder cannot be entered"
 # The folder is the lock: two dumps at once would be one too many.
 exec 9<.
 flock --nonblock 9 || fail "another backup is running"
 
-database psql -X -qAt -c 'SELECT count(*) FROM traksense.schema_version' >/dev/null ||
+version=$(database psql -X -qAt -c 'SELECT max(version) FROM traksense.schema_version') ||
     fail "the database cannot be read, or traksense is not in it"
+[ -n "$version" ] || fail "the database is empty, or half restored"
 
 # Of a run that was killed.
 rm -f traksense-*.dump.new traksense-*.dump.log
@@ -46,5 +58,14 @@ database pg_dump ${DATABASE_URL:+--enable-row-security} --format=custom >"$name.
 sync "$name.new"
 mv "$name.new" "$name"
 echo "$PWD/$name"
-# In the order of their dates.
-ls | grep '^traksense-[0-9T-]*\.dump$' | head -n "-$keep" | while read -r old; do rm "$old"; done
+
+large=$(($(stat -c %s "$name") * 2))
+dumps | sed "/^$name\$/,\$d" | head -n "-$((keep - 1))" | while read -r old; do
+    if [ "$(stat -c %s "$old")" -gt "$large" ]; then
+        say "$PWD/$old is more than twice as large as the dump of now: it stays. Are data missing? If not, remove it"
+    else
+        rm "$old"
+    fi
+done
+newest=$(dumps | tail -n 1)
+[ "$newest" = "$name" ] || say "$PWD/$newest has a later date than now: set the clock, or remove it"

@@ -2,6 +2,10 @@
 # sh ops/restore.sh DUMP DATABASE: restore a dump into a database that is empty, as root. With TimescaleDB, its version
 # has to be the dump's.
 set -eu
+[ $# = 2 ] && [ -r "$1" ] || {
+    echo "usage: sh ops/restore.sh DUMP DATABASE, and DUMP has to be a file that can be read: ${1:-none}" >&2
+    exit 2
+}
 dump=$1 name=$2
 
 superuser() {
@@ -17,7 +21,7 @@ FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 't
 END
 }
 
-if superuser pg_restore --list <"$dump" | grep -q ' EXTENSION - timescaledb'; then
+if superuser pg_restore --list <"$dump" | grep ' EXTENSION - timescaledb' >/dev/null; then
     superuser psql -X -q -v ON_ERROR_STOP=1 -d "$name" -c 'SET client_min_messages = warning' \
         -c 'CREATE EXTENSION IF NOT EXISTS timescaledb'
 fi

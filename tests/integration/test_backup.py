@@ -100,8 +100,9 @@ def test_dump_comes_back(stored: Database, other_bare: Database, tmp_path: Path)
 
 
 def test_dumps_beside_each_other(stored: Database, tmp_path: Path) -> None:
-    """The newest stay, whatever is in them, and files of other names."""
-    for name in ("traksense-2020-01-01T023000.dump", "traksense-2020-01-02T023000.dump", "traksense.dump", "x.dump"):
+    """The newest stay, and files of other names."""
+    stay = {"traksense-2020-01-02T023000.dump", "traksense.dump", "traksense-20200101.dump", "x.dump"}
+    for name in {*stay, "traksense-2020-01-01T023000.dump"}:
         (tmp_path / name).write_text("earlier\n")
     # Of a run that was killed.
     (tmp_path / "traksense-2020-01-03T023000.dump.new").write_text("half\n")
@@ -109,13 +110,33 @@ def test_dumps_beside_each_other(stored: Database, tmp_path: Path) -> None:
 
     dump = dumped(tmp_path, environment, KEEP="2")
 
-    assert {"traksense-2020-01-02T023000.dump", dump.name, "traksense.dump", "x.dump"} == names(tmp_path)
+    assert {*stay, dump.name} == names(tmp_path)
     subprocess.run(["pg_restore", "--list", str(dump)], check=True, env=environment, capture_output=True)
+
+
+def test_dumps_that_may_be_the_last_good_ones(stored: Database, tmp_path: Path) -> None:
+    """What is much larger than the dump of now stays, however old, and is named; so is what is of the future, and the
+    dump of now is not taken for an old one.
+    """
+    large, small, future = (f"traksense-{day}T023000.dump" for day in ("2020-01-01", "2020-01-02", "2099-01-01"))
+    for name in (large, small, future):
+        (tmp_path / name).write_text("earlier\n")
+    with (tmp_path / large).open("ab") as file:
+        file.truncate(100_000_000)
+
+    status, out, error = run(tmp_path, "backup.sh", ".", **{**programs(stored, tmp_path), "KEEP": "1"})
+
+    assert 0 == status
+    assert {large, future, Path(out.rstrip()).name} == names(tmp_path)
+    first, second = error.splitlines()
+    assert f"{large} is more than twice as large as the dump of now: it stays" in first
+    assert f"{future} has a later date than now" in second
 
 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
+        ("half restored", "the database is empty, or half restored"),
         ("uninstalled", "the database cannot be read, or traksense is not in it"),
         ("away", "the database cannot be read, or traksense is not in it"),
         ("half", "disk full\nbackup.sh: pg_dump failed"),
@@ -130,6 +151,8 @@ def test_dump_that_cannot_be_made(migrated: Database, bare: Database, tmp_path: 
     environment = dict(programs(bare if fault == "uninstalled" else migrated, tmp_path, **more))
     if fault == "away":
         environment["DATABASE_URL"] = "postgresql://127.0.0.1:1/x"
+    if fault == "half restored":
+        migrated.run("TRUNCATE traksense.schema_version")
     folder = os.open(tmp_path, os.O_RDONLY)
     if fault == "at the same time":
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -230,6 +230,29 @@ def test_migrate_waits_for_a_table_to_give_the_roles_their_rights(
     assert {"roles.sql"} == {fields(record)["migration"] for record in caplog.records}
 
 
+def test_migrate_gives_rights_beside_somebody_who_does_so_too(
+    migrated: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a job of TimescaleDB, which changes a table at the same time: whoever comes second tries again."""
+    monkeypatch.setattr(module, "BETWEEN_TRIES_SECONDS", 0.2)
+    monkeypatch.setattr(module, "TABLE_LOCK_SECONDS", HANG_SECONDS)
+    caplog.set_level(logging.INFO)
+    reports: list[object] = []
+    with psycopg.connect(migrated.dsn) as other:
+        other.execute("GRANT SELECT ON traksense.measure TO PUBLIC")
+        waiter = threading.Thread(target=lambda: reports.append(migrated.migrate()))
+        waiter.start()
+        deadline = time.monotonic() + HANG_SECONDS
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        while not migrated.value(waits) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        other.commit()
+    waiter.join(HANG_SECONDS)
+
+    assert 1 == len(reports)
+    assert ["migration_table_waited_for"] == caplog.messages
+
+
 def test_migrate_says_which_migration_it_is_at(bare: Database) -> None:
     """Before each, with how many there are; then the roles."""
     said: list[str] = []

@@ -188,6 +188,10 @@ THERE = {
     "view traksense.my_points": "CREATE VIEW traksense.my_points AS SELECT * FROM traksense.measure",
     "type traksense.my_range": "CREATE TYPE traksense.my_range AS RANGE (subtype = int)",
     "function traksense.mine()": "CREATE FUNCTION traksense.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "table traksense.readings": """
+        CREATE TABLE traksense.readings (id int) PARTITION BY RANGE (id);
+        CREATE TABLE traksense.readings_1 PARTITION OF traksense.readings FOR VALUES FROM (1) TO (2)
+    """,
     "table traksense.orders_1": """
         CREATE TABLE public.orders_of_all (id int) PARTITION BY RANGE (id);
         CREATE TABLE traksense.orders_1 PARTITION OF public.orders_of_all FOR VALUES FROM (1) TO (2)

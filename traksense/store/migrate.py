@@ -59,6 +59,18 @@ TABLE_TRIES: Final = 20
 BETWEEN_TRIES_SECONDS: Final = 3.0
 
 
+IN_THE_WAY: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.InternalServerError)
+"""If `is_in_the_way`, another transaction uses what a statement needs."""
+
+
+def is_in_the_way(error: asyncpg.PostgresError) -> bool:
+    """Whether a statement may succeed once others are done. GRANT and DROP take no lock on the rows of the catalog that
+    they change: who comes second fails. Source: PostgreSQL, src/backend/access/heap/heapam.c, simple_heap_update,
+    whose texts are never translated.
+    """
+    return not isinstance(error, asyncpg.InternalServerError) or "tuple concurrently" in str(error)
+
+
 @attrs.frozen
 class MigrationReport:
     """What `migrate` found and did.
@@ -228,8 +240,8 @@ async def _in_turn(connection: Connection, log: Log, name: str, function: Callab
         try:
             async with take_turn(connection, log):
                 return await function()
-        except asyncpg.LockNotAvailableError:
-            if attempt == TABLE_TRIES:
+        except IN_THE_WAY as error:
+            if attempt == TABLE_TRIES or not is_in_the_way(error):
                 raise
             log.info("migration_table_waited_for", extra={"traksense_migration": name})
             await asyncio.sleep(BETWEEN_TRIES_SECONDS)

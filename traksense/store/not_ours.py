@@ -55,15 +55,17 @@ FROM ours JOIN edge e ON (e.refclassid, e.refobjid) = (ours.classid, ours.objid)
 WHERE (e.classid, e.objid) NOT IN (SELECT classid, objid FROM ours) AND NOT EXISTS (
     SELECT FROM pg_depend part JOIN pg_depend whole ON (whole.classid, whole.objid) = (part.refclassid, part.refobjid)
     WHERE (part.classid, part.objid) = (e.classid, e.objid) AND part.deptype IN ('a', 'i')
+        AND (part.refclassid, part.refobjid) <> (part.classid, part.objid)
         AND whole.refclassid = 'pg_namespace'::regclass AND whole.refobjid = to_regnamespace('traksense')
         AND (whole.classid, whole.objid) NOT IN (SELECT classid, objid FROM ours)
 ) ORDER BY 1 LIMIT 10
 """
 """What CASCADE would take with it. Ours is what the migrations make, and what cannot be without it: what depends on
 something in another way than normally (`n`) is a part of that, such as an index, a table's own constraints or a
-partition; but a partition in another schema was put there by somebody. Ours are TimescaleDB's chunks and inner views,
-too. For a view, its relation stands in place of the rule that reads; for what an extension brought, the extension. A
-part, such as a sequence, of what is named is not named. Source: PostgreSQL, "pg_depend"."""
+partition; but a partition in another schema was put there by somebody. Ours are TimescaleDB's chunks and inner
+views, too. For a view, its relation stands in place of the rule that reads; for what an extension brought, the
+extension. A part, such as a sequence, of what is named is not named; a partitioned table, which depends on itself
+by its key, is no part of itself. Source: PostgreSQL, "pg_depend"."""
 
 _AGGREGATES: Final = """
 SELECT format('continuous aggregate %I.%I', view_schema, view_name)

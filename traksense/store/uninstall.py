@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
 import attrs
 
 from traksense.errors import StoreMisconfiguredError, StoreUnavailableError
-from traksense.store.migrate import BETWEEN_TRIES_SECONDS, TABLE_LOCK_SECONDS, TABLE_TRIES
+from traksense.store.migrate import (
+    BETWEEN_TRIES_SECONDS,
+    IN_THE_WAY,
+    TABLE_LOCK_SECONDS,
+    TABLE_TRIES,
+    is_in_the_way,
+)
 from traksense.store.not_ours import PUBLIC_TABLES, PUBLIC_VIEWS, not_ours
 from traksense.store.sessions import IN_USE_SECONDS, STOP_IT
 
@@ -83,8 +88,9 @@ FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.o
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.granted AND l.locktype = 'relation' AND l.pid IS DISTINCT FROM pg_backend_pid()
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND c.relkind IN ('r', 'p', 'v') AND (nspname = 'traksense' OR nspname = 'public' AND relname = ANY ($1::text[]))
-ORDER BY a.xact_start, l.pid, nspname, relname LIMIT 1
+    AND c.relkind IN ('r', 'p', 'v')
+    AND (nspname ~ '^(traksense$|_timescaledb_internal$)' OR nspname = 'public' AND relname = ANY ($1::text[]))
+ORDER BY a.xact_start, l.pid, nspname <> 'public', nspname <> 'traksense', relname LIMIT 1
 """
 """The oldest transaction that has to end before all can go, by the name that its user knows: `public` comes first."""
 
@@ -191,7 +197,9 @@ async def _when_free(connection: Any, waits: Callable[[str], None], statements: 
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{int(TABLE_LOCK_SECONDS * 1000)}'")
                 status: str = await connection.execute(statements)
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+        except IN_THE_WAY as error:
+            if not is_in_the_way(error):
+                raise
             user = await _user(connection)
             if attempt == TABLE_TRIES:
                 raise StoreUnavailableError(f"{user}: end that, and repeat this", error.sqlstate) from error
