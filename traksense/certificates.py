@@ -15,6 +15,9 @@ _OF_ANOTHER: Final = (62, 64)
 _PEM: Final = {"certificate": b"CERTIFICATE-----", "private key": b"PRIVATE KEY-----"}
 """How the lines that begin such a block end. Source: RFC 7468."""
 
+_MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""Another key; another kind of key, which OpenSSL keeps apart from the certificate, where it then misses one."""
+
 
 def untrusted(error: ssl.SSLCertVerificationError, authorities: str, url: str) -> str:
     """To be said after what it is the certificate of.
@@ -75,8 +78,14 @@ def load_own(
 def _own_fault(error: OSError, cert: File, key: File | None, names: tuple[str, str], shut: str) -> str:
     """OpenSSL does not say which of the files it is, nor, as a rule, what is wrong with it."""
     holder, holders_name = (cert, names[0]) if key is None else (key, names[1])
-    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+    if getattr(error, "reason", None) in _MISMATCH:
         return f"{holders_name}: is not the key of the certificate in {names[0]}: {holder}"
+    if shut and key is None:
+        # What `openssl pkey` writes has no certificate.
+        return (
+            f"{names[0]}: its key {shut}: write the key without it into a file of its own (openssl pkey -in {cert} "
+            f"-out NEW) and name that in {names[1]}"
+        )
     if shut:
         return f"{holders_name}: {shut}: remove it: openssl pkey -in {holder} -out NEW"
     for name, path, what in ((names[0], cert, "certificate"), (holders_name, holder, "private key")):

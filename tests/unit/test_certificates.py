@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from traksense.errors import ConfigError
 from traksense.mqtt.stream import reason
@@ -136,6 +137,13 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "shut").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, shut)
     )
+    (folder / "combined").write_bytes((folder / "cert").read_bytes() + (folder / "shut").read_bytes())
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "ec").write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(*form))
+    (folder / "ed25519").write_bytes(ed25519.Ed25519PrivateKey.generate().private_bytes(*form))
+    rsa = OURS.issue_cert("us", key_type=trustme.KeyType.RSA)
+    rsa.cert_chain_pems[0].write_to_path(str(folder / "rsa-cert"))
+    rsa.private_key_pem.write_to_path(str(folder / "rsa"))
     (folder / "folder").mkdir()
     return folder
 
@@ -149,6 +157,15 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("ca", "cert", None), 1, "holds no private key in PEM form: {1}: name its file in {names[2]}"),
         (("ca", "cert", "ca"), 2, "holds no private key in PEM form: {2}: see that {names[1]} and {names[2]} are not"),
         (("ca", "cert", "another"), 2, "is not the key of the certificate in {names[1]}: {2}"),
+        (("ca", "cert", "rsa"), 2, "is not the key of the certificate in {names[1]}: {2}"),
+        (("ca", "rsa-cert", "ec"), 2, "is not the key of the certificate in {names[1]}: {2}"),
+        (("ca", "rsa-cert", "ed25519"), 2, "is not the key of the certificate in {names[1]}: {2}"),
+        (
+            ("ca", "combined", None),
+            1,
+            # The other file would be without the certificate.
+            "its key has a pass phrase: write the key without it into a file of its own (openssl pkey -in {1} -out",
+        ),
         (("ca", "cert", "shut"), 2, "has a pass phrase: remove it: openssl pkey -in {2} -out NEW"),
         (("ca", "cert", "folder"), 2, None),
         (("folder", None, None), 0, None),
