@@ -10,6 +10,7 @@ import pytest
 import trio
 from reader_bench import publish, reading, settings_for
 
+from traksense.config import load
 from traksense.ingest.health import Health
 from traksense.mqtt.sys_topics import SYS_TOPICS
 from traksense.tools.shards import retire
@@ -50,23 +51,28 @@ class Pipeline(SimpleNamespace):
 
 async def watched(pipeline: Any, seconds: float) -> bool:
     with trio.move_on_after(seconds):
-        await retire._Emptied().watch(pipeline)
+        await retire._Emptied(load({})).watch(pipeline)
     drained: bool = pipeline.drained
     return drained
 
 
+@pytest.mark.parametrize(
+    ("env", "missing"),
+    [({}, f"{retire.UNSHARDED}\n"), ({"MQTT_TENANTS": "acme", "MQTT_SHARD_COUNT": "2"}, "")],
+    ids=["unsharded", "sharded"],
+)
 async def test_who_waits_in_vain_is_told_what_may_be_missing(
-    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+    env: dict[str, str], missing: str, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """First the broker; without the shards' variables nobody knows that several replicas read together what the session
-    had, or that nobody shall. Each is said once.
+    """First the broker, in any case; without the shards' variables nobody knows that several replicas read together
+    what the session had, or that nobody shall. Each is said once.
     """
     pipeline: Any = Pipeline(lambda _: True)
     pipeline.handover.done = trio.Event()
     pipeline.health = Health(["broker"])
     pipeline.health.set("broker", "cannot connect: Connection refused")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(retire._Emptied(hint_after=60).watch, pipeline)
+        nursery.start_soon(retire._Emptied(load(env)).watch, pipeline)
         await trio.sleep(150)
         away = capsys.readouterr().err
         pipeline.health.set("broker")
@@ -74,7 +80,7 @@ async def test_who_waits_in_vain_is_told_what_may_be_missing(
         nursery.cancel_scope.cancel()
 
     assert "still waiting for the broker: cannot connect: Connection refused\n" == away
-    assert f"{retire.UNSHARDED}\n" == capsys.readouterr().err
+    assert missing == capsys.readouterr().err
     assert "--unread" in retire.UNSHARDED
 
 

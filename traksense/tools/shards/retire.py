@@ -12,7 +12,6 @@ answer behind all that it sends, and once more in a second connection, which is 
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -94,8 +93,7 @@ async def retire(settings: Settings, client_id: str, *, progress: Progress, unre
         held = {topic for _, topics in rows for topic in topics or ()}
         settings = attrs.evolve(settings, mqtt_unsubscribe=tuple(held | set(settings.mqtt_topics)))
     while True:
-        # Others have claimed everything by twice that time, as a rule.
-        emptied = _Emptied(progress, hint_after=2 * settings.mqtt_handover if settings.layout is None else math.inf)
+        emptied = _Emptied(settings, progress)
         await service.run(settings, retire=emptied.watch)
         if not emptied.happened:
             return False
@@ -112,8 +110,8 @@ async def retire(settings: Settings, client_id: str, *, progress: Progress, unre
 class _Emptied:
     """Drains the pipeline once there is nothing more to come."""
 
+    settings: Settings
     progress: Progress = attrs.field(factory=Progress)
-    hint_after: float = math.inf
     happened: bool = False
 
     async def watch(self, pipeline: Pipeline) -> None:
@@ -127,9 +125,10 @@ class _Emptied:
         )
         said = ""
         while not handover.done.is_set():
-            with trio.move_on_after(self.hint_after):
+            # Others have claimed everything by then, as a rule.
+            with trio.move_on_after(2 * self.settings.mqtt_handover):
                 await handover.done.wait()
-            if not handover.done.is_set() and (hint := _hint(pipeline)) != said:
+            if not handover.done.is_set() and (hint := self._hint(pipeline)) not in ("", said):
                 said = hint
                 self.progress.say(said, to=sys.stderr)
         self.progress.say("nothing is subscribed any more; reading what is queued", to=sys.stderr)
@@ -148,12 +147,11 @@ class _Emptied:
         self.happened = True
         pipeline.drain()
 
-
-def _hint(pipeline: Pipeline) -> str:
-    """What may keep whoever waits for so long."""
-    if pipeline.health.holds("broker"):
-        return UNSHARDED
-    return f"still waiting for the broker: {pipeline.health.report()['broker']['reason']}"
+    def _hint(self, pipeline: Pipeline) -> str:
+        """What may keep whoever waits for so long; empty if it is the other replicas."""
+        if pipeline.health.holds("broker"):
+            return UNSHARDED if self.settings.layout is None else ""
+        return f"still waiting for the broker: {pipeline.health.report()['broker']['reason']}"
 
 
 async def has_session(settings: Settings) -> bool:
