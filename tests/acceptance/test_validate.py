@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from tests.conftest import OwnBroker
     from traksense.tools.stack import BrokerProcess
 
 
@@ -232,6 +233,36 @@ async def test_validate_ends_with_its_session_and_cleans_up(stack: Stack) -> Non
     rest = NAMES[NAMES.index(failed) + 1 : -1]
     assert dict.fromkeys(rest, "not_run") | {"cleanup": "ok"} == {name: found[name] for name in (*rest, "cleanup")}
     assert {} == stack.rows()
+
+
+async def test_validate_ends_with_its_broker(
+    database: str, own_broker: OwnBroker, unique: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Killed in mid-run: one check fails and says what to do, nobody's rights are doubted, the rest is not run."""
+    broker = own_broker()
+    outcomes: list[Outcome] = []
+    async with open_stack(database, broker, unique("validated"), tmp_path) as stack:
+
+        async def validate() -> None:
+            outcomes.append(await stack.validate("--json", "--points", "100000", "--patience", "3"))
+
+        with trio.fail_after(HANG_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(validate)
+                await stack.wait_for_measures(1000)
+                broker.kill()
+
+    (outcome,) = outcomes
+    found = statuses(outcome)
+    failed, cleanup = (name for name, status in found.items() if status == "fail")
+    assert "cannot connect: Connection refused" in findings(outcome, failed)[-1]["figure"]
+    assert findings(outcome, failed)[-1]["next_step"].startswith("is the broker running?")
+    rest = NAMES[NAMES.index(failed) + 1 : -1]
+    assert dict.fromkeys(rest, "not_run") == {name: found[name] for name in rest}
+    # What the broker keeps may come when it is back.
+    assert "cleanup" == cleanup
+    assert "more may come" in findings(outcome, cleanup)[0]["figure"]
+    assert b"operators' user" not in outcome.stdout
 
 
 async def test_validate_tells_of_what_a_killed_run_has_left(stack: Stack) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -57,6 +58,7 @@ class Publisher:
 
     Attributes:
         fault: Why there is no connection; None while there is one.
+        away: Whether the last attempt to connect has failed.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Publisher:
         keepalive: int,
     ) -> None:
         self.fault: str | None = "not connected yet"
+        self.away = False
         self._outbox = outbox
         self._make_codec = make_codec
         self._connect = connect
@@ -76,6 +79,7 @@ class Publisher:
         self._codec: CountingCodec | None = None
         self._link: Link | None = None
         self._qos_max: int | None = None
+        self._connected_at = -math.inf
         self._changed = trio.Event()
         self._first = trio.Event()
         self._reading = trio.CancelScope()
@@ -185,6 +189,7 @@ class Publisher:
                 if not self._first.is_set():
                     raise
                 self._lost(str(error))
+                self.away = self._connected_at < started
             if trio.current_time() - started > STABLE_SECONDS or self._settled > settled:
                 backoff.reset()
             with trio.move_on_after(backoff.next()):
@@ -241,6 +246,7 @@ class Publisher:
             raise _QosRefusedError(QOS_0_ONLY)
         self._link = Link(send, connected.receive_maximum, connected.packet_max_bytes)
         self._connection, self._codec, self.fault = connection, codec, None
+        self.away, self._connected_at = False, trio.current_time()
         self._outbox.connected(self._link)
         self.counters.reconnections += self._first.is_set()
         self._first.set()

@@ -22,7 +22,7 @@ from traksense.tools.publisher import open_publisher
 from traksense.tools.validate import cleanup, next_steps, repeating, speed, storing, watching, wiring
 from traksense.tools.validate.endpoint import Endpoint, EndpointError
 from traksense.tools.validate.report import Printer, Report, Result
-from traksense.tools.validate.target import CheckSkippedError, Target
+from traksense.tools.validate.target import BROKER_AWAY, CheckSkippedError, Target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -164,7 +164,7 @@ class _Run:
                 self.interruption.remains = ""
 
     async def _check(self, name: str, title: str, check: Check, target: Target) -> bool:
-        """Make one; whether it failed over our connection to the database."""
+        """Make one; whether it failed over our connection to the database, or the broker's being away."""
         result = self._begin(name, title)
         started = trio.current_time()
         lost = False
@@ -184,6 +184,7 @@ class _Run:
             lost = _fail(result, _first(expected))
         finally:
             target.miswired = name == "wiring" and result.status == "fail" and not lost
+            lost = lost or _broker_is_away(result, target.publisher)
             result.seconds = trio.current_time() - started
         return lost
 
@@ -310,6 +311,15 @@ def _fail(result: Result, error: BaseException) -> bool:
     """Note it; whether our connection to the database has ended."""
     result.add("fail", result.title, str(error), next_step=next_steps.of_check(error))
     return next_steps.has_lost_session(error)
+
+
+def _broker_is_away(result: Result, publisher: Publisher) -> bool:
+    """Whether what failed did so without a broker; that is noted, whatever else was found."""
+    if result.status != "fail" or not publisher.away:
+        return False
+    if result.findings[-1].next_step != BROKER_AWAY:
+        result.add("fail", "MQTT connect", f"the broker is away: {publisher.fault}", next_step=BROKER_AWAY)
+    return True
 
 
 def _first(group: BaseExceptionGroup[TraksenseError]) -> BaseException:

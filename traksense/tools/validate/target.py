@@ -33,6 +33,9 @@ OPERATORS_USER: Final = (
     "MQTT_USERNAME of `validate` must be an operators' user, who may publish to traksense/+/+/+/telem, ack and event: "
     "ops/mosquitto.acl has one (traksense-operator); that of the service may only read"
 )
+BROKER_AWAY: Final = (
+    "is the broker running? Its log says why it ended, or takes nobody; once GET /readyz says 200, run `validate` again"
+)
 BUSY: Final = (
     "GET /readyz and the service's log say whether it can write; where it only works off a backlog, wait for that, or "
     "give a larger --patience"
@@ -157,8 +160,11 @@ class Target:
 
     def _unconfirmed(self) -> CheckFailedError:
         why = self.publisher.fault or "no PUBACK"
+        said = f"the broker did not confirm within {self.patience:g} s: {why}"
+        if self.publisher.away:
+            return CheckFailedError(said, BROKER_AWAY)
         return CheckFailedError(
-            f"the broker did not confirm within {self.patience:g} s: {why}",
+            said,
             f"some brokers end the connection of a user who may not publish: {OPERATORS_USER}"
             if self.publisher.fault
             else "see the broker's log and load; if it is slow by nature, give a larger --patience",
