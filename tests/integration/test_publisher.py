@@ -140,7 +140,7 @@ async def test_publisher_waits_for_the_window(own_broker: OwnBroker, tenant: str
     with trio.fail_after(HANG_SECONDS):
         async with open_publisher(where(broker), client_id=unique("publisher"), window=10) as publisher:
             await broker.stop()
-            await until(lambda: publisher.fault is not None)
+            await until(lambda: publisher.away)
             with trio.move_on_after(0.5) as gave_up:
                 for number in range(20):
                     await publisher.publish(f"traksense/{tenant}/s/d/telem", b"x", tag=number)
@@ -148,6 +148,7 @@ async def test_publisher_waits_for_the_window(own_broker: OwnBroker, tenant: str
             unconfirmed = publisher.unconfirmed
             await broker.start()
             await publisher.drain()
+            assert (None, False) == (publisher.fault, publisher.away)
 
     assert gave_up.cancelled_caught
     assert (list(range(10)), 10) == (taken, unconfirmed)
