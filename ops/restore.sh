@@ -2,7 +2,7 @@
 # sh ops/restore.sh DUMP DATABASE: restore a dump into a database that is empty, as root. With TimescaleDB, its version
 # has to be the dump's.
 set -eu
-[ $# = 2 ] && [ -r "$1" ] || {
+[ $# = 2 ] && [ -r "$1" ] && [ -n "$2" ] || {
     echo "usage: sh ops/restore.sh DUMP DATABASE, and DUMP has to be a file that can be read: ${1:-none}" >&2
     exit 2
 }
@@ -21,10 +21,19 @@ FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 't
 END
 }
 
+# In a database that has one, pg_restore would fail in the middle.
+there=$(superuser psql -X -qAt -d "$name" -c "SELECT count(*) FROM pg_namespace WHERE nspname = 'traksense'")
+[ "$there" = 0 ] || {
+    echo "${0##*/}: the database $name has a schema traksense: restore into an empty one" >&2
+    exit 1
+}
 if superuser pg_restore --list <"$dump" | grep ' EXTENSION - timescaledb' >/dev/null; then
     superuser psql -X -q -v ON_ERROR_STOP=1 -d "$name" -c 'SET client_min_messages = warning' \
         -c 'CREATE EXTENSION IF NOT EXISTS timescaledb'
 fi
 timescaledb pre
-superuser pg_restore --exit-on-error -d "$name" <"$dump"
+# Also after a failure: in a database left as before, TimescaleDB would store rows where nobody finds them.
+status=0
+superuser pg_restore --exit-on-error -d "$name" <"$dump" || status=$?
 timescaledb post
+exit "$status"

@@ -48,6 +48,13 @@ def programs(database: Database, place: Path, **more: str) -> Mapping[str, str]:
     return {"PATH": f"{folder}:{bindir}{os.environ['PATH']}", "DATABASE_URL": database.dsn}
 
 
+def becoming(database: Database) -> str:
+    """What stands for root's becoming postgres: this database's superuser is somebody else."""
+    login = conninfo_to_dict(database.admin)
+    names = [name for name in ("host", "port", "user", "password") if name in login]
+    return "\n".join(["shift 3", *(f"export PG{name.upper()}={login[name]}" for name in names), 'exec "$@"'])
+
+
 def names(place: Path) -> set[str]:
     """What is in the folder, but for the tests' programs."""
     return {path.name for path in place.iterdir()} - {"bin"}
@@ -78,19 +85,15 @@ def stored(migrated: Database) -> Database:
 
 def test_dump_comes_back(stored: Database, other_bare: Database, tmp_path: Path) -> None:
     """Into a new database, with TimescaleDB too, in which nothing is left to migrate."""
-    # As root becomes postgres; this database's superuser is somebody else.
     login = conninfo_to_dict(other_bare.admin)
-    become = "shift 3\n" + "".join(
-        f"export PG{name.upper()}={login[key]}\n"
-        for name, key in (("host", "host"), ("port", "port"), ("user", "user"), ("password", "password"))
-        if key in login
-    )
-    environment = programs(stored, tmp_path, runuser=f'{become}exec "$@"')
+    environment = programs(stored, tmp_path, runuser=becoming(other_bare))
 
     dump = dumped(tmp_path, environment)
     done = run(ROOT, "restore.sh", str(dump), str(login["dbname"]), **environment)
 
     assert (0, "", "") == done
+    status, _, error = run(ROOT, "restore.sh", str(dump), str(login["dbname"]), **environment)
+    assert (1, True) == (status, error.endswith("has a schema traksense: restore into an empty one\n"))
     for query in ("SELECT count(*), sum(v_num) FROM traksense.measure", "SELECT count(*) FROM ingest_errors"):
         assert stored.rows(query) == other_bare.rows(query)
     assert 10 == other_bare.value("SELECT count(*) FROM traksense.measure")
@@ -131,6 +134,21 @@ def test_dumps_that_may_be_the_last_good_ones(stored: Database, tmp_path: Path) 
     first, second = error.splitlines()
     assert f"{large} is more than twice as large as the dump of now: it stays" in first
     assert f"{future} has a later date than now" in second
+
+
+def test_restore_that_fails(stored: Database, other_bare: Database, tmp_path: Path) -> None:
+    """TimescaleDB is told that it is over: rows that come now would else be lost later."""
+    environment = programs(stored, tmp_path, runuser=becoming(other_bare))
+    dump = dumped(tmp_path, environment)
+    other_bare.run("CREATE TABLE public.cmd_ack ()")
+
+    status, _, error = run(
+        ROOT, "restore.sh", str(dump), str(conninfo_to_dict(other_bare.admin)["dbname"]), **environment
+    )
+
+    assert (1, True) == (status, 'relation "cmd_ack" already exists' in error)
+    assert other_bare.value("SELECT current_setting('timescaledb.restoring', true)") in (None, "", "off")
+    assert 2 == run(ROOT, "restore.sh", str(dump), "", **environment)[0]
 
 
 @pytest.mark.parametrize(
