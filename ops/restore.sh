@@ -31,9 +31,10 @@ if superuser pg_restore --list <"$dump" | grep ' EXTENSION - timescaledb' >/dev/
     superuser psql -X -q -v ON_ERROR_STOP=1 -d "$name" -c 'SET client_min_messages = warning' \
         -c 'CREATE EXTENSION IF NOT EXISTS timescaledb'
 fi
+# Also after a failure or Ctrl-C: TimescaleDB would go on storing rows where nobody finds them.
+trap 'timescaledb post' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 timescaledb pre
-# Also after a failure: in a database left as before, TimescaleDB would store rows where nobody finds them.
-status=0
-superuser pg_restore --exit-on-error -d "$name" <"$dump" || status=$?
-timescaledb post
-exit "$status"
+superuser pg_restore --exit-on-error -d "$name" <"$dump"
