@@ -16,12 +16,15 @@ fail() {
     exit 1
 }
 
-# database PROGRAM [OPTION]...: a PostgreSQL client on the database.
-database() {
+# sql [OPTION]...: psql on the database.
+TARGET=$(echo "${DATABASE_URL:-traksense}" | sed 's/^postgresql+asyncpg:/postgresql:/')
+OPTIONS=--format=custom${DATABASE_URL:+ --enable-row-security}
+export TARGET OPTIONS
+sql() {
     if [ -n "${DATABASE_URL:-}" ]; then
-        "$@" -d "$(echo "$DATABASE_URL" | sed 's/^postgresql+asyncpg:/postgresql:/')"
+        psql -X -q -v ON_ERROR_STOP=1 "$@" -d "$TARGET"
     else
-        env -C / runuser -u postgres -- "$@" -d traksense
+        env -C / runuser -u postgres -- psql -X -q -v ON_ERROR_STOP=1 "$@" -d "$TARGET"
     fi
 }
 
@@ -38,20 +41,31 @@ cd "${1:-/var/backups}" || fail "the folder cannot be entered"
 exec 9<.
 flock --nonblock 9 || fail "another backup is running"
 
-version=$(database psql -X -qAt -c 'SELECT max(version) FROM traksense.schema_version') ||
+version=$(sql -At -c 'SELECT max(version) FROM traksense.schema_version') ||
     fail "the database cannot be read, or traksense is not in it"
 [ -n "$version" ] || fail "the database is empty, or half restored"
 
 # Of a run that was killed.
-rm -f traksense-*.dump.new traksense-*.dump.log
+rm -f traksense-*.dump.new traksense-*.dump.log traksense-*.dump.end
 name=traksense-$(date +%Y-%m-%dT%H%M%S).dump
 [ ! -e "$name" ] || fail "$PWD/$name is there already"
-trap 'rm -f "$name.new" "$name.log"' EXIT
+trap 'rm -f "$name.new" "$name.log" "$name.end"' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-# What it warns of when all is well, such as TimescaleDB's circular foreign keys, would be mail from cron every night.
-database pg_dump ${DATABASE_URL:+--enable-row-security} --format=custom >"$name.new" 2>"$name.log" || {
+# TimescaleDB empties a chunk once it is compressed: pg_dump, whose snapshot is older than its locks, would find neither
+# the one nor the other. So the locks come first. What pg_dump warns of when all is well, such as TimescaleDB's circular
+# foreign keys, would be mail from cron every night.
+sql >"$name.new" 2>"$name.log" 3>"$name.end" <<'END' || true
+SELECT coalesce(string_agg(DISTINCT inhparent::regclass::text, ', '), 'traksense.schema_version') AS tables
+FROM pg_inherits JOIN pg_class c ON c.oid = inhparent WHERE relkind = 'r' \gset
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+LOCK TABLE :tables IN ACCESS SHARE MODE;
+SELECT pg_export_snapshot() AS snapshot \gset
+\setenv SNAPSHOT :snapshot
+\! pg_dump $OPTIONS --snapshot="$SNAPSHOT" -d "$TARGET" && echo end >&3
+END
+[ -s "$name.end" ] || {
     cat "$name.log" >&2
     fail "pg_dump failed"
 }

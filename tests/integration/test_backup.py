@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -134,6 +136,34 @@ def test_dumps_that_may_be_the_last_good_ones(stored: Database, tmp_path: Path) 
     first, second = error.splitlines()
     assert f"{large} is more than twice as large as the dump of now: it stays" in first
     assert f"{future} has a later date than now" in second
+
+
+def test_dump_beside_a_compression(stored: Database, other_bare: Database, tmp_path: Path) -> None:
+    """TimescaleDB empties the chunk that it has compressed, for snapshots of before, too: no row is missing."""
+    if not stored.server.timescaledb:
+        pytest.skip("plain PostgreSQL compresses nothing")
+    environment = programs(stored, tmp_path, runuser=becoming(other_bare))
+    with psycopg.connect(stored.dsn) as job:
+        job.execute("SELECT compress_chunk(show_chunks('traksense.measure', older_than => interval '30 days'))")
+        with subprocess.Popen(
+            ["sh", str(ROOT / "ops" / "backup.sh"), "."],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as backup:
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = %s"
+            number = stored.value("SELECT oid FROM pg_database WHERE datname = current_database()")
+            while not stored.value(waits, number):
+                time.sleep(0.01)
+            job.commit()
+            assert backup.stdout is not None
+            dump = backup.stdout.read().rstrip()
+
+    done = run(ROOT, "restore.sh", dump, str(conninfo_to_dict(other_bare.admin)["dbname"]), **environment)
+
+    assert (0, "", "") == done
+    assert 10 == other_bare.value("SELECT count(*) FROM traksense.measure")
 
 
 def test_restore_that_fails(stored: Database, other_bare: Database, tmp_path: Path) -> None:
